@@ -1,0 +1,2 @@
+//! What happens to a burst: worker, graph, switch and the other network functions.
+#![forbid(unsafe_code)]

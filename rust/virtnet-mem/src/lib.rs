@@ -1,0 +1,1 @@
+//! Guest memory: regions, address translation, checked windows over shared memory.

@@ -1,0 +1,2 @@
+//! The vocabulary of virtnet: packets in bursts, ports, offload metadata, header views, drop reasons.
+#![forbid(unsafe_code)]

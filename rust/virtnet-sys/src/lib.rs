@@ -1,0 +1,1 @@
+//! Linux for virtnet: eventfd, epoll, unix sockets with descriptors, tun.

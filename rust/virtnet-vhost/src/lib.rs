@@ -1,0 +1,2 @@
+//! vhost-user: messages, session as a pure state machine, connection; both roles.
+#![forbid(unsafe_code)]
