@@ -1,0 +1,99 @@
+#!/bin/sh
+# Installs what the peer tests need on a Debian machine, as root:
+#
+#     sudo tests/peers/install.sh
+#
+# - QEMU 10 or newer. Debian 12's own 7.2 crashes under TCG with a vhost-user device, so there the backports suite is
+#   added to apt, on the mirror that apt already uses;
+# - DPDK's testpmd with the vhost and virtio drivers (the independent peer);
+# - the programs a guest is made of: busybox-static, iperf3, ethtool, iproute2, tcpdump;
+# - a Debian cloud kernel. Its package is only downloaded, into $VIRTNET_CACHE/kernel (default: $XDG_CACHE_HOME/virtnet
+#   or ~/.cache/virtnet), never installed: image.py builds the guest from it without further rights.
+#
+# Run again it does nothing, in well under a second.
+set -eu
+
+wanted_qemu=10
+cache=${VIRTNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/virtnet}
+packages='busybox-static iperf3 ethtool iproute2 tcpdump dpdk-dev lz4'
+
+say() { echo "install.sh: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+apt() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 -o APT::Sandbox::User=root \
+        --no-install-recommends "$@"
+}
+
+installed() { dpkg-query -W -f '${db:Status-Status}\n' "$@" 2>/dev/null | grep -q '^installed$'; }
+
+# The DPDK packages carry the ABI number of their release in the name: librte-net-vhost23, librte-net-vhost25, ...
+dpdk_driver_installed() { installed "librte-$1[0-9]*"; }
+
+qemu_major() {
+    command -v qemu-system-x86_64 >/dev/null || { echo 0; return; }
+    qemu-system-x86_64 --version | sed -n 's/.*version \([0-9]*\).*/\1/p'
+}
+
+kernel_downloaded() { ls "$cache"/kernel/linux-image-*.deb >/dev/null 2>&1; }
+
+missing() {
+    for package in $packages; do installed "$package" || echo "$package"; done
+    for driver in mempool-ring net-vhost net-virtio; do
+        dpdk_driver_installed "$driver" || echo "^librte-$driver[0-9]+\$"
+    done
+}
+
+suite() { . /etc/os-release && echo "$VERSION_CODENAME"; }
+
+# The mirror is the one that already serves this release's main suite.
+add_backports() {
+    release=$(suite)
+    apt-get indextargets --format '$(RELEASE)' | grep -qx "$release-backports" && return
+    mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(SITE)' "Identifier: Packages" |
+        sed -n "s/^$release main //p" | head -n 1)
+    [ -n "$mirror" ] || fail "apt has no source for $release main: cannot tell which mirror has $release-backports"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    {
+        echo "Types: deb"
+        echo "URIs: $mirror"
+        echo "Suites: $release-backports"
+        echo "Components: main"
+        [ ! -e "$keyring" ] || echo "Signed-By: $keyring"
+    } >/etc/apt/sources.list.d/virtnet-backports.sources
+    say "added $release-backports to apt"
+    apt update
+}
+
+install_qemu() {
+    [ "$(qemu_major)" -lt "$wanted_qemu" ] || return 0
+    candidate=$(apt-cache policy qemu-system-x86 | sed -n 's/^  Candidate: \(.*:\)\{0,1\}\([0-9]*\)\..*/\2/p')
+    if [ "${candidate:-0}" -ge "$wanted_qemu" ]; then
+        apt install qemu-system-x86
+    else
+        add_backports
+        apt install -t "$(suite)-backports" qemu-system-x86
+    fi
+    [ "$(qemu_major)" -ge "$wanted_qemu" ] || fail "QEMU is still older than $wanted_qemu"
+}
+
+# linux-image-cloud-ARCH only names the image of the day; that one is fetched.
+download_kernel() {
+    image=$(apt-cache depends "linux-image-cloud-$(dpkg --print-architecture)" | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
+    [ -n "$image" ] || fail "apt knows no cloud kernel for $(dpkg --print-architecture)"
+    mkdir -p "$cache/kernel/partial"
+    (cd "$cache/kernel/partial" && apt download "$image" && mv linux-image-*.deb ..)
+    rmdir "$cache/kernel/partial"
+}
+
+needed=$(missing)
+if [ -z "$needed" ] && [ "$(qemu_major)" -ge "$wanted_qemu" ] && kernel_downloaded; then
+    exit 0
+fi
+[ "$(id -u)" = 0 ] || fail "must run as root to install: $(echo $needed) (QEMU $(qemu_major), wanted $wanted_qemu)"
+apt update
+# shellcheck disable=SC2086  # a list of names
+[ -z "$needed" ] || apt install $needed
+install_qemu
+kernel_downloaded || download_kernel
+say "ready: QEMU $(qemu_major), kernel $(ls "$cache"/kernel/linux-image-*.deb)"
