@@ -1,0 +1,20 @@
+//! The compiled half of the `virtnet` package: `virtnet._virtnet`.
+//!
+//! It turns Python values into the options of `virtnet-engine` and `virtnet-ports`, and their snapshots and errors
+//! back into Python values. It is the only crate that names Python; what it offers is private to the package, which
+//! documents it in `_virtnet.pyi`.
+//!
+//! It decides nothing about packets, and no thread of the engine ever enters the interpreter.
+#![forbid(unsafe_code)]
+
+use pyo3::prelude::*;
+
+mod build;
+
+/// The module `virtnet._virtnet`.
+#[pymodule]
+fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,28 @@
+"""What `pip install .` leaves behind: a module that imports and knows what it is."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import virtnet as vn
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_one_version_everywhere():
+    workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
+    assert vn.__version__ == workspace["package"]["version"] == metadata.version("virtnet")
+
+
+def test_build_info_tells_what_runs():
+    info = vn.build_info()
+    assert info["version"] == vn.__version__
+    assert info["profile"] in {"release", "debug"}
+
+
+def test_everything_public_is_importable_and_sorted():
+    assert sorted(vn.__all__) == vn.__all__
+    for name in vn.__all__:
+        assert getattr(vn, name) is not None
