@@ -1,1 +1,28 @@
 //! Guest memory: regions, address translation, checked windows over shared memory.
+//!
+//! Everything that another process can write while we read it goes through this crate: it maps regions (on
+//! `vm-memory`), translates the peer's addresses, and hands out three views that are checked once when made and on every
+//! access: [`Window`] (a ring area, long-lived, owns its mapping), [`Segment`] (a plain number pair that names bytes of a
+//! [`GuestMemory`]) and [`GuestSlice`] (those bytes, borrowed).
+//!
+//! It guarantees that no access leaves a mapping, that a mapping lives as long as anything made from it, and that no
+//! reference into shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
+//! not guarantee what the bytes say: a peer may change them at any time, so every caller reads a shared word once and
+//! decides on its copy.
+//!
+//! In a packet's way this crate is the only place that touches guest bytes (see `ARCHITECTURE.md`).
+
+mod address;
+mod copy;
+mod error;
+mod memory;
+mod region;
+mod slice;
+mod window;
+
+pub use address::{GuestAddr, UserAddr};
+pub use error::MemoryError;
+pub use memory::{GuestMemory, Segment};
+pub use region::Region;
+pub use slice::GuestSlice;
+pub use window::Window;

@@ -1,1 +1,25 @@
-//! Linux for virtnet: eventfd, epoll, unix sockets with descriptors, tun.
+//! Linux for virtnet: eventfd, epoll, unix sockets with descriptors, memfd, tun, threads and the clock.
+//!
+//! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
+//! here is close-on-exec and non-blocking where it can be. Nothing here knows virtio: these are the system calls the
+//! crates above need, each with the one behaviour they need.
+//!
+//! Plain calls return [`std::io::Result`] with the operation named in the text; where a person has to act (a socket
+//! path in use, a missing right) the error is a [`SysError`] that says what to do.
+
+mod clock;
+mod error;
+mod event;
+pub mod memfd;
+mod poll;
+mod thread;
+mod tun;
+mod unix;
+
+pub use clock::monotonic_ns;
+pub use error::{Fault, SysError};
+pub use event::EventFd;
+pub use poll::{Event, Events, Interest, Poller};
+pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
+pub use tun::{Tap, TapOffloads, TapQueue};
+pub use unix::{Listener, MAX_FDS, PeerCredentials, Stream};

@@ -1,0 +1,237 @@
+//! A guest's memory as one immutable table of regions, and translation into it.
+
+use std::sync::Arc;
+
+use crate::{GuestAddr, GuestSlice, MemoryError, Region, UserAddr, Window};
+
+/// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Bytes from the region's start.
+    pub offset: usize,
+    /// Length in bytes.
+    pub len: u32,
+    /// Which region of the table.
+    pub region: u32,
+}
+
+impl Segment {
+    /// The same bytes without the first `n` (all of them when there are fewer).
+    #[must_use]
+    #[inline]
+    pub fn skip(self, n: u32) -> Self {
+        let n = n.min(self.len);
+        Self {
+            offset: self.offset + n as usize,
+            len: self.len - n,
+            region: self.region,
+        }
+    }
+
+    /// The first `n` of these bytes (all of them when there are fewer).
+    #[must_use]
+    #[inline]
+    pub fn first(self, n: u32) -> Self {
+        Self {
+            len: self.len.min(n),
+            ..self
+        }
+    }
+}
+
+/// The memory of one peer: regions in guest-physical order, never changed once made.
+///
+/// A changed memory table is a new value swapped in between bursts; views of the old one hold what they need.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    regions: Box<[Region]>,
+}
+
+impl GuestMemory {
+    /// How many regions a table can hold: the slots that vhost-user front-ends know (QEMU's limit).
+    pub const MAX_REGIONS: usize = 509;
+
+    /// Makes a table of `regions`, in any order.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooManyRegions`]; [`MemoryError::Overlap`] in guest or in user addresses.
+    pub fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
+        if regions.len() > Self::MAX_REGIONS {
+            return Err(MemoryError::TooManyRegions {
+                found: regions.len(),
+                limit: Self::MAX_REGIONS,
+            });
+        }
+        for key in [|r: &Region| r.user.0, |r: &Region| r.guest.0] {
+            regions.sort_by_key(key);
+            for pair in regions.windows(2) {
+                let [first, second] = pair else { continue };
+                if key(second) - key(first) < first.size {
+                    return Err(MemoryError::Overlap {
+                        first: first.guest,
+                        second: second.guest,
+                    });
+                }
+            }
+        }
+        Ok(Self {
+            regions: regions.into(),
+        })
+    }
+
+    /// One private region of `size` bytes at guest address `guest`: for tests and in-process queues.
+    ///
+    /// # Errors
+    /// As [`Region::anonymous`].
+    pub fn anonymous(size: u64, guest: GuestAddr) -> Result<Arc<Self>, MemoryError> {
+        Ok(Arc::new(Self::new(vec![Region::anonymous(size, guest)?])?))
+    }
+
+    /// The regions, in guest-physical order.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Translates a buffer that lies inside one region; `hint` remembers the region of the last one.
+    ///
+    /// `None` when it is not wholly inside one region: it may still span two adjacent ones, see [`Self::translate_all`].
+    #[inline]
+    #[must_use]
+    pub fn translate(&self, addr: GuestAddr, len: u32, hint: &mut u32) -> Option<Segment> {
+        if let Some(segment) = self.within(*hint, addr, len) {
+            return Some(segment);
+        }
+        let found = self.find(addr)?;
+        *hint = found;
+        self.within(found, addr, len)
+    }
+
+    /// Translates a buffer piece by piece, over adjacent regions where it spans them.
+    ///
+    /// False when any byte of it is in no region; `each` may have been called for earlier pieces then.
+    #[must_use]
+    pub fn translate_all(&self, addr: GuestAddr, len: u32, mut each: impl FnMut(Segment)) -> bool {
+        let (mut at, mut left) = (addr.0, len);
+        while left > 0 {
+            let Some(index) = self.find(GuestAddr(at)) else {
+                return false;
+            };
+            let Some(region) = self.regions.get(index as usize) else {
+                return false;
+            };
+            let offset = at - region.guest.0;
+            let here = u32::try_from(region.size - offset)
+                .unwrap_or(u32::MAX)
+                .min(left);
+            each(Segment {
+                offset: to_usize(offset),
+                len: here,
+                region: index,
+            });
+            left -= here;
+            match at.checked_add(u64::from(here)) {
+                Some(next) => at = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    /// The bytes a segment names. A segment of another memory is cut to what exists here, never out of bounds.
+    #[inline]
+    #[must_use]
+    pub fn slice(&self, segment: Segment) -> GuestSlice<'_> {
+        let Some(region) = self.regions.get(segment.region as usize) else {
+            return GuestSlice::empty();
+        };
+        let room = to_usize(region.size).saturating_sub(segment.offset);
+        let len = (segment.len as usize).min(room);
+        debug_assert_eq!(
+            len, segment.len as usize,
+            "segment does not belong to this memory"
+        );
+        if len == 0 {
+            return GuestSlice::empty();
+        }
+        let start = region.host.0.wrapping_add(segment.offset);
+        // SAFETY: offset + len <= size, and `size` bytes from `host` are mapped while `self` (which holds the mapping) lives.
+        unsafe { GuestSlice::new(start, len) }
+    }
+
+    /// A ring area: `size` bytes at the front-end's address `addr`, aligned to `align`, inside one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotMapped`], [`MemoryError::Misaligned`].
+    pub fn window(&self, addr: UserAddr, size: usize, align: usize) -> Result<Window, MemoryError> {
+        let not_mapped = MemoryError::NotMapped {
+            addr,
+            size: size as u64,
+        };
+        let Some(region) = self
+            .regions
+            .iter()
+            .find(|r| addr.0.wrapping_sub(r.user.0) < r.size)
+        else {
+            return Err(not_mapped);
+        };
+        let offset = addr.0 - region.user.0;
+        if region.size - offset < size as u64 {
+            return Err(not_mapped);
+        }
+        let start = region.host.0.wrapping_add(to_usize(offset));
+        if !start.addr().is_multiple_of(align) || !addr.0.is_multiple_of(align as u64) {
+            return Err(MemoryError::Misaligned { addr, align });
+        }
+        // SAFETY: offset + size <= region size, so the bytes are mapped while the window holds the mapping.
+        Ok(unsafe { Window::new(start, size, Arc::clone(&region.mapping)) })
+    }
+
+    /// The front-end's address of a guest-physical one.
+    #[must_use]
+    pub fn user_addr(&self, addr: GuestAddr) -> Option<UserAddr> {
+        let region = self.regions.get(self.find(addr)? as usize)?;
+        Some(UserAddr(region.user.0 + (addr.0 - region.guest.0)))
+    }
+
+    #[inline]
+    fn within(&self, index: u32, addr: GuestAddr, len: u32) -> Option<Segment> {
+        let region = self.regions.get(index as usize)?;
+        let offset = addr.0.wrapping_sub(region.guest.0);
+        if offset < region.size && u64::from(len) <= region.size - offset {
+            Some(Segment {
+                offset: to_usize(offset),
+                len,
+                region: index,
+            })
+        } else {
+            None
+        }
+    }
+
+    #[cold]
+    fn find(&self, addr: GuestAddr) -> Option<u32> {
+        let after = self.regions.partition_point(|r| r.guest <= addr);
+        let index = after.checked_sub(1)?;
+        let region = self.regions.get(index)?;
+        (addr.0 - region.guest.0 < region.size).then(|| u32::try_from(index).unwrap_or(u32::MAX))
+    }
+}
+
+/// A length or offset inside a mapping, as this process counts.
+#[inline(always)]
+fn to_usize(bytes: u64) -> usize {
+    const {
+        assert!(
+            usize::BITS == 64,
+            "virtnet maps whole guests and needs a 64-bit host"
+        )
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "usize has 64 bits, asserted above"
+    )]
+    {
+        bytes as usize
+    }
+}

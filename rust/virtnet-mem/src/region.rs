@@ -1,0 +1,155 @@
+//! One region of guest memory: a mapping, and where the peer sees it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+
+use crate::{GuestAddr, MemoryError, UserAddr};
+
+/// A contiguous piece of guest memory, mapped into this process for reading and writing.
+///
+/// Cloning shares the mapping; it is unmapped when the last clone and the last view made from it are gone.
+#[derive(Clone, Debug)]
+pub struct Region {
+    pub(crate) guest: GuestAddr,
+    pub(crate) user: UserAddr,
+    pub(crate) size: u64,
+    /// First byte of the region: inside `mapping`, and `size` bytes from there are inside it too.
+    pub(crate) host: HostPtr,
+    pub(crate) mapping: Arc<MmapRegion>,
+}
+
+/// A pointer into a mapping that is kept alive beside it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostPtr(pub(crate) *mut u8);
+
+// SAFETY: the pointer is only dereferenced by this crate's volatile and atomic accessors, which are valid from any thread
+// for as long as the mapping stored beside it lives.
+unsafe impl Send for HostPtr {}
+// SAFETY: as above; concurrent access is the normal case for memory shared with another process.
+unsafe impl Sync for HostPtr {}
+
+impl Region {
+    /// Maps `size` bytes of `fd` from byte `offset` on, seen by the peer at `guest` and at `user`.
+    ///
+    /// The descriptor is closed after mapping. `offset` need not be a multiple of the page size. Spec: vhost-user,
+    /// "Memory region description".
+    ///
+    /// # Errors
+    /// Any [`MemoryError`] about a single region; nothing stays mapped then.
+    pub fn map_file(
+        fd: OwnedFd,
+        offset: u64,
+        size: u64,
+        guest: GuestAddr,
+        user: UserAddr,
+    ) -> Result<Self, MemoryError> {
+        check_range(guest, user, size)?;
+        let needed = offset
+            .checked_add(size)
+            .ok_or(MemoryError::Overflow { guest, size })?;
+        let map_error = |cause: String| MemoryError::Map { guest, size, cause };
+
+        let file = File::from(fd);
+        let meta = file.metadata().map_err(|e| map_error(e.to_string()))?;
+        if meta.len() < needed {
+            return Err(MemoryError::ShortFile {
+                guest,
+                needed,
+                found: meta.len(),
+            });
+        }
+        // On hugetlbfs the block size is the huge page: offset and length of a mapping must be multiples of it.
+        let page = meta.blksize().max(4096);
+        let start = offset - offset % page;
+        let end = needed
+            .checked_next_multiple_of(page)
+            .filter(|&end| end <= meta.len())
+            .unwrap_or(needed);
+        let length = usize::try_from(end - start).map_err(|e| map_error(e.to_string()))?;
+
+        let mapping = MmapRegionBuilder::new(length)
+            .with_file_offset(FileOffset::new(file, start))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|e| map_error(e.to_string()))?;
+        Self::over(mapping, offset - start, size, guest, user)
+    }
+
+    /// Maps `size` bytes of private memory: for tests and for rings that stay in this process.
+    ///
+    /// # Errors
+    /// [`MemoryError::EmptyRegion`], [`MemoryError::Overflow`], or [`MemoryError::Map`] when memory is short.
+    pub fn anonymous(size: u64, guest: GuestAddr) -> Result<Self, MemoryError> {
+        let user = UserAddr(guest.0);
+        check_range(guest, user, size)?;
+        let map_error = |cause: String| MemoryError::Map { guest, size, cause };
+        let length = usize::try_from(size).map_err(|e| map_error(e.to_string()))?;
+        let mapping = MmapRegion::new(length).map_err(|e| map_error(e.to_string()))?;
+        Self::over(mapping, 0, size, guest, user)
+    }
+
+    fn over(
+        mapping: MmapRegion,
+        skip: u64,
+        size: u64,
+        guest: GuestAddr,
+        user: UserAddr,
+    ) -> Result<Self, MemoryError> {
+        let map_error = |cause: String| MemoryError::Map { guest, size, cause };
+        let skip = usize::try_from(skip).map_err(|e| map_error(e.to_string()))?;
+        dont_fork(&mapping);
+        let mapping = Arc::new(mapping);
+        // `skip + size` bytes were mapped above, so the pointer stays inside the mapping.
+        let host = HostPtr(mapping.as_ptr().wrapping_add(skip));
+        Ok(Self {
+            guest,
+            user,
+            size,
+            host,
+            mapping,
+        })
+    }
+
+    /// First guest-physical address.
+    #[must_use]
+    pub fn guest(&self) -> GuestAddr {
+        self.guest
+    }
+
+    /// First address in the front-end's space.
+    #[must_use]
+    pub fn user(&self) -> UserAddr {
+        self.user
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+fn check_range(guest: GuestAddr, user: UserAddr, size: u64) -> Result<(), MemoryError> {
+    if size == 0 {
+        return Err(MemoryError::EmptyRegion { guest });
+    }
+    if guest.0.checked_add(size).is_none() || user.0.checked_add(size).is_none() {
+        return Err(MemoryError::Overflow { guest, size });
+    }
+    Ok(())
+}
+
+/// Keeps guest memory out of child processes and core files; a refusal costs nothing but that.
+fn dont_fork(mapping: &MmapRegion) {
+    let (start, length) = (mapping.as_ptr().cast::<libc::c_void>(), mapping.size());
+    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        // SAFETY: the range is a live mapping of ours; these two advices change no byte of it.
+        unsafe { libc::madvise(start, length, advice) };
+    }
+}

@@ -1,0 +1,132 @@
+//! Bytes of guest memory, borrowed: to copy in, to copy out, never to point at.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::copy::copy_bytes;
+
+/// A run of guest bytes. The peer may change them at any time, so they can only be copied.
+#[derive(Clone, Copy)]
+pub struct GuestSlice<'mem> {
+    start: *mut u8,
+    len: usize,
+    memory: PhantomData<&'mem ()>,
+}
+
+impl fmt::Debug for GuestSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GuestSlice({} bytes)", self.len)
+    }
+}
+
+impl<'mem> GuestSlice<'mem> {
+    /// # Safety
+    /// `len` bytes from `start` must stay mapped, readable and writable, for `'mem`.
+    #[inline]
+    pub(crate) unsafe fn new(start: *mut u8, len: usize) -> Self {
+        Self {
+            start,
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    /// No bytes.
+    #[inline]
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            start: std::ptr::dangling_mut(),
+            len: 0,
+            memory: PhantomData,
+        }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first `n` bytes and the rest (everything and nothing when there are fewer).
+    #[inline]
+    #[must_use]
+    pub fn split_at(self, n: usize) -> (Self, Self) {
+        let n = n.min(self.len);
+        let rest = Self {
+            start: self.start.wrapping_add(n),
+            len: self.len - n,
+            memory: PhantomData,
+        };
+        (Self { len: n, ..self }, rest)
+    }
+
+    /// Copies the first bytes out into `dst`, as many as both have; how many.
+    #[inline]
+    pub fn copy_to(&self, dst: &mut [u8]) -> usize {
+        let n = self.len.min(dst.len());
+        // SAFETY: `n` bytes are mapped here (constructor) and present in `dst`.
+        unsafe { copy_bytes(self.start, dst.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies `src` in over the first bytes, as many as both have; how many.
+    #[inline]
+    pub fn copy_from(&self, src: &[u8]) -> usize {
+        let n = self.len.min(src.len());
+        // SAFETY: `n` bytes are mapped and writable here (constructor) and present in `src`.
+        unsafe { copy_bytes(src.as_ptr(), self.start, n) };
+        n
+    }
+
+    /// Copies the first bytes into other guest memory, as many as both have; how many.
+    #[inline]
+    pub fn copy_to_guest(&self, dst: &GuestSlice<'_>) -> usize {
+        let n = self.len.min(dst.len);
+        // SAFETY: `n` bytes are mapped on both sides (constructors); an overlap can only be a peer's aliasing.
+        unsafe { copy_bytes(self.start, dst.start, n) };
+        n
+    }
+
+    /// The first `N` bytes in one read, or `None` when there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn read<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.len < N {
+            return None;
+        }
+        // SAFETY: `N` bytes are mapped (checked above); the copy is what every decision is taken on.
+        Some(unsafe { self.start.cast::<[u8; N]>().read_unaligned() })
+    }
+
+    /// Asks for the line of the first byte, to read it soon.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch_read(self.start);
+    }
+
+    /// Asks for every line of the slice, to write it soon.
+    #[inline]
+    pub fn prefetch_write(&self) {
+        prefetch_read(self.start);
+    }
+}
+
+#[inline(always)]
+fn prefetch_read(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast::<i8>());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

@@ -1,0 +1,457 @@
+//! Packets that move together: private heads, bodies in place, as a structure of arrays.
+
+use std::fmt;
+use std::sync::Arc;
+
+use virtnet_mem::{GuestMemory, GuestSlice, Segment};
+
+use crate::Offload;
+
+/// The most packets in a burst.
+pub const BURST_MAX: usize = 64;
+
+/// The most bytes of a frame that are private to the burst; the rest is its body.
+pub const HEAD_MAX: usize = 192;
+const HEAD_MAX_U32: u32 = 192;
+
+/// A head's row. Rows are whole lines, so that neighbours never share one.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Row([u8; HEAD_MAX]);
+
+/// Where the bytes behind a head are: a run of `segments`, of the sender's memory or of the burst's own bytes.
+#[derive(Clone, Copy, Default)]
+struct Body {
+    first: usize,
+    count: usize,
+}
+
+/// A region number that says: the burst's own bytes.
+const OWN: u32 = u32::MAX;
+
+/// Up to [`BURST_MAX`] packets from one source.
+///
+/// A head is a private copy, valid until [`clear`](Self::clear). A body may lie in the memory of the peer that sent it, which
+/// can garble it (its own bytes and nothing else); it is valid until the port it came from completes the burst.
+pub struct Burst {
+    n: usize,
+    rows: Box<[Row; BURST_MAX]>,
+    frame_lens: [u32; BURST_MAX],
+    offloads: [Offload; BURST_MAX],
+    bodies: [Body; BURST_MAX],
+    segments: Vec<Segment>,
+    memory: Option<Arc<GuestMemory>>,
+    own: Vec<u8>,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Burst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Burst({} packets)", self.n)
+    }
+}
+
+impl Burst {
+    /// An empty burst. Allocates all it needs for ordinary traffic once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            n: 0,
+            rows: Box::new([Row([0; HEAD_MAX]); BURST_MAX]),
+            frame_lens: [0; BURST_MAX],
+            offloads: [Offload::default(); BURST_MAX],
+            bodies: [Body::default(); BURST_MAX],
+            segments: Vec::with_capacity(BURST_MAX * 4),
+            memory: None,
+            own: Vec::new(),
+        }
+    }
+
+    /// Takes all packets out. Keeps the room that was allocated.
+    pub fn clear(&mut self) {
+        self.n = 0;
+        self.segments.clear();
+        self.own.clear();
+    }
+
+    /// How many packets there are.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there are no packets.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// How many packets more it can take.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> usize {
+        BURST_MAX - self.n
+    }
+
+    /// Length of frame `i` in bytes.
+    #[inline]
+    #[must_use]
+    pub fn frame_len(&self, i: usize) -> usize {
+        self.frame_lens[i] as usize
+    }
+
+    /// The private first bytes of frame `i`: the whole frame, or [`HEAD_MAX`] bytes of a longer one.
+    #[inline]
+    #[must_use]
+    pub fn head(&self, i: usize) -> &[u8] {
+        &self.rows[i].0[..self.frame_len(i).min(HEAD_MAX)]
+    }
+
+    /// The same, to change: what is written here is what leaves.
+    #[inline]
+    pub fn head_mut(&mut self, i: usize) -> &mut [u8] {
+        let len = self.frame_len(i).min(HEAD_MAX);
+        &mut self.rows[i].0[..len]
+    }
+
+    /// Offload metadata of packet `i`.
+    #[inline]
+    #[must_use]
+    pub fn offload(&self, i: usize) -> Offload {
+        self.offloads[i]
+    }
+
+    /// Changes the offload metadata of packet `i`.
+    #[inline]
+    pub fn set_offload(&mut self, i: usize, offload: Offload) {
+        self.offloads[i] = offload;
+    }
+
+    /// Says whose memory the segments given to [`push_guest`](Self::push_guest) belong to. Only for an empty burst.
+    #[inline]
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+        debug_assert!(self.is_empty(), "a burst has one source");
+        if !self
+            .memory
+            .as_ref()
+            .is_some_and(|held| Arc::ptr_eq(held, memory))
+        {
+            self.memory = Some(Arc::clone(memory));
+        }
+    }
+
+    /// Appends a frame that lies in the memory of [`set_memory`](Self::set_memory): its head is copied now, its body stays.
+    ///
+    /// `segments` are the frame's bytes in order and `frame_len` their sum, at least one byte.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect.
+    #[inline]
+    pub fn push_guest(&mut self, segments: &[Segment], frame_len: u32, offload: Offload) {
+        let i = self.n;
+        let Some(memory) = self.memory.as_deref() else {
+            return;
+        };
+        let row = &mut self.rows[i].0;
+        let body = match segments {
+            [one] => {
+                let (head, _) = memory.slice(*one).split_at(HEAD_MAX);
+                head.copy_to(row);
+                if one.len as usize > HEAD_MAX {
+                    self.segments.push(one.skip(HEAD_MAX_U32));
+                    Body {
+                        first: self.segments.len() - 1,
+                        count: 1,
+                    }
+                } else {
+                    Body::default()
+                }
+            }
+            many => gather(memory, many, row, &mut self.segments),
+        };
+        self.bodies[i] = body;
+        self.finish_push(frame_len, offload);
+    }
+
+    /// Appends a frame given as bytes; the burst keeps a copy.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect.
+    pub fn push_bytes(&mut self, frame: &[u8], offload: Offload) {
+        let i = self.n;
+        let head_len = frame.len().min(HEAD_MAX);
+        let (head, rest) = frame.split_at(head_len);
+        self.rows[i].0[..head_len].copy_from_slice(head);
+        self.bodies[i] = if rest.is_empty() {
+            Body::default()
+        } else {
+            let offset = self.own.len();
+            self.own.extend_from_slice(rest);
+            self.segments.push(Segment {
+                offset,
+                len: len_u32(rest.len()),
+                region: OWN,
+            });
+            Body {
+                first: self.segments.len() - 1,
+                count: 1,
+            }
+        };
+        self.finish_push(len_u32(frame.len()), offload);
+    }
+
+    /// Appends a copy of packet `i` of another burst, body and all.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect.
+    pub fn push_copy(&mut self, from: &Self, i: usize) {
+        let at = self.n;
+        self.rows[at] = from.rows[i];
+        let offset = self.own.len();
+        let body_len = from.frame_len(i) - from.head(i).len();
+        self.bodies[at] = if body_len == 0 {
+            Body::default()
+        } else {
+            self.own.resize(offset + body_len, 0);
+            from.copy_body(i, &mut self.own[offset..]);
+            self.segments.push(Segment {
+                offset,
+                len: len_u32(body_len),
+                region: OWN,
+            });
+            Body {
+                first: self.segments.len() - 1,
+                count: 1,
+            }
+        };
+        self.finish_push(from.frame_lens[i], from.offloads[i]);
+    }
+
+    #[inline]
+    fn finish_push(&mut self, frame_len: u32, offload: Offload) {
+        let i = self.n;
+        self.frame_lens[i] = frame_len;
+        self.offloads[i] = offload;
+        self.n = i + 1;
+    }
+
+    /// Copies frame `i` into `dst`, as much of it as fits; how many bytes.
+    pub fn copy_frame(&self, i: usize, dst: &mut [u8]) -> usize {
+        let head = self.head(i);
+        let n = head.len().min(dst.len());
+        dst[..n].copy_from_slice(&head[..n]);
+        n + self.copy_body(i, &mut dst[n..])
+    }
+
+    fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
+        let mut at = 0;
+        for piece in self.body(i) {
+            at += piece.copy_to(&mut dst[at..]);
+        }
+        at
+    }
+
+    /// The pieces of frame `i` behind its head, in order.
+    #[inline]
+    pub fn body(&self, i: usize) -> impl Iterator<Item = Piece<'_>> {
+        let Body { first, count } = self.bodies[i];
+        let segments = self.segments.get(first..first + count).unwrap_or_default();
+        segments.iter().map(|&segment| self.piece(segment))
+    }
+
+    #[inline]
+    fn piece(&self, segment: Segment) -> Piece<'_> {
+        if segment.region == OWN {
+            let start = segment.offset;
+            return Piece::Own(
+                self.own
+                    .get(start..start + segment.len as usize)
+                    .unwrap_or_default(),
+            );
+        }
+        Piece::Guest(
+            self.memory
+                .as_deref()
+                .map_or_else(GuestSlice::empty, |memory| memory.slice(segment)),
+        )
+    }
+}
+
+/// A run of body bytes: of the burst, or still in the memory of the peer that sent them.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece<'burst> {
+    /// Bytes of the burst.
+    Own(&'burst [u8]),
+    /// Bytes of a peer, which may change under us.
+    Guest(GuestSlice<'burst>),
+}
+
+impl Piece<'_> {
+    /// Length in bytes.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Own(bytes) => bytes.len(),
+            Self::Guest(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies the first bytes to `dst`, as many as both have; how many.
+    #[inline]
+    pub fn copy_to(&self, dst: &mut [u8]) -> usize {
+        match self {
+            Self::Own(bytes) => {
+                let n = bytes.len().min(dst.len());
+                dst[..n].copy_from_slice(&bytes[..n]);
+                n
+            }
+            Self::Guest(slice) => slice.copy_to(dst),
+        }
+    }
+
+    /// Copies the first bytes into guest memory, as many as both have; how many.
+    #[inline]
+    pub fn copy_to_guest(&self, dst: &GuestSlice<'_>) -> usize {
+        match self {
+            Self::Own(bytes) => dst.copy_from(bytes),
+            Self::Guest(slice) => slice.copy_to_guest(dst),
+        }
+    }
+
+    /// The piece without its first `n` bytes.
+    #[inline]
+    #[must_use]
+    pub fn skip(self, n: usize) -> Self {
+        match self {
+            Self::Own(bytes) => Self::Own(bytes.get(n..).unwrap_or_default()),
+            Self::Guest(slice) => Self::Guest(slice.split_at(n).1),
+        }
+    }
+}
+
+/// Fills a head from several segments and notes what is left of them as the body.
+fn gather(
+    memory: &GuestMemory,
+    from: &[Segment],
+    row: &mut [u8; HEAD_MAX],
+    body: &mut Vec<Segment>,
+) -> Body {
+    let first = body.len();
+    let mut filled = 0;
+    for &segment in from {
+        let taken = memory.slice(segment).copy_to(&mut row[filled..]);
+        filled += taken;
+        let rest = segment.skip(len_u32(taken));
+        if rest.len > 0 {
+            body.push(rest);
+        }
+    }
+    Body {
+        first,
+        count: body.len() - first,
+    }
+}
+
+fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// Some packets of a burst, in order.
+#[derive(Clone, Copy)]
+pub struct Picks {
+    n: usize,
+    indexes: [u8; BURST_MAX],
+}
+
+impl Default for Picks {
+    fn default() -> Self {
+        Self {
+            n: 0,
+            indexes: [0; BURST_MAX],
+        }
+    }
+}
+
+impl fmt::Debug for Picks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Picks {
+    /// The first `n` packets.
+    #[must_use]
+    pub fn first(n: usize) -> Self {
+        let mut picks = Self::default();
+        for i in 0..n.min(BURST_MAX) {
+            picks.push(i);
+        }
+        picks
+    }
+
+    /// Appends packet `i`. More than [`BURST_MAX`] are not kept.
+    #[inline]
+    pub fn push(&mut self, i: usize) {
+        if let Some(slot) = self.indexes.get_mut(self.n) {
+            *slot = u8::try_from(i % BURST_MAX).unwrap_or_default();
+            self.n += 1;
+        }
+    }
+
+    /// Takes all out.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.n = 0;
+    }
+
+    /// How many packets are picked.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether none is picked.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// The `k`-th packet picked.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, k: usize) -> usize {
+        usize::from(self.indexes[k]) % BURST_MAX
+    }
+
+    /// The packets picked, in order.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.indexes[..self.n]
+            .iter()
+            .map(|&i| usize::from(i) % BURST_MAX)
+    }
+
+    /// The picks without the first `k`.
+    #[must_use]
+    pub fn skip(&self, k: usize) -> Self {
+        let mut rest = Self::default();
+        self.iter().skip(k).for_each(|i| rest.push(i));
+        rest
+    }
+}

@@ -1,0 +1,70 @@
+//! Counters of a port: plain fields owned by its worker.
+
+use crate::DropReason;
+
+/// Packets dropped, by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropCounters([u64; DropReason::COUNT]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self([0; DropReason::COUNT])
+    }
+}
+
+impl DropCounters {
+    /// Counts `n` packets dropped for `reason`.
+    #[inline]
+    pub fn add(&mut self, reason: DropReason, n: usize) {
+        self.0[reason as usize] += n as u64;
+    }
+
+    /// Packets dropped for `reason`.
+    #[must_use]
+    pub fn of(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// Packets dropped for any reason.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Reasons that have happened, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.of(reason)))
+            .filter(|&(_, n)| n > 0)
+    }
+
+    /// Adds another set of counters to this one.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}
+
+/// What has passed a port. `rx` is into the engine, `tx` out of it.
+///
+/// `received` counts every frame the peer handed over; those in `rx_drops` never became packets of a burst. `sent` counts
+/// frames handed to the peer; a frame in `tx_drops` reached the port and went no further. Bytes are those of the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Frames taken from the peer.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames given to the peer.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames taken from the peer that could not become packets.
+    pub rx_drops: DropCounters,
+    /// Packets offered to the port that could not be given to the peer.
+    pub tx_drops: DropCounters,
+    /// Kicks and calls written to the peer.
+    pub notifications: u64,
+}

@@ -1,0 +1,57 @@
+//! Why a packet is counted and gone: every drop has one of these, and a counter.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a packet was dropped. Its name is the counter's name everywhere: JSON, statistics, documentation.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[non_exhaustive]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The counter's name.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Received: the guest's descriptors or header make no sense (out of range, wrong direction, too short).
+    Malformed = "malformed",
+    /// Received: shorter than an Ethernet header.
+    Runt = "runt",
+    /// Received: asks for an offload that was not negotiated or cannot be done to this frame.
+    BadOffload = "bad_offload",
+    /// Received on a queue that is started but not enabled.
+    Disabled = "disabled",
+    /// To be sent: the receiver has no room (its ring is full, or the socket's buffer is).
+    NoRoom = "no_room",
+    /// To be sent: longer than the receiver's buffers or MTU.
+    TooBig = "too_big",
+    /// To be sent: the port is not up (nobody attached, ring stopped).
+    PortDown = "port_down",
+    /// To be sent: the receiver's buffers make no sense (out of range, not writable).
+    BadBuffer = "bad_buffer",
+    /// To be sent: the system refused the write.
+    SendError = "send_error",
+    /// In the network: nothing is cabled to where the packet would go.
+    NoCable = "no_cable",
+    /// In the network: the destination is the port it came from.
+    SamePort = "same_port",
+    /// In the network: forwarded from function to function too many times.
+    Loop = "loop",
+    /// In the network: a function decided so (a rule, a filter).
+    Filtered = "filtered",
+}

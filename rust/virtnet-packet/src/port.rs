@@ -1,0 +1,125 @@
+//! The place where packets enter and leave, and the smallest one: two ports back to back in memory.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{Burst, DropReason, Offload, Picks, PortCounters};
+
+/// A place where packets enter and leave. One worker owns it and calls it; nothing here blocks.
+///
+/// A breath of the worker calls, in this order: [`sync`](Self::sync), [`rx`](Self::rx), then (after the burst has gone its way)
+/// [`complete`](Self::complete) on the port it came from, and [`flush`](Self::flush) on every port that was sent to.
+pub trait Port: Send + fmt::Debug {
+    /// Takes over what the control side has decided since the last breath (a ring started, memory changed). Must be cheap when
+    /// there is nothing. Returns whether something was taken over.
+    fn sync(&mut self) -> bool {
+        false
+    }
+
+    /// Appends packets that have arrived to an empty `burst`; how many. Their bodies may stay in the peer's memory until
+    /// [`complete`](Self::complete).
+    fn rx(&mut self, burst: &mut Burst) -> usize;
+
+    /// Gives back to the peer what the last [`rx`](Self::rx) took: its buffers are not looked at any more.
+    fn complete(&mut self) {}
+
+    /// Sends the picked packets, in order; how many of them were accepted, counted from the front. An accepted packet is sent
+    /// or counted in `tx_drops`; the others were not taken because there is no room now.
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize;
+
+    /// Makes what was sent visible to the peer and wakes it if it asks for that.
+    fn flush(&mut self) {}
+
+    /// Counts `n` packets that were offered and dropped because [`tx`](Self::tx) had no room for them.
+    fn drop_tx(&mut self, reason: DropReason, n: usize);
+
+    /// A descriptor that becomes readable when packets arrive after [`arm`](Self::arm). `None`: this port never wakes anyone
+    /// (it is always or never ready).
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Asks the peer to notify. Returns whether packets (or changes for [`sync`](Self::sync)) are already waiting, so that
+    /// sleeping now would be wrong.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
+    /// Tells the peer that notifications are not needed: the worker polls.
+    fn disarm(&mut self) {}
+
+    /// What has passed so far.
+    fn counters(&self) -> PortCounters;
+}
+
+/// Two ports back to back: what one sends the other receives.
+pub type PortPair = (MemoryPort, MemoryPort);
+
+/// Makes two ports back to back, each holding up to `capacity` packets that the other has not taken yet.
+#[must_use]
+pub fn memory_pair(capacity: usize) -> PortPair {
+    let (left, right) = (Queue::default(), Queue::default());
+    let (left, right) = (Arc::new(Mutex::new(left)), Arc::new(Mutex::new(right)));
+    let port = |inbox: &Arc<_>, outbox: &Arc<_>| MemoryPort {
+        inbox: Arc::clone(inbox),
+        outbox: Arc::clone(outbox),
+        capacity,
+        counters: PortCounters::default(),
+    };
+    (port(&left, &right), port(&right, &left))
+}
+
+type Queue = VecDeque<(Offload, Vec<u8>)>;
+
+/// One of two ports back to back in memory; see [`memory_pair`].
+#[derive(Debug)]
+pub struct MemoryPort {
+    inbox: Arc<Mutex<Queue>>,
+    outbox: Arc<Mutex<Queue>>,
+    capacity: usize,
+    counters: PortCounters,
+}
+
+impl Port for MemoryPort {
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = burst.room().min(inbox.len());
+        for (offload, frame) in inbox.drain(..n) {
+            self.counters.received += 1;
+            self.counters.received_bytes += frame.len() as u64;
+            burst.push_bytes(&frame, offload);
+        }
+        n
+    }
+
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = self.capacity.saturating_sub(outbox.len());
+        for i in picks.iter().take(room) {
+            let mut frame = vec![0; burst.frame_len(i)];
+            burst.copy_frame(i, &mut frame);
+            self.counters.sent += 1;
+            self.counters.sent_bytes += frame.len() as u64;
+            outbox.push_back((burst.offload(i), frame));
+        }
+        picks.len().min(room)
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.counters.tx_drops.add(reason, n);
+    }
+
+    fn arm(&mut self) -> bool {
+        !self
+            .inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+}

@@ -1,0 +1,283 @@
+//! Waiting for many descriptors at once: epoll, level-triggered.
+//!
+//! A [`Poller`] is a descriptor itself and readable when anything in it is, so that one can be waited for inside
+//! another: a port brings its own and the worker adds that one. A token is any number the caller likes; it comes back
+//! with each event.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+
+/// What a descriptor is waited for; a hang-up is always reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Interest {
+    /// Something can be read.
+    Readable,
+    /// Something can be written.
+    Writable,
+    /// Either.
+    Both,
+    /// Nothing but a hang-up.
+    Neither,
+}
+
+impl Interest {
+    fn flags(self) -> EventFlags {
+        match self {
+            Self::Readable => EventFlags::IN,
+            Self::Writable => EventFlags::OUT,
+            Self::Both => EventFlags::IN | EventFlags::OUT,
+            Self::Neither => EventFlags::empty(),
+        }
+    }
+}
+
+/// A set of descriptors that are waited for together.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: OwnedFd,
+}
+
+impl Poller {
+    /// Makes an empty set.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        })
+    }
+
+    /// Adds a descriptor that is waited for until it is readable.
+    ///
+    /// # Errors
+    /// The descriptor is in the set already, or is of a kind that cannot be waited for (a regular file).
+    pub fn add(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        self.add_with(source, token, Interest::Readable)
+    }
+
+    /// Adds a descriptor with the given interest.
+    ///
+    /// # Errors
+    /// As [`Poller::add`].
+    pub fn add_with(&self, source: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            source,
+            EventData::new_u64(token),
+            interest.flags(),
+        )?)
+    }
+
+    /// Changes token and interest of a descriptor in the set.
+    ///
+    /// # Errors
+    /// The descriptor is not in the set.
+    pub fn modify(&self, source: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(epoll::modify(
+            &self.epoll,
+            source,
+            EventData::new_u64(token),
+            interest.flags(),
+        )?)
+    }
+
+    /// Takes a descriptor out of the set; do so before closing it if a duplicate of it may exist elsewhere.
+    ///
+    /// # Errors
+    /// The descriptor is not in the set.
+    pub fn remove(&self, source: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, source)?)
+    }
+
+    /// Waits until something happens or the time is over, and returns how many events there are.
+    ///
+    /// `None` waits without end. A signal ends the wait early with no events, so that a caller can look at what the
+    /// signal meant.
+    ///
+    /// # Errors
+    /// None in practice: the set is a valid one.
+    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<usize> {
+        events.list.clear();
+        let timeout = timeout.map(timespec);
+        match epoll::wait(
+            &self.epoll,
+            spare_capacity(&mut events.list),
+            timeout.as_ref(),
+        ) {
+            Ok(count) => Ok(count),
+            Err(Errno::INTR) => Ok(0),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// Room for the events of one wait; made once, used again and again.
+pub struct Events {
+    list: Vec<epoll::Event>,
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Events {
+    /// Makes room for at most `capacity` events a wait, at least one.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            list: Vec::with_capacity(capacity.max(1)),
+        }
+    }
+
+    /// Walks the events of the last wait.
+    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+        self.list.iter().map(|event| {
+            let flags = event.flags;
+            Event {
+                token: event.data.u64(),
+                readable: flags.intersects(EventFlags::IN),
+                writable: flags.intersects(EventFlags::OUT),
+                hangup: flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
+            }
+        })
+    }
+}
+
+/// One descriptor that something happened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// The number given when the descriptor was added.
+    pub token: u64,
+    /// There is something to read.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+    /// The other end is gone, or the descriptor has an error.
+    pub hangup: bool,
+}
+
+/// The kernel's form of a duration; one beyond its range waits as long as it can.
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::pipe;
+
+    use super::*;
+    use crate::EventFd;
+
+    const NOW: Option<Duration> = Some(Duration::ZERO);
+
+    fn poll_now(poller: &Poller) -> Vec<Event> {
+        let mut events = Events::with_capacity(8);
+        poller.wait(&mut events, NOW).unwrap();
+        events.iter().collect()
+    }
+
+    #[test]
+    fn a_readable_descriptor_comes_back_with_its_token() {
+        let (poller, event) = (Poller::new().unwrap(), EventFd::new().unwrap());
+        poller.add(&event, 7).unwrap();
+        assert_eq!(poll_now(&poller), []);
+        event.signal().unwrap();
+        assert_eq!(
+            poll_now(&poller),
+            [Event {
+                token: 7,
+                readable: true,
+                writable: false,
+                hangup: false
+            }]
+        );
+        event.drain();
+        assert_eq!(poll_now(&poller), []);
+    }
+
+    #[test]
+    fn interest_can_be_changed_and_withdrawn() {
+        let (poller, event) = (Poller::new().unwrap(), EventFd::new().unwrap());
+        event.signal().unwrap();
+        poller.add_with(&event, 1, Interest::Neither).unwrap();
+        assert_eq!(poll_now(&poller), []);
+        poller.modify(&event, 2, Interest::Both).unwrap();
+        assert_eq!(
+            poll_now(&poller),
+            [Event {
+                token: 2,
+                readable: true,
+                writable: true,
+                hangup: false
+            }]
+        );
+        poller.remove(&event).unwrap();
+        assert_eq!(poll_now(&poller), []);
+        assert!(poller.remove(&event).is_err());
+    }
+
+    #[test]
+    fn a_nested_poller_is_readable_when_its_content_is() {
+        let (outer, inner, event) = (
+            Poller::new().unwrap(),
+            Poller::new().unwrap(),
+            EventFd::new().unwrap(),
+        );
+        inner.add(&event, 1).unwrap();
+        outer.add(&inner, 2).unwrap();
+        assert_eq!(poll_now(&outer), []);
+        event.signal().unwrap();
+        assert_eq!(poll_now(&outer)[0].token, 2);
+        assert_eq!(poll_now(&inner)[0].token, 1);
+        event.drain();
+        assert_eq!(poll_now(&outer), []);
+    }
+
+    #[test]
+    fn the_far_end_going_away_is_a_hangup() {
+        let poller = Poller::new().unwrap();
+        let (reader, writer) = pipe().unwrap();
+        poller.add(&reader, 3).unwrap();
+        drop(writer);
+        assert!(poll_now(&poller)[0].hangup);
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_time_is_over() {
+        let poller = Poller::new().unwrap();
+        let start = std::time::Instant::now();
+        assert_eq!(
+            poller
+                .wait(
+                    &mut Events::with_capacity(0),
+                    Some(Duration::from_millis(15))
+                )
+                .unwrap(),
+            0
+        );
+        let waited = start.elapsed();
+        assert!(
+            waited >= Duration::from_millis(14) && waited < Duration::from_secs(2),
+            "{waited:?}"
+        );
+    }
+}
