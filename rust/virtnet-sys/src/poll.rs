@@ -232,7 +232,7 @@ mod tests {
         );
         poller.remove(&event).unwrap();
         assert_eq!(poll_now(&poller), []);
-        assert!(poller.remove(&event).is_err());
+        poller.remove(&event).unwrap_err();
     }
 
     #[test]

@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
         tap.set_up(false).unwrap();
         assert!(!tap.is_up().unwrap());
-        assert!(queues[0].write_vectored(&pieces).is_err());
+        queues[0].write_vectored(&pieces).unwrap_err();
     }
 
     #[test]

@@ -231,7 +231,8 @@ impl Stream {
     /// Receives what is there: bytes into `buffer`, descriptors onto the end of `fds`; returns the number of bytes,
     /// zero when the peer has closed.
     ///
-    /// One call never returns descriptors of two messages: the kernel stops at the boundary.
+    /// Descriptors belong to one send: the kernel never returns those of two sends from one call. It may however
+    /// return the rest of an earlier send before them, so ask for no more bytes than the message at hand still has.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if nothing is there; [`io::ErrorKind::InvalidData`] if descriptors were lost on
