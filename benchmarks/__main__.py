@@ -1,0 +1,139 @@
+"""The command line of the benchmark: which cells, how long, and where the figures go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import cells, machine, ours, report, testpmd
+from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
+
+#: A side that fails this often in one cell is left alone.
+PATIENCE = 3
+
+
+def main() -> int:
+    """Measure what was asked for."""
+    options = _options()
+    if testpmd.program() is None:
+        sys.exit("benchmarks: dpdk-testpmd was not found: install the package dpdk-dev or point TESTPMD at it")
+    sides = ["peer"] if options.peer_only else ["peer", "ours"]
+    if options.self_check:
+        SIDES["ours"] = SIDES["peer"]
+    elif "ours" in sides and not ours.program():
+        sys.exit("benchmarks: virtnet was not found: install it (make develop), set VIRTNET, or say --peer-only")
+    try:
+        chosen = cells.select(
+            options.only, rings=options.rings, sizes=options.sizes, in_order=[word == "on" for word in options.in_order]
+        )
+    except ValueError as error:
+        sys.exit(f"benchmarks: {error}")
+
+    directory = Path(tempfile.mkdtemp(prefix="virtnet-bench-logs-"))
+    with machine.alone(), machine.huge_pages() as pages:
+        bench = Bench(
+            front_core=options.front_core,
+            back_core=options.back_core,
+            huge_pages=bool(pages),
+            warm_up_s=options.warm_up,
+            window_s=options.window,
+            logs=directory,
+            driver_options=options.driver_options,
+            eal=options.eal.split(),
+        )
+        return _measure_all(chosen, sides, bench, options, pages or "ordinary pages")
+
+
+def _measure_all(
+    chosen: list[cells.Cell], sides: list[str], bench: Bench, options: argparse.Namespace, memory: str
+) -> int:
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "memory": memory,
+        "runs": str(options.runs),
+        "window": f"{options.window:g} s",
+        **machine.describe([] if "ours" not in sides or options.self_check else ours.program()),
+    }
+    journal = report.Journal(facts)
+    print(f"{len(chosen)} cells, {facts['cpu']}, Linux {facts['kernel']}, {facts['dpdk']}, {memory}", flush=True)
+    rows = []
+    for cell in chosen:
+        runs = _measure_cell(cell, sides, bench, options, journal)
+        rows.append(report.row(cell, runs))
+    print("\n" + report.for_terminal(rows))
+    print(f"\nall runs: {journal.path}\nlogs of the last run: {bench.logs}")
+    whole = "ours" in sides and not (options.only or options.quick or options.self_check)
+    if options.publish or (options.publish is None and whole):
+        report.publish(report.for_readme(rows, facts))
+        print(f"table: {report.README}")
+    complete = all(side.rates for row in rows for side in ([row.peer, row.ours] if len(sides) == 2 else [row.peer]))
+    return 0 if complete else 1
+
+
+def _measure_cell(
+    cell: cells.Cell, sides: list[str], bench: Bench, options: argparse.Namespace, journal: report.Journal
+) -> list[Run]:
+    """Alternate between the sides until each has its clean runs, repeating the void ones."""
+    runs: list[Run] = []
+    good = dict.fromkeys(sides, 0)
+    bad = dict.fromkeys(sides, 0)
+    while True:
+        due = [side for side in sides if good[side] < options.runs and bad[side] < PATIENCE + options.runs]
+        if not due:
+            return runs
+        for side in due:
+            machine.wait_idle(options.idle_wait)
+            run = _attempt(cell, side, bench)
+            journal.add(run)
+            runs.append(run)
+            clean = not run.void and not run.lost
+            good[side] += clean
+            bad[side] += not clean
+            _tell(run)
+
+
+def _attempt(cell: cells.Cell, side: str, bench: Bench) -> Run:
+    try:
+        return measure(cell, side, bench)
+    except FAILURES as error:
+        return Run(str(cell), side, time.strftime("%Y-%m-%dT%H:%M:%S"), void=str(error))
+
+
+def _tell(run: Run) -> None:
+    remark = f"  void: {run.void}" if run.void else f"  lost: {run.lost}" if run.lost else ""
+    print(f"  {run.cell:28} {run.side:5} {run.pps / 1e6:7.2f} Mpps{remark}", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure virtnet side by side with DPDK's vhost back-end."
+    )
+    add = parser.add_argument
+    add("--only", action="append", default=[], metavar="WORDS", help="cells with these words, as in 'echo split 64'")
+    add("--quick", action="store_true", help="three runs of one second; the README is left alone")
+    add("--runs", type=int, help="clean runs per side and cell (5)")
+    add("--window", type=float, help="seconds measured in a run (2)")
+    add("--warm-up", type=float, default=0.5, help="seconds of traffic before the window (%(default)s)")
+    add("--rings", nargs="+", default=cells.RINGS, choices=cells.RINGS, help="ring formats")
+    add("--sizes", nargs="+", default=cells.SIZES, type=int, help="frame sizes in bytes, without checksum")
+    add("--in-order", nargs="+", default=["on"], choices=["on", "off"], help="the driver's in-order feature")
+    add("--front-core", type=int, default=1, help="core of the driver (%(default)s)")
+    add("--back-core", type=int, default=0, help="core of the back-ends (%(default)s)")
+    add("--idle-wait", type=float, default=20, help="seconds to wait for an idle machine (%(default)s)")
+    add("--driver-options", default="", help="more virtio-user options, as in ',vectorized=1'")
+    add("--eal", default="", help="more EAL options for testpmd, as in '--force-max-simd-bitwidth=512'")
+    add("--peer-only", action="store_true", help="measure DPDK alone")
+    add("--self-check", action="store_true", help="measure DPDK against itself: how far from 1 is noise")
+    add("--publish", action=argparse.BooleanOptionalAction, help="write the README's table, or do not (whole runs do)")
+    options = parser.parse_args()
+    options.runs = options.runs or (3 if options.quick else 5)
+    options.window = options.window or (1.0 if options.quick else 2.0)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

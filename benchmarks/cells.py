@@ -1,0 +1,109 @@
+"""What is compared: the cells of the table.
+
+A cell is one task, over one ring format and one frame size. Both back-ends are given the same task and
+are driven by the same testpmd process with virtio-user ports; only the back-end differs between the two sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+RINGS = ("split", "packed")
+SIZES = (64, 1518)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task for a back-end.
+
+    Attributes:
+        name: what the table calls it.
+        peer_mode: the forwarding mode of testpmd over its ``net_vhost`` ports.
+        our_command: the virtnet command with the same task; ``{size}`` is the frame size. Ports are appended.
+        driver_mode: the forwarding mode of the driving testpmd over its virtio-user ports.
+        ports: how many sockets connect the two.
+        counted: the driver's counter that is the result, ``rx`` or ``tx``.
+        tx_first: bursts the driver sends first; then packets only circulate (a closed loop).
+        usual: whether a run measures it without being asked.
+    """
+
+    name: str
+    peer_mode: str
+    our_command: str
+    driver_mode: str
+    ports: int
+    counted: str
+    tx_first: int = 0
+    usual: bool = True
+
+    @property
+    def driver_generates(self) -> bool:
+        """Whether the driver makes packets by itself, in an open loop."""
+        return self.driver_mode in {"txonly", "flowgen"}
+
+
+TASKS = (
+    Task("guest-to-host", "rxonly", "sink --copy", "txonly", 1, "tx"),
+    Task("host-to-guest", "txonly", "source --size {size}", "rxonly", 1, "rx"),
+    Task("echo", "macswap", "echo", "flowgen", 1, "rx"),
+    Task("vm-to-vm", "io", "wire", "flowgen", 2, "rx"),
+    # Closed loops: the driver generates nothing, so more of what is seen is the back-end.
+    Task("echo-closed", "macswap", "echo", "io", 1, "rx", tx_first=4, usual=False),
+    Task("vm-to-vm-closed", "io", "wire", "io", 2, "rx", tx_first=4, usual=False),
+    # Not the same task: ours learns and looks up addresses, testpmd only joins two ports.
+    Task("switch-closed", "io", "switch", "io", 2, "rx", tx_first=4, usual=False),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table."""
+
+    task: Task
+    ring: str
+    size: int
+    in_order: bool = True
+
+    def __str__(self) -> str:
+        """Name the cell as ``--only`` takes it."""
+        return f"{self.task.name} {self.ring} {self.size}" + ("" if self.in_order else " no-in-order")
+
+
+def select(
+    only: Iterable[str],
+    *,
+    rings: Iterable[str] = RINGS,
+    sizes: Iterable[int] = SIZES,
+    in_order: Iterable[bool] = (True,),
+) -> list[Cell]:
+    """Give the cells to measure, in table order.
+
+    Each text in ``only`` is a list of words that a cell must have, as in ``echo split 64``; a cell is taken when it has
+    all words of at least one text. Without any, the usual tasks are taken.
+
+    Raises:
+        ValueError: a text fits no cell.
+    """
+    wanted = [set(text.split()) for text in only]
+    found: list[Cell] = []
+    used: set[int] = set()
+    for cell in _all_cells(rings, sizes, in_order):
+        fits = {number for number, words in enumerate(wanted) if words <= set(str(cell).split())}
+        if fits or (not wanted and cell.task.usual):
+            found.append(cell)
+        used |= fits
+    for number, words in enumerate(wanted):
+        if number not in used:
+            names = ", ".join(task.name for task in TASKS)
+            raise ValueError(f"no cell has the words {sorted(words)}: say TASK RING SIZE, with TASK one of {names}")
+    return found
+
+
+def _all_cells(rings: Iterable[str], sizes: Iterable[int], in_order: Iterable[bool]) -> Iterator[Cell]:
+    for task, size, ring, order in itertools.product(TASKS, sizes, rings, in_order):
+        yield Cell(task, ring, size, order)
