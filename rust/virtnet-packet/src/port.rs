@@ -12,6 +12,12 @@ use crate::{Burst, DropReason, Offload, Picks, PortCounters};
 /// A breath of the worker calls, in this order: [`sync`](Self::sync), [`rx`](Self::rx), then (after the burst has gone its way)
 /// [`complete`](Self::complete) on the port it came from, and [`flush`](Self::flush) on every port that was sent to.
 pub trait Port: Send + fmt::Debug {
+    /// Says that the caller will now poll this port from one thread, until [`detach`](Self::detach).
+    fn attach(&mut self) {}
+
+    /// Says that the caller has stopped polling this port. Dropping the port says so too.
+    fn detach(&mut self) {}
+
     /// Takes over what the control side has decided since the last breath (a ring started, memory changed). Must be cheap when
     /// there is nothing. Returns whether something was taken over.
     fn sync(&mut self) -> bool {

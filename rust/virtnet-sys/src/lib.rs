@@ -1,4 +1,4 @@
-//! Linux for virtnet: eventfd, epoll, unix sockets with descriptors, memfd, tun, threads and the clock.
+//! Linux for virtnet: eventfd, epoll, timers, unix sockets with descriptors, memfd, tun, threads and the clock.
 //!
 //! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
 //! here is close-on-exec and non-blocking where it can be. Nothing here knows virtio: these are the system calls the
@@ -13,6 +13,7 @@ mod event;
 pub mod memfd;
 mod poll;
 mod thread;
+mod timer;
 mod tun;
 mod unix;
 
@@ -21,5 +22,6 @@ pub use error::{Fault, SysError};
 pub use event::EventFd;
 pub use poll::{Event, Events, Interest, Poller};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
+pub use timer::Timer;
 pub use tun::{Tap, TapOffloads, TapQueue};
 pub use unix::{Listener, MAX_FDS, PeerCredentials, Stream};

@@ -7,7 +7,10 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
+use rustix::io::Errno;
 
 use crate::error::SysError;
 
@@ -18,7 +21,8 @@ pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 ///
 /// # Errors
 /// [`SysError::UnalignedSize`] if huge pages are asked for and `size` is no multiple of 2 MiB; otherwise what the
-/// kernel says. That the pool of huge pages is empty shows only when the file is mapped: see [`huge_pages`].
+/// kernel says. Huge pages are taken from the pool here and now (see [`huge_pages`]), because a pool that runs dry later
+/// would show as a fault.
 pub fn create(name: &str, size: u64, huge_pages: bool) -> Result<OwnedFd, SysError> {
     let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if huge_pages {
@@ -34,9 +38,23 @@ pub fn create(name: &str, size: u64, huge_pages: bool) -> Result<OwnedFd, SysErr
         .map_err(|errno| SysError::os(format!("make a memory file of {size} bytes"), errno))?;
     ftruncate(&fd, size)
         .map_err(|errno| SysError::os(format!("size a memory file to {size} bytes"), errno))?;
+    if huge_pages {
+        take_huge_pages(&fd, size)
+            .map_err(|errno| SysError::os(format!("take {size} bytes of huge pages"), errno))?;
+    }
     fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(|errno| SysError::os("seal a memory file", errno))?;
     Ok(fd)
+}
+
+/// Backs the whole file with pages of the pool. Looks first, because the kernel would hand out what is there before it fails.
+fn take_huge_pages(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
+    let short =
+        |pool: &HugePages| pool.page_size == HUGE_PAGE_SIZE && pool.free < size / HUGE_PAGE_SIZE;
+    if huge_pages().iter().any(short) {
+        return Err(Errno::NOSPC);
+    }
+    fallocate(fd, FallocateFlags::empty(), 0, size)
 }
 
 /// The kernel's pool of huge pages of one size.
@@ -107,6 +125,23 @@ mod tests {
             error.to_string(),
             "a size of 4096 bytes is no multiple of the page size 2097152"
         );
+    }
+
+    #[test]
+    fn huge_pages_are_taken_when_the_file_is_made() {
+        let free = || {
+            huge_pages()
+                .iter()
+                .find(|pool| pool.page_size == HUGE_PAGE_SIZE)
+                .map_or(0, |pool| pool.free)
+        };
+        match create("virtnet-test", HUGE_PAGE_SIZE, true) {
+            Ok(fd) => assert_eq!(fstat(&fd).unwrap().st_blocks * 512, 2 << 20),
+            Err(error) => assert_eq!(free(), 0, "{error}"),
+        }
+        let more = (free() + 10_000) * HUGE_PAGE_SIZE;
+        let error = create("virtnet-test", more, true).unwrap_err();
+        assert!(error.to_string().contains("huge pages"), "{error}");
     }
 
     #[test]
