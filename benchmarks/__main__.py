@@ -11,8 +11,9 @@ from pathlib import Path
 from benchmarks import cells, machine, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
-#: A side that fails this often in one cell is left alone.
-PATIENCE = 3
+#: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
+FAILURES_SUFFERED = 3
+DISTURBANCES_SUFFERED = 4
 
 
 def main() -> int:
@@ -79,32 +80,32 @@ def _measure_cell(
 ) -> list[Run]:
     """Alternate between the sides until each has its clean runs, repeating the void ones."""
     runs: list[Run] = []
-    good = dict.fromkeys(sides, 0)
-    bad = dict.fromkeys(sides, 0)
-    while True:
-        due = [side for side in sides if good[side] < options.runs and bad[side] < PATIENCE + options.runs]
-        if not due:
-            return runs
+    while due := [side for side in sides if _is_due([run for run in runs if run.side == side], options.runs)]:
         for side in due:
             machine.wait_idle(options.idle_wait)
             run = _attempt(cell, side, bench)
             journal.add(run)
             runs.append(run)
-            clean = not run.void and not run.lost
-            good[side] += clean
-            bad[side] += not clean
             _tell(run)
+    return runs
+
+
+def _is_due(made: list[Run], wanted: int) -> bool:
+    failed = sum(1 for run in made if run.failed)
+    disturbed = sum(1 for run in made if run.void and not run.failed)
+    clean = len(made) - failed - disturbed
+    return clean < wanted and failed < FAILURES_SUFFERED and disturbed < DISTURBANCES_SUFFERED * wanted
 
 
 def _attempt(cell: cells.Cell, side: str, bench: Bench) -> Run:
     try:
         return measure(cell, side, bench)
     except FAILURES as error:
-        return Run(str(cell), side, time.strftime("%Y-%m-%dT%H:%M:%S"), void=str(error))
+        return Run(str(cell), side, time.strftime("%Y-%m-%dT%H:%M:%S"), failed=str(error))
 
 
 def _tell(run: Run) -> None:
-    remark = f"  void: {run.void}" if run.void else f"  lost: {run.lost}" if run.lost else ""
+    remark = f"  failed: {run.failed}" if run.failed else f"  void: {run.void}" if run.void else ""
     print(f"  {run.cell:28} {run.side:5} {run.pps / 1e6:7.2f} Mpps{remark}", flush=True)
 
 

@@ -17,7 +17,7 @@ README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
-#: A driver that is refused less often than this never had to wait for the back-end: it is the slower side itself.
+#: Who generates packets and is refused less often than this has no faster other side: it is the slower one itself.
 HARDLY_EVER_REFUSED = 0.02
 
 
@@ -26,7 +26,6 @@ class Side:
     """The figures of one side of a cell, in Mpps, from the runs that count."""
 
     rates: list[float]
-    voids: int
     troubles: list[str]
 
     @property
@@ -48,7 +47,7 @@ class Row:
     cell: Cell
     peer: Side
     ours: Side
-    limit: str
+    slower_side: str
 
     @property
     def ratio(self) -> float | None:
@@ -60,7 +59,7 @@ class Row:
         ratio = f"{self.ratio:.2f}" if self.ratio is not None else "-"
         order = "" if self.cell.in_order else " no in-order"
         ring = self.cell.ring + order
-        return [self.cell.task.name, ring, str(self.cell.size), str(self.peer), str(self.ours), ratio, self.limit]
+        return [self.cell.task.name, ring, str(self.cell.size), str(self.peer), str(self.ours), ratio, self.slower_side]
 
 
 HEADS = ["task", "ring", "bytes", "DPDK, Mpps", "virtnet, Mpps", "ratio", "slower side"]
@@ -72,11 +71,10 @@ def row(cell: Cell, runs: list[Run]) -> Row:
     for name in ("peer", "ours"):
         made = [run for run in runs if run.side == name]
         sides[name] = Side(
-            rates=[run.pps / 1e6 for run in made if not run.void and not run.lost],
-            voids=sum(1 for run in made if run.void),
-            troubles=[run.void or run.lost for run in made if run.void or run.lost],
+            rates=[run.pps / 1e6 for run in made if run.clean],
+            troubles=[run.failed or run.void for run in made if not run.clean],
         )
-    return Row(cell, sides["peer"], sides["ours"], _limit(cell, runs))
+    return Row(cell, sides["peer"], sides["ours"], _slower_side(cell, runs))
 
 
 def in_reading_order(rows: list[Row]) -> list[Row]:
@@ -138,9 +136,12 @@ class Journal:
             file.write(json.dumps(value) + "\n")
 
 
-def _limit(cell: Cell, runs: list[Run]) -> str:
-    """Say who set the pace, DPDK's driver or the back-ends, where an open loop shows it."""
-    refused = [run.refused for run in runs if not run.void]
-    if not cell.task.driver_generates or not refused:
+def _slower_side(cell: Cell, runs: list[Run]) -> str:
+    """Say who set the pace, DPDK's driver or the back-end (ours, if it was there), where an open loop shows it."""
+    made = [run for run in runs if run.clean and run.refused is not None]
+    made = [run for run in made if run.side == "ours"] or made
+    if not made:
         return ""
-    return "driver" if statistics.median(refused) < HARDLY_EVER_REFUSED else "back-end"
+    generator, other = ("driver", "back-end") if cell.task.driver_generates else ("back-end", "driver")
+    refused = statistics.median(run.refused or 0.0 for run in made)
+    return generator if refused < HARDLY_EVER_REFUSED else other

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,16 +52,26 @@ class Bench:
 
 @dataclass(frozen=True)
 class Counts:
-    """A back-end's own account; received is what came from the driver."""
+    """A back-end's own account; received is what came from the driver.
+
+    ``refused`` is the part of the packets it generated itself for which the ring had no room, where it tells.
+    """
 
     received: int
     sent: int
     dropped: int
+    refused: float | None = None
 
 
 @dataclass
 class Run:
-    """What one measurement found. ``void`` says why the rate must not be used, ``lost`` what did not add up."""
+    """What one measurement found.
+
+    Attributes:
+        refused: the part of the generated packets that found the ring full: near 0 the generator is the slower side.
+        void: who disturbed the measurement; it is to be repeated.
+        failed: what went wrong; nothing measured under such circumstances is a figure.
+    """
 
     cell: str
     side: str
@@ -69,13 +79,18 @@ class Run:
     pps: int = 0
     back_share: float = 0.0
     front_share: float = 0.0
-    refused: float = 0.0
+    refused: float | None = None
     frame_bytes: float = 0.0
     driver_received: int = 0
     driver_sent: int = 0
     back: dict[str, int] = field(default_factory=dict)
     void: str = ""
-    lost: str = ""
+    failed: str = ""
+
+    @property
+    def clean(self) -> bool:
+        """Whether the rate counts."""
+        return not self.void and not self.failed
 
 
 class Backend(Protocol):
@@ -120,9 +135,9 @@ class PeerBackend:
         """Stop its forwarding loop; what found a ring full was dropped."""
         forwarded = self._process.stop()
         received, sent = self._process.totals()
-        # What it made itself and could not place was never a packet on its way.
-        dropped = 0 if self._process.generates else forwarded.tx_dropped
-        return Counts(received, sent, dropped)
+        if self._process.generates:  # what it could not place was never a packet on its way
+            return Counts(received, sent, 0, refused=forwarded.refused)
+        return Counts(received, sent, forwarded.tx_dropped)
 
 
 class OurBackend:
@@ -211,29 +226,28 @@ def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -
         run.pps = sum(port.tx_pps for port in after)
     run.frame_bytes = _frame_bytes(before, after)
     if run.pps == 0:
-        run.void = "no packet came through"
+        run.failed = "no packet came through"
     elif round(run.frame_bytes) != cell.size:
-        run.void = f"frames had {run.frame_bytes:.1f} bytes"
+        run.failed = f"frames had {run.frame_bytes:.1f} bytes"
     elif min(run.back_share, run.front_share) < LEAST_SHARE:
-        run.void = f"threads had {run.back_share:.0%} and {run.front_share:.0%} of their cores"
+        run.void = f"the back-end had {run.back_share:.1%} of its core, the driver {run.front_share:.1%}"
     elif max(share.stolen for share in shares) > 1 - LEAST_SHARE:
         run.void = f"the hypervisor took {max(share.stolen for share in shares):.0%} of a core"
 
 
 def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:
     """Let everything come to rest in the order in which packets flow, then compare all counters."""
-    offered = None
     if cell.task.driver_mode != "rxonly":
         offered = front.stop()
+        run.refused = offered.refused if cell.task.driver_generates else None
         front.drain()
         front.mode("rxonly")
         front.start()
     counts = back.finish()
     front.drain()
     run.driver_received, run.driver_sent = front.totals()
-    run.back = asdict(counts)
-    if offered is not None and cell.task.driver_generates:
-        run.refused = round(offered.tx_dropped / max(1, offered.tx_dropped + offered.tx_packets), 4)
+    run.back = {"received": counts.received, "sent": counts.sent, "dropped": counts.dropped}
+    run.refused = run.refused if counts.refused is None else counts.refused
     wrong = []
     if counts.received != run.driver_sent:
         wrong.append(f"the driver sent {run.driver_sent}, the back-end received {counts.received}")
@@ -245,7 +259,8 @@ def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:
         and counts.received != counts.sent + counts.dropped
     ):
         wrong.append(f"{counts.received} received, but {counts.sent} sent and {counts.dropped} dropped")
-    run.lost = "; ".join(wrong)
+    if wrong and not run.failed:
+        run.failed = "; ".join(wrong)
 
 
 def _frame_bytes(before: list[PortStats], after: list[PortStats]) -> float:

@@ -91,6 +91,11 @@ class ForwardStats:
     tx_packets: int
     tx_dropped: int
 
+    @property
+    def refused(self) -> float:
+        """The part of the packets to send that found the ring full."""
+        return self.tx_dropped / max(1, self.tx_dropped + self.tx_packets)
+
 
 def virtio_user(
     number: int,
