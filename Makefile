@@ -43,7 +43,7 @@ peers: $(VENV)/installed ## install QEMU and DPDK where they are missing, and te
 	$(BIN)/pytest -m peer
 
 bench: $(VENV)/installed ## measure side by side with DPDK (see benchmarks/)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks
 
 develop: $(VENV)/tools ## an editable install with the quick profile, for working on virtnet itself
 	$(BIN)/maturin develop --locked
