@@ -65,6 +65,8 @@ pub struct PortCounters {
     pub rx_drops: DropCounters,
     /// Packets offered to the port that could not be given to the peer.
     pub tx_drops: DropCounters,
+    /// Receive buffers of the peer that make no sense and were given back empty. No packet is lost with them.
+    pub bad_buffers: u64,
     /// Kicks and calls written to the peer.
     pub notifications: u64,
 }

@@ -1,0 +1,431 @@
+//! The queues of a network device, seen by the device: packets out of transmitqs, packets into receiveqs.
+
+use std::sync::Arc;
+
+use virtnet_mem::{GuestMemory, GuestSlice, Segment};
+use virtnet_packet::{Burst, DropReason, Offload, Picks, PortCounters};
+
+use super::header::{self, HEADER_MAX};
+use super::{FRAME_MAX, FRAME_MIN};
+use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
+
+/// A running transmitq: the driver's packets come out of it.
+#[derive(Debug)]
+pub struct TransmitQueue {
+    queue: DeviceQueue,
+    /// What the burst on its way still refers to.
+    chains: Chains,
+    header_len: usize,
+    offloads: bool,
+    /// Scratch for a frame whose header shares a buffer with it, or is spread over several.
+    frame: Vec<Segment>,
+}
+
+impl TransmitQueue {
+    /// Gives a queue its meaning, by what was negotiated.
+    #[must_use]
+    pub fn new(queue: DeviceQueue, features: Features) -> Self {
+        Self {
+            queue,
+            chains: Chains::new(),
+            header_len: features.header_len(),
+            offloads: features.contains(Features::CSUM),
+            frame: Vec::new(),
+        }
+    }
+
+    /// Appends packets that the driver has made available; how many chains were taken. [`Self::complete`] gives them back.
+    ///
+    /// A chain that is no packet is counted in `rx_drops`, and as received.
+    ///
+    /// # Errors
+    /// [`RingError`]: the queue must be stopped. What was taken before stands in the burst and must still be completed.
+    #[inline]
+    pub fn drain(
+        &mut self,
+        memory: &Arc<GuestMemory>,
+        burst: &mut Burst,
+        counters: &mut PortCounters,
+    ) -> Result<usize, RingError> {
+        let before = self.chains.len();
+        let taken = self
+            .queue
+            .take(memory, Access::Read, burst.room(), &mut self.chains);
+        if self.chains.len() == before {
+            return taken;
+        }
+        burst.set_memory(memory);
+        let mut bytes_received = 0;
+        for i in before..self.chains.len() {
+            match self.frame_of(memory, i, burst) {
+                Ok(bytes) => bytes_received += u64::from(bytes),
+                Err(reason) => counters.rx_drops.add(reason, 1),
+            }
+        }
+        counters.received += (self.chains.len() - before) as u64;
+        counters.received_bytes += bytes_received;
+        taken
+    }
+
+    /// Puts the frame of chain `i` into the burst; its length.
+    #[inline]
+    fn frame_of(
+        &mut self,
+        memory: &GuestMemory,
+        i: usize,
+        burst: &mut Burst,
+    ) -> Result<u32, DropReason> {
+        let bytes = self.chains.bytes(i).map_err(|_| DropReason::Malformed)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a header has 10 or 12 bytes"
+        )]
+        let header_len = self.header_len as u32;
+        let frame_len = bytes.checked_sub(header_len).ok_or(DropReason::Malformed)?;
+        if frame_len < FRAME_MIN {
+            return Err(DropReason::Runt);
+        }
+        if frame_len > FRAME_MAX {
+            return Err(DropReason::Malformed);
+        }
+        let mut header = [0; HEADER_MAX];
+        let header_bytes = &mut header[..self.header_len];
+        match self.chains.segments(i) {
+            [first, ..] if first.len < header_len => {
+                split_header(
+                    memory,
+                    self.chains.segments(i),
+                    header_bytes,
+                    &mut self.frame,
+                );
+                let offload = self.offload(header, frame_len)?;
+                burst.push_guest(&self.frame, frame_len, offload);
+            }
+            [first, rest @ ..] => {
+                memory.slice(first.first(header_len)).copy_to(header_bytes);
+                let offload = self.offload(header, frame_len)?;
+                match rest {
+                    [] => burst.push_guest(&[first.skip(header_len)], frame_len, offload),
+                    _ if first.len == header_len => burst.push_guest(rest, frame_len, offload),
+                    _ => {
+                        self.frame.clear();
+                        self.frame.push(first.skip(header_len));
+                        self.frame.extend_from_slice(rest);
+                        burst.push_guest(&self.frame, frame_len, offload);
+                    }
+                }
+            }
+            [] => return Err(DropReason::Malformed),
+        }
+        Ok(frame_len)
+    }
+
+    /// What the driver asks for, if it may and if it can be done.
+    #[inline]
+    fn offload(&self, header: [u8; HEADER_MAX], frame_len: u32) -> Result<Offload, DropReason> {
+        let (offload, _) = header::parse(header);
+        if offload.is_plain() {
+            return Ok(offload);
+        }
+        self.checked_offload(offload, frame_len)
+    }
+
+    #[inline(never)]
+    fn checked_offload(&self, offload: Offload, frame_len: u32) -> Result<Offload, DropReason> {
+        let asked =
+            offload.flags & Offload::NEEDS_CSUM != 0 || offload.gso_type != Offload::GSO_NONE;
+        if !asked {
+            // Hints and unknown flags of a plain frame mean nothing to anyone. Spec: virtio 1.4, 5.1.9.2.2.
+            return Ok(Offload::default());
+        }
+        if self.offloads && offload.fits(frame_len) {
+            Ok(offload)
+        } else {
+            Err(DropReason::BadOffload)
+        }
+    }
+
+    /// Gives back every chain whose packet has gone its way; whether the driver is to be called.
+    #[inline]
+    pub fn complete(&mut self) -> bool {
+        if self.chains.is_empty() {
+            return false;
+        }
+        self.queue.give_all(&self.chains);
+        self.chains.clear();
+        self.queue.publish()
+    }
+
+    /// The queue below, for arming, positions and the end.
+    #[must_use]
+    pub fn queue(&self) -> &DeviceQueue {
+        &self.queue
+    }
+
+    /// The same, to change.
+    pub fn queue_mut(&mut self) -> &mut DeviceQueue {
+        &mut self.queue
+    }
+}
+
+/// Takes a header apart from what follows it, when it does not end with its first buffer.
+fn split_header(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    header: &mut [u8],
+    frame: &mut Vec<Segment>,
+) {
+    frame.clear();
+    let mut filled = 0;
+    for &segment in segments {
+        let taken = memory.slice(segment).copy_to(&mut header[filled..]);
+        filled += taken;
+        let rest = segment.skip(u32::try_from(taken).unwrap_or(u32::MAX));
+        if rest.len > 0 {
+            frame.push(rest);
+        }
+    }
+}
+
+/// A running receiveq: packets go into the driver's buffers.
+#[derive(Debug)]
+pub struct ReceiveQueue {
+    queue: DeviceQueue,
+    chains: Chains,
+    header_len: usize,
+    mergeable: bool,
+}
+
+impl ReceiveQueue {
+    /// Gives a queue its meaning, by what was negotiated.
+    #[must_use]
+    pub fn new(queue: DeviceQueue, features: Features) -> Self {
+        Self {
+            queue,
+            chains: Chains::new(),
+            header_len: features.header_len(),
+            mergeable: features.contains(Features::MRG_RXBUF),
+        }
+    }
+
+    /// Writes the picked packets into the driver's buffers, in order; how many were accepted, counted from the front.
+    ///
+    /// An accepted packet is written or counted in `tx_drops`; the others found no buffers. The driver sees them after
+    /// [`Self::publish`].
+    ///
+    /// # Errors
+    /// [`RingError`]: the queue must be stopped. Nothing was accepted.
+    #[inline]
+    pub fn fill(
+        &mut self,
+        memory: &GuestMemory,
+        burst: &Burst,
+        picks: &Picks,
+        counters: &mut PortCounters,
+    ) -> Result<usize, RingError> {
+        self.queue
+            .take(memory, Access::Write, picks.len(), &mut self.chains)?;
+        let (mut next, mut accepted, mut sent, mut sent_bytes) = (0, 0, 0, 0);
+        for i in picks.iter() {
+            let frame_len = burst.frame_len(i);
+            let need = self.header_len + frame_len;
+            while next < self.chains.len() && self.chains.bytes(next).is_err() {
+                self.queue.give(&self.chains, next, 0);
+                counters.bad_buffers += 1;
+                next += 1;
+            }
+            if next == self.chains.len() {
+                break;
+            }
+            let room = self.chains.bytes(next).map_or(0, |bytes| bytes as usize);
+            if room >= need {
+                self.write(memory, next, 1, burst, i);
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "need is at most the chain's u32 length"
+                )]
+                self.queue.give(&self.chains, next, need as u32);
+                next += 1;
+            } else if self.mergeable {
+                match self.merge(memory, next, need)? {
+                    Merged::Chains(n) => {
+                        self.write(memory, next, n, burst, i);
+                        self.give_merged(next, n, need);
+                        next += n;
+                    }
+                    Merged::NotNow => break,
+                    Merged::Never => {
+                        counters.tx_drops.add(DropReason::TooBig, 1);
+                        accepted += 1;
+                        continue;
+                    }
+                }
+            } else {
+                counters.tx_drops.add(DropReason::TooBig, 1);
+                accepted += 1;
+                continue;
+            }
+            accepted += 1;
+            sent += 1;
+            sent_bytes += frame_len as u64;
+        }
+        let left = self.chains.len() - next;
+        if left > 0 {
+            self.queue.untake(left, &mut self.chains);
+        }
+        self.chains.clear();
+        counters.sent += sent;
+        counters.sent_bytes += sent_bytes;
+        Ok(accepted)
+    }
+
+    /// How many chains from `next` on hold `need` bytes together, taking more from the ring as needed.
+    #[inline(never)]
+    fn merge(
+        &mut self,
+        memory: &GuestMemory,
+        next: usize,
+        need: usize,
+    ) -> Result<Merged, RingError> {
+        let (mut n, mut room) = (0, 0);
+        loop {
+            while next + n < self.chains.len() {
+                let Ok(bytes) = self.chains.bytes(next + n) else {
+                    // A bad buffer in the middle ends the run; it will be given back when it comes to the front.
+                    return Ok(if n == 0 {
+                        Merged::NotNow
+                    } else {
+                        Merged::Never
+                    });
+                };
+                room += bytes as usize;
+                n += 1;
+                if room >= need {
+                    return Ok(Merged::Chains(n));
+                }
+            }
+            if self.chains.room() == 0 {
+                return Ok(if next == 0 {
+                    Merged::Never
+                } else {
+                    Merged::NotNow
+                });
+            }
+            if n >= usize::from(self.queue.size()) {
+                return Ok(Merged::Never);
+            }
+            if self
+                .queue
+                .take(memory, Access::Write, CHAINS_MAX, &mut self.chains)?
+                == 0
+            {
+                return Ok(Merged::NotNow);
+            }
+        }
+    }
+
+    /// Every buffer of a merged packet but the last is full. Spec: virtio 1.4, 5.1.9.4, Processing of Incoming Packets.
+    fn give_merged(&mut self, next: usize, n: usize, need: usize) {
+        let mut left = u32::try_from(need).unwrap_or(u32::MAX);
+        for i in next..next + n {
+            let used = self.chains.bytes(i).unwrap_or(0).min(left);
+            left -= used;
+            self.queue.give(&self.chains, i, used);
+        }
+    }
+
+    /// Writes header and frame of packet `i` over `n` chains from `first` on.
+    #[inline]
+    fn write(&self, memory: &GuestMemory, first: usize, n: usize, burst: &Burst, i: usize) {
+        #[expect(clippy::cast_possible_truncation, reason = "n is at most CHAINS_MAX")]
+        let header = header::build(burst.offload(i), n as u16);
+        let header = &header[..self.header_len];
+        if let (1, &[one]) = (n, self.chains.segments(first)) {
+            let (to_header, to_frame) = memory.slice(one).split_at(self.header_len);
+            write_if_different(&to_header, header);
+            let head = burst.head(i);
+            to_frame.copy_from(head);
+            if burst.frame_len(i) > head.len() {
+                let mut rest = to_frame.split_at(head.len()).1;
+                for piece in burst.body(i) {
+                    let written = piece.copy_to_guest(&rest);
+                    rest = rest.split_at(written).1;
+                }
+            }
+            return;
+        }
+        let mut room = (first..first + n)
+            .flat_map(|c| self.chains.segments(c))
+            .map(|&s| memory.slice(s));
+        let mut at = GuestSlice::empty();
+        scatter_bytes(header, &mut at, &mut room);
+        scatter_bytes(burst.head(i), &mut at, &mut room);
+        for mut piece in burst.body(i) {
+            while !piece.is_empty() {
+                if at.is_empty() {
+                    let Some(next) = room.next() else { return };
+                    at = next;
+                }
+                let written = piece.copy_to_guest(&at);
+                at = at.split_at(written).1;
+                piece = piece.skip(written);
+            }
+        }
+    }
+
+    /// Lets the driver see what was written; whether it is to be called.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        self.queue.publish()
+    }
+
+    /// The queue below, for arming, positions and the end.
+    #[must_use]
+    pub fn queue(&self) -> &DeviceQueue {
+        &self.queue
+    }
+
+    /// The same, to change.
+    pub fn queue_mut(&mut self) -> &mut DeviceQueue {
+        &mut self.queue
+    }
+}
+
+/// How a packet that needs several buffers fares.
+enum Merged {
+    /// It spans so many chains.
+    Chains(usize),
+    /// The driver has not made enough buffers available yet.
+    NotNow,
+    /// All that the driver could make available would not hold it.
+    Never,
+}
+
+/// Stores a header only where it differs: a line that already says the right thing stays in both caches.
+#[inline]
+fn write_if_different(to: &GuestSlice<'_>, header: &[u8]) {
+    let same = match to.read::<HEADER_MAX>() {
+        Some(found) => found == *header,
+        None => false,
+    };
+    if !same {
+        to.copy_from(header);
+    }
+}
+
+/// Writes bytes over consecutive pieces of guest memory.
+fn scatter_bytes<'mem>(
+    mut bytes: &[u8],
+    at: &mut GuestSlice<'mem>,
+    room: &mut impl Iterator<Item = GuestSlice<'mem>>,
+) {
+    while !bytes.is_empty() {
+        if at.is_empty() {
+            let Some(next) = room.next() else { return };
+            *at = next;
+        }
+        let written = at.copy_from(bytes);
+        *at = at.split_at(written).1;
+        bytes = &bytes[written..];
+    }
+}

@@ -1,0 +1,314 @@
+//! The device side of a packed virtqueue: takes chains, gives them back used.
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Window};
+
+use super::layout::{
+    ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
+    EVENT_ENABLE, EVENT_FLAGS, Position, desc_bytes, wants_event, word,
+};
+use crate::split::device::{add_buffer, indirect_entries, read_indirect};
+use crate::split::layout::Descriptor;
+use crate::{Access, ChainError, Chains, Features, QueueConfig, RingError};
+
+/// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
+#[derive(Debug)]
+pub struct PackedDevice {
+    desc: Window,
+    driver_event: Window,
+    device_event: Window,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    in_order: bool,
+    /// Next descriptor to read.
+    next_avail: Position,
+    /// Next used descriptor to write, ahead of what is published.
+    next_used: Position,
+    /// Slots taken and not given back: never more than the ring has, whatever the driver does to its flags meanwhile.
+    held: u16,
+    /// The first used descriptor of a batch, kept back until the batch is complete: a driver that polls sees all or nothing.
+    first: Option<(u16, u64)>,
+    /// Where `next_used` stood when the driver was last considered for a call; `None` after a start: notify in any case.
+    signalled: Option<Position>,
+    /// Region of the last buffer.
+    hint: u32,
+}
+
+impl PackedDevice {
+    /// Starts on the ring that `config` describes, from its base. Spec: virtio 1.4, 2.8.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
+    pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
+        let [desc_align, driver_align, device_align] = ALIGN;
+        let [a, b, c, d] = config.base.to_le_bytes();
+        let (avail, used) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+        let next_avail = Position::from_bits(avail, config.size);
+        // DPDK's virtio-user gives a fresh ring 0x8000: the used half is left out, and equal.
+        let next_used = if config.base == 0x8000 {
+            Position::START
+        } else {
+            Position::from_bits(used, config.size)
+        };
+        Ok(Self {
+            desc: memory.window(config.desc_area, desc_bytes(config.size), desc_align)?,
+            driver_event: memory.window(config.driver_area, EVENT_BYTES, driver_align)?,
+            device_event: memory.window(config.device_area, EVENT_BYTES, device_align)?,
+            size: config.size,
+            event_idx: config.features.contains(Features::EVENT_IDX),
+            indirect: config.features.contains(Features::INDIRECT_DESC),
+            in_order: config.features.contains(Features::IN_ORDER),
+            next_avail,
+            next_used,
+            held: 0,
+            first: None,
+            signalled: None,
+            hint: 0,
+        })
+    }
+
+    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
+    ///
+    /// # Errors
+    /// None: a packed ring has no index that could lie. The form is the split queue's.
+    #[inline]
+    pub fn take(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+    ) -> Result<usize, RingError> {
+        let max = max.min(chains.room());
+        let mut n = 0;
+        while n < max && self.held < self.size {
+            let Some((id, desc)) = self.available(self.next_avail) else {
+                break;
+            };
+            let plain = desc.flags & (DESC_NEXT | DESC_INDIRECT) == 0
+                && (desc.flags & DESC_WRITE != 0) == (access == Access::Write)
+                && desc.len > 0;
+            match memory.translate(GuestAddr(desc.addr), desc.len, &mut self.hint) {
+                Some(segment) if plain => {
+                    chains.push_one(id, 1, segment);
+                    self.held += 1;
+                    self.next_avail = self.next_avail.advance(1, self.size);
+                }
+                _ => self.walk(memory, access, id, desc, chains),
+            }
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    /// Puts the last `n` chains back as if they had not been taken.
+    pub fn untake(&mut self, n: usize, chains: &mut Chains) {
+        let slots = chains.pop(n);
+        self.held -= slots;
+        self.next_avail = self.next_avail.back(slots, self.size);
+    }
+
+    /// Marks chain `i` used with `len` bytes written. The driver sees it after [`Self::publish`].
+    #[inline]
+    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
+        let entry = chains.entry(i);
+        self.write_used(entry.id, len, entry.slots);
+    }
+
+    /// Marks all chains used with nothing written: one used descriptor says it for all where the driver expects that.
+    #[inline]
+    pub fn give_all(&mut self, chains: &Chains) {
+        let n = chains.len();
+        if self.in_order && n > 0 {
+            // Spec: virtio 1.4, 2.8.7, In-order use of descriptors: the id of the last, in the place of the first.
+            let slots = (0..n).map(|i| chains.entry(i).slots).sum();
+            self.write_used(chains.entry(n - 1).id, 0, slots);
+            return;
+        }
+        for i in 0..n {
+            self.give(chains, i, 0);
+        }
+    }
+
+    #[inline]
+    fn write_used(&mut self, id: u16, len: u32, slots: u16) {
+        let written = if len > 0 { DESC_WRITE } else { 0 };
+        let rest = word(len, id, self.next_used.used() | written);
+        if self.first.is_none() {
+            self.first = Some((self.next_used.slot, rest));
+        } else {
+            self.store_rest(self.next_used.slot, rest);
+        }
+        self.held -= slots;
+        self.next_used = self.next_used.advance(slots, self.size);
+    }
+
+    /// Lets the driver see everything given back; whether it is to be called.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let Some((slot, rest)) = self.first.take() else {
+            return false;
+        };
+        self.store_rest(slot, rest);
+        // The descriptors must be visible before the driver's wish is read, or both sides may wait for ever.
+        fence(Ordering::SeqCst);
+        let event = self.driver_event.load_u32(0, Ordering::Relaxed);
+        match self.signalled.replace(self.next_used) {
+            None => true,
+            Some(since) => wants_event(event, since, self.next_used, self.size),
+        }
+    }
+
+    /// Whether chains wait to be taken.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.available(self.next_avail).is_some()
+    }
+
+    /// Asks for a kick with the next chain; whether chains are waiting already.
+    pub fn arm(&mut self) -> bool {
+        let flags = if self.event_idx {
+            EVENT_DESC
+        } else {
+            EVENT_ENABLE
+        };
+        let event = u32::from(self.next_avail.bits()) | u32::from(flags) << 16;
+        self.device_event.store_u32(0, event, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.has_work()
+    }
+
+    /// Says that kicks are not needed.
+    pub fn disarm(&mut self) {
+        self.device_event
+            .store_u16(EVENT_FLAGS, EVENT_DISABLE, Ordering::Relaxed);
+    }
+
+    /// Where to go on after a stop: the form of SET_VRING_BASE, both halves. Everything taken must have been given back.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_avail.bits()) | u32::from(self.next_used.bits()) << 16
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The descriptor at `at` and its buffer id, if the driver has made it available.
+    #[inline]
+    fn available(&self, at: Position) -> Option<(u16, Descriptor)> {
+        let rest = self
+            .desc
+            .load_u64(DESC_SIZE * usize::from(at.slot) + 8, Ordering::Acquire);
+        let (id, desc) = self.descriptor(at.slot, rest);
+        at.is_available(desc.flags).then_some((id, desc))
+    }
+
+    #[inline]
+    fn descriptor(&self, slot: u16, rest: u64) -> (u16, Descriptor) {
+        let addr = self
+            .desc
+            .load_u64(DESC_SIZE * usize::from(slot), Ordering::Relaxed);
+        // The split format has `flags` and `next` where the packed one has `id` and `flags`.
+        let Descriptor {
+            len,
+            flags: id,
+            next: flags,
+            ..
+        } = Descriptor::from_words(addr, rest);
+        (
+            id,
+            Descriptor {
+                addr,
+                len,
+                flags,
+                next: 0,
+            },
+        )
+    }
+
+    #[inline]
+    fn store_rest(&self, slot: u16, rest: u64) {
+        self.desc
+            .store_u64(DESC_SIZE * usize::from(slot) + 8, rest, Ordering::Release);
+    }
+
+    /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense.
+    ///
+    /// The list is followed to its end even when it is wrong, because its id stands in its last descriptor.
+    #[inline(never)]
+    fn walk(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        id: u16,
+        desc: Descriptor,
+        chains: &mut Chains,
+    ) {
+        let first = chains.mark();
+        let (mut at, mut id, mut desc, mut slots) = (self.next_avail, id, desc, 1);
+        let mut walked = self.walk_one(memory, access, desc, Ok(0), slots, chains);
+        while desc.flags & DESC_NEXT != 0 {
+            if self.held + slots == self.size {
+                walked = Err(ChainError::TooLong);
+                break;
+            }
+            at = at.advance(1, self.size);
+            slots += 1;
+            let rest = self
+                .desc
+                .load_u64(DESC_SIZE * usize::from(at.slot) + 8, Ordering::Relaxed);
+            (id, desc) = self.descriptor(at.slot, rest);
+            walked = self.walk_one(memory, access, desc, walked, slots, chains);
+        }
+        chains.close(id, slots, first, walked);
+        self.held += slots;
+        self.next_avail = self.next_avail.advance(slots, self.size);
+    }
+
+    fn walk_one(
+        &self,
+        memory: &GuestMemory,
+        access: Access,
+        desc: Descriptor,
+        so_far: Result<u32, ChainError>,
+        slots: u16,
+        chains: &mut Chains,
+    ) -> Result<u32, ChainError> {
+        let total = so_far?;
+        if desc.flags & DESC_INDIRECT == 0 {
+            return add_buffer(memory, access, desc, total, chains);
+        }
+        if !self.indirect || desc.flags & DESC_NEXT != 0 || slots > 1 {
+            return Err(ChainError::Indirect);
+        }
+        self.walk_table(memory, access, desc, chains)
+    }
+
+    /// Entries follow each other; only WRITE means something in them. Spec: virtio 1.4, 2.8.8, Indirect Descriptors.
+    fn walk_table(
+        &self,
+        memory: &GuestMemory,
+        access: Access,
+        table: Descriptor,
+        chains: &mut Chains,
+    ) -> Result<u32, ChainError> {
+        let entries = indirect_entries(table.len, self.size)?;
+        let mut total = 0;
+        for index in 0..entries {
+            // Read in the split form, where flags and next stand in the place of id and flags.
+            let entry = read_indirect(memory, table.addr, index)?;
+            let desc = Descriptor {
+                flags: entry.next & DESC_WRITE,
+                next: 0,
+                ..entry
+            };
+            total = add_buffer(memory, access, desc, total, chains)?;
+        }
+        Ok(total)
+    }
+}

@@ -1,0 +1,276 @@
+//! A virtqueue of either format, from either side: chosen once per burst, so that the loops below know which they run.
+
+use std::fmt;
+
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, UserAddr};
+
+use crate::packed::{PackedDevice, PackedDriver};
+use crate::split::{SplitDevice, SplitDriver};
+use crate::{Access, Chains, Features, RingError};
+
+/// The two formats of a virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RingFormat {
+    /// Spec: virtio 1.4, 2.7, Split Virtqueues.
+    Split,
+    /// Spec: virtio 1.4, 2.8, Packed Virtqueues.
+    Packed,
+}
+
+impl RingFormat {
+    /// The format that negotiated features choose.
+    #[must_use]
+    pub fn of(features: Features) -> Self {
+        if features.contains(Features::RING_PACKED) {
+            Self::Packed
+        } else {
+            Self::Split
+        }
+    }
+
+    /// Its name in options and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Packed => "packed",
+        }
+    }
+
+    /// The base of a ring that nobody has used yet: the form of SET_VRING_BASE.
+    #[must_use]
+    pub fn fresh_base(self) -> u32 {
+        match self {
+            Self::Split => 0,
+            Self::Packed => 0x8000_8000,
+        }
+    }
+}
+
+impl fmt::Display for RingFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Everything that makes a queue run: settable until then, fixed from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Entries: 1 to 32768, a power of two for the split format.
+    pub size: u16,
+    /// Descriptor area, in the front-end's addresses.
+    pub desc_area: UserAddr,
+    /// Driver area: available ring, or driver event suppression.
+    pub driver_area: UserAddr,
+    /// Device area: used ring, or device event suppression.
+    pub device_area: UserAddr,
+    /// Where to start: the form of SET_VRING_BASE.
+    pub base: u32,
+    /// What was negotiated.
+    pub features: Features,
+}
+
+impl QueueConfig {
+    /// The most entries a queue can have.
+    pub const SIZE_MAX: u16 = 32_768;
+
+    /// Whether the format allows this many entries.
+    #[must_use]
+    pub fn size_is_valid(size: u32, format: RingFormat) -> bool {
+        (1..=u32::from(Self::SIZE_MAX)).contains(&size)
+            && (format == RingFormat::Packed || size.is_power_of_two())
+    }
+}
+
+/// A running queue seen by the device.
+#[derive(Debug)]
+pub enum DeviceQueue {
+    /// Split format.
+    Split(SplitDevice),
+    /// Packed format.
+    Packed(PackedDevice),
+}
+
+macro_rules! either {
+    ($queue:expr, $of:ident, $inner:ident => $what:expr) => {
+        match $queue {
+            $of::Split($inner) => $what,
+            $of::Packed($inner) => $what,
+        }
+    };
+}
+
+impl DeviceQueue {
+    /// Starts a queue in the negotiated format. The caller has checked [`QueueConfig::size_is_valid`].
+    ///
+    /// # Errors
+    /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
+    pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
+        Ok(match RingFormat::of(config.features) {
+            RingFormat::Split => Self::Split(SplitDevice::new(config, memory)?),
+            RingFormat::Packed => Self::Packed(PackedDevice::new(config, memory)?),
+        })
+    }
+
+    /// Takes up to `max` chains; see [`SplitDevice::take`].
+    ///
+    /// # Errors
+    /// [`RingError`] when the ring cannot be followed any further.
+    #[inline]
+    pub fn take(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+    ) -> Result<usize, RingError> {
+        either!(self, Self, queue => queue.take(memory, access, max, chains))
+    }
+
+    /// Puts the last `n` chains back as if they had not been taken.
+    pub fn untake(&mut self, n: usize, chains: &mut Chains) {
+        either!(self, Self, queue => queue.untake(n, chains));
+    }
+
+    /// Marks chain `i` used with `len` bytes written. Chains are given in the order they were taken.
+    #[inline]
+    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
+        either!(self, Self, queue => queue.give(chains, i, len));
+    }
+
+    /// Marks all chains used with nothing written.
+    #[inline]
+    pub fn give_all(&mut self, chains: &Chains) {
+        either!(self, Self, queue => queue.give_all(chains));
+    }
+
+    /// Lets the driver see everything given; whether it is to be called.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(self, Self, queue => queue.publish())
+    }
+
+    /// Whether chains wait to be taken.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        either!(self, Self, queue => queue.has_work())
+    }
+
+    /// Asks for a kick with the next chain; whether chains are waiting already.
+    pub fn arm(&mut self) -> bool {
+        either!(self, Self, queue => queue.arm())
+    }
+
+    /// Says that kicks are not needed.
+    pub fn disarm(&mut self) {
+        either!(self, Self, queue => queue.disarm());
+    }
+
+    /// Where to go on after a stop: the form of SET_VRING_BASE.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        either!(self, Self, queue => queue.base())
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        either!(self, Self, queue => queue.size())
+    }
+
+    /// The ring's format.
+    #[must_use]
+    pub fn format(&self) -> RingFormat {
+        match self {
+            Self::Split(_) => RingFormat::Split,
+            Self::Packed(_) => RingFormat::Packed,
+        }
+    }
+}
+
+/// A buffer that the driver makes available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriverBuffer {
+    /// Where it is.
+    pub addr: GuestAddr,
+    /// Its length in bytes.
+    pub len: u32,
+    /// Whether the device writes it (true) or reads it.
+    pub writable: bool,
+}
+
+/// A buffer that the device has returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// What [`DriverQueue::add`] answered when it was made available.
+    pub id: u16,
+    /// Bytes that the device says it wrote; at most what the buffer holds.
+    pub len: u32,
+}
+
+/// A running queue seen by the driver.
+#[derive(Debug)]
+pub enum DriverQueue {
+    /// Split format.
+    Split(SplitDriver),
+    /// Packed format.
+    Packed(PackedDriver),
+}
+
+impl DriverQueue {
+    /// Lays out an empty queue in memory of our own. The caller has checked [`QueueConfig::size_is_valid`].
+    ///
+    /// # Errors
+    /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
+    pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
+        Ok(match RingFormat::of(config.features) {
+            RingFormat::Split => Self::Split(SplitDriver::new(config, memory)?),
+            RingFormat::Packed => Self::Packed(PackedDriver::new(config, memory)?),
+        })
+    }
+
+    /// How many descriptors are free.
+    #[inline]
+    #[must_use]
+    pub fn free(&self) -> usize {
+        either!(self, Self, queue => queue.free())
+    }
+
+    /// Makes one chain of `buffers` available, readable ones first; its id, or `None` when descriptors are short (or there is no
+    /// buffer). The device sees it after [`Self::publish`].
+    #[inline]
+    pub fn add(&mut self, buffers: &[DriverBuffer]) -> Option<u16> {
+        either!(self, Self, queue => queue.add(buffers))
+    }
+
+    /// Lets the device see everything added; whether it is to be kicked.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(self, Self, queue => queue.publish())
+    }
+
+    /// Takes back what the device has returned, at most as many as `used` has places; how many.
+    ///
+    /// # Errors
+    /// [`RingError`] when the device returns what it does not hold.
+    #[inline]
+    pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
+        either!(self, Self, queue => queue.reap(used))
+    }
+
+    /// Whether the device has returned something.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        either!(self, Self, queue => queue.has_work())
+    }
+
+    /// Asks for a call with the next buffer returned; whether some have been returned already.
+    pub fn arm(&mut self) -> bool {
+        either!(self, Self, queue => queue.arm())
+    }
+
+    /// Says that calls are not needed.
+    pub fn disarm(&mut self) {
+        either!(self, Self, queue => queue.disarm());
+    }
+}

@@ -1,0 +1,357 @@
+//! The device side of a split virtqueue: takes chains, gives them back used.
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, Window};
+
+use super::layout::{
+    ALIGN, AVAIL_NO_INTERRUPT, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor,
+    ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, desc_bytes, used_bytes,
+};
+use crate::notify::need_event;
+use crate::{Access, ChainError, Chains, Features, QueueConfig, RingError};
+
+/// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
+#[derive(Debug)]
+pub struct SplitDevice {
+    desc: Window,
+    avail: Window,
+    used: Window,
+    size: u16,
+    mask: u16,
+    event_idx: bool,
+    indirect: bool,
+    in_order: bool,
+    /// Next available entry to read; free-running.
+    next_avail: u16,
+    /// The driver's available index as last read.
+    seen_avail: u16,
+    /// Next used entry to write; free-running, ahead of what is published.
+    next_used: u16,
+    /// The used index as last published.
+    published: u16,
+    /// Used index up to which the driver has been considered for a call; `None` after a start: notify in any case.
+    signalled: Option<u16>,
+    /// Region of the last buffer.
+    hint: u32,
+}
+
+impl SplitDevice {
+    /// Starts on the rings that `config` describes, from its base. Spec: virtio 1.4, 2.7.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
+    pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
+        let event_idx = config.features.contains(Features::EVENT_IDX);
+        let [desc_align, avail_align, used_align] = ALIGN;
+        let used = memory.window(
+            config.device_area,
+            used_bytes(config.size, event_idx),
+            used_align,
+        )?;
+        // What is used so far stands in the ring itself; only the available side is told by the base.
+        let next_used = used.load_u16(INDEX, Ordering::Acquire);
+        let [low, high, ..] = config.base.to_le_bytes();
+        let next_avail = u16::from_le_bytes([low, high]);
+        Ok(Self {
+            desc: memory.window(config.desc_area, desc_bytes(config.size), desc_align)?,
+            avail: memory.window(
+                config.driver_area,
+                avail_bytes(config.size, event_idx),
+                avail_align,
+            )?,
+            used,
+            size: config.size,
+            mask: config.size - 1,
+            event_idx,
+            indirect: config.features.contains(Features::INDIRECT_DESC),
+            in_order: config.features.contains(Features::IN_ORDER),
+            next_avail,
+            seen_avail: next_avail,
+            next_used,
+            published: next_used,
+            signalled: None,
+            hint: 0,
+        })
+    }
+
+    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
+    ///
+    /// # Errors
+    /// [`RingError`] when the available ring cannot be followed; what was taken before stands in `chains`.
+    #[inline]
+    pub fn take(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+    ) -> Result<usize, RingError> {
+        let max = max.min(chains.room());
+        let mut pending = usize::from(self.seen_avail.wrapping_sub(self.next_avail));
+        if pending < max {
+            let found = self.avail.load_u16(INDEX, Ordering::Acquire);
+            let ahead = found.wrapping_sub(self.next_avail);
+            if ahead > self.size {
+                return Err(RingError::AvailIndex {
+                    found,
+                    expected: self.next_avail,
+                    size: self.size,
+                });
+            }
+            self.seen_avail = found;
+            pending = usize::from(ahead);
+        }
+        let n = pending.min(max);
+        for _ in 0..n {
+            let slot = usize::from(self.next_avail & self.mask);
+            let head = self.avail.load_u16(ENTRIES + 2 * slot, Ordering::Relaxed);
+            if head >= self.size {
+                return Err(RingError::HeadRange {
+                    head,
+                    size: self.size,
+                });
+            }
+            self.next_avail = self.next_avail.wrapping_add(1);
+            let desc = self.descriptor(head);
+            let plain = desc.flags & (DESC_NEXT | DESC_INDIRECT) == 0
+                && (desc.flags & DESC_WRITE != 0) == (access == Access::Write)
+                && desc.len > 0;
+            match memory.translate(GuestAddr(desc.addr), desc.len, &mut self.hint) {
+                Some(segment) if plain => chains.push_one(head, 1, segment),
+                _ => self.walk(memory, access, head, desc, chains),
+            }
+        }
+        Ok(n)
+    }
+
+    /// Puts the last `n` chains back as if they had not been taken.
+    pub fn untake(&mut self, n: usize, chains: &mut Chains) {
+        let slots = chains.pop(n);
+        self.next_avail = self.next_avail.wrapping_sub(slots);
+    }
+
+    /// Marks chain `i` used with `len` bytes written. The driver sees it after [`Self::publish`].
+    #[inline]
+    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
+        self.write_used(chains.entry(i).id, len);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Marks all chains used with nothing written: one used element says it for all where the driver expects that.
+    #[inline]
+    pub fn give_all(&mut self, chains: &Chains) {
+        let n = chains.len();
+        if self.in_order && n > 0 {
+            // Spec: virtio 1.4, 2.7.9, In-order use of descriptors: the id of the last, in the place of the first.
+            self.write_used(chains.entry(n - 1).id, 0);
+            #[expect(clippy::cast_possible_truncation, reason = "n is at most CHAINS_MAX")]
+            {
+                self.next_used = self.next_used.wrapping_add(n as u16);
+            }
+            return;
+        }
+        for i in 0..n {
+            self.give(chains, i, 0);
+        }
+    }
+
+    #[inline]
+    fn write_used(&self, id: u16, len: u32) {
+        let entry = ENTRIES + 8 * usize::from(self.next_used & self.mask);
+        self.used.store_u32(entry, u32::from(id), Ordering::Relaxed);
+        self.used.store_u32(entry + 4, len, Ordering::Relaxed);
+    }
+
+    /// Lets the driver see everything given back; whether it is to be called.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.next_used);
+        if old == new {
+            return false;
+        }
+        self.used.store_u16(INDEX, new, Ordering::Release);
+        self.published = new;
+        // The index must be visible before the driver's wish is read, or both sides may wait for ever.
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return self.avail.load_u16(FLAGS, Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0;
+        }
+        let event = self
+            .avail
+            .load_u16(ENTRIES + 2 * usize::from(self.size), Ordering::Relaxed);
+        match self.signalled.replace(new) {
+            None => true,
+            Some(since) => need_event(event, new, since),
+        }
+    }
+
+    /// Whether chains wait to be taken.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.avail.load_u16(INDEX, Ordering::Acquire) != self.next_avail
+    }
+
+    /// Asks for a kick with the next chain; whether chains are waiting already.
+    pub fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.used
+                .store_u16(self.avail_event(), self.next_avail, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(FLAGS, 0, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        self.has_work()
+    }
+
+    /// Says that kicks are not needed. With EVENT_IDX the event that was asked for last simply falls behind.
+    pub fn disarm(&mut self) {
+        if !self.event_idx {
+            self.used
+                .store_u16(FLAGS, USED_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    /// Where to go on after a stop: the form of SET_VRING_BASE. Everything taken must have been given back.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_avail)
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn avail_event(&self) -> usize {
+        ENTRIES + 8 * usize::from(self.size)
+    }
+
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let at = DESC_SIZE * usize::from(index);
+        Descriptor::from_words(
+            self.desc.load_u64(at, Ordering::Relaxed),
+            self.desc.load_u64(at + 8, Ordering::Relaxed),
+        )
+    }
+
+    /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense.
+    #[inline(never)]
+    fn walk(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        head: u16,
+        desc: Descriptor,
+        chains: &mut Chains,
+    ) {
+        let first = chains.mark();
+        let walked = self.walk_direct(memory, access, desc, chains);
+        chains.close(head, 1, first, walked);
+    }
+
+    fn walk_direct(
+        &self,
+        memory: &GuestMemory,
+        access: Access,
+        mut desc: Descriptor,
+        chains: &mut Chains,
+    ) -> Result<u32, ChainError> {
+        let mut total = 0;
+        for _ in 0..self.size {
+            if desc.flags & DESC_INDIRECT != 0 {
+                if !self.indirect || desc.flags & DESC_NEXT != 0 {
+                    return Err(ChainError::Indirect);
+                }
+                return self.walk_table(memory, access, desc, total, chains);
+            }
+            total = add_buffer(memory, access, desc, total, chains)?;
+            if desc.flags & DESC_NEXT == 0 {
+                return Ok(total);
+            }
+            if desc.next >= self.size {
+                return Err(ChainError::NextRange);
+            }
+            desc = self.descriptor(desc.next);
+        }
+        Err(ChainError::TooLong)
+    }
+
+    /// Spec: virtio 1.4, 2.7.5.3, Indirect Descriptors.
+    fn walk_table(
+        &self,
+        memory: &GuestMemory,
+        access: Access,
+        table: Descriptor,
+        mut total: u32,
+        chains: &mut Chains,
+    ) -> Result<u32, ChainError> {
+        let entries = indirect_entries(table.len, self.size)?;
+        let mut index = 0;
+        for _ in 0..entries {
+            let desc = read_indirect(memory, table.addr, index)?;
+            if desc.flags & DESC_INDIRECT != 0 {
+                return Err(ChainError::Indirect);
+            }
+            total = add_buffer(memory, access, desc, total, chains)?;
+            if desc.flags & DESC_NEXT == 0 {
+                return Ok(total);
+            }
+            if desc.next >= entries {
+                return Err(ChainError::NextRange);
+            }
+            index = desc.next;
+        }
+        Err(ChainError::TooLong)
+    }
+}
+
+/// Entries of an indirect table of `len` bytes; no more than the ring has, so that one chain cannot cost more than another.
+pub(crate) fn indirect_entries(len: u32, size: u16) -> Result<u16, ChainError> {
+    let entries = len / 16;
+    match u16::try_from(entries) {
+        Ok(entries) if len.is_multiple_of(16) && (1..=size).contains(&entries) => Ok(entries),
+        _ => Err(ChainError::IndirectLen),
+    }
+}
+
+/// Reads entry `index` of the indirect table at `addr`.
+pub(crate) fn read_indirect(
+    memory: &GuestMemory,
+    addr: u64,
+    index: u16,
+) -> Result<Descriptor, ChainError> {
+    let at = addr
+        .checked_add(16 * u64::from(index))
+        .ok_or(ChainError::Address)?;
+    let mut bytes = [0; DESC_SIZE];
+    let mut filled = 0;
+    let whole = memory.translate_all(GuestAddr(at), 16, |segment| {
+        filled += memory.slice(segment).copy_to(&mut bytes[filled..]);
+    });
+    if !whole {
+        return Err(ChainError::Address);
+    }
+    Ok(Descriptor::from_bytes(bytes))
+}
+
+/// Adds the buffer of one descriptor to the chain being walked; the chain's length with it.
+pub(crate) fn add_buffer(
+    memory: &GuestMemory,
+    access: Access,
+    desc: Descriptor,
+    total: u32,
+    chains: &mut Chains,
+) -> Result<u32, ChainError> {
+    if (desc.flags & DESC_WRITE != 0) != (access == Access::Write) {
+        return Err(ChainError::Direction);
+    }
+    let total = total.checked_add(desc.len).ok_or(ChainError::TooBig)?;
+    let each = |segment: Segment| chains.push_segment(segment);
+    if !memory.translate_all(GuestAddr(desc.addr), desc.len, each) {
+        return Err(ChainError::Address);
+    }
+    Ok(total)
+}
