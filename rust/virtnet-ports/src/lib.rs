@@ -1,2 +1,21 @@
-//! Every port to the outside: vhost-user, virtio-user, tap, pcap.
+//! Every port to the outside: tap, pcap, and what vhost-user and virtio-user ports are built on.
+//!
+//! A port has two halves. The data half moves packets and belongs to one worker at a time; the control half answers sockets
+//! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`PcapPort`]) have no
+//! control half.
+//!
+//! It guarantees that a peer, a guest or a file can make a port stop but never panic or block its worker, that every packet
+//! offered to a port is counted once, and that dropping a port gives everything back. There is no global state: ports and
+//! control threads of several networks live side by side.
+//!
+//! In a packet's way ports are its first and its last step (see `ARCHITECTURE.md`).
 #![forbid(unsafe_code)]
+
+mod control;
+mod error;
+mod slot;
+
+pub use control::{Control, REST, Served, Service};
+pub use error::PortError;
+pub use slot::{DEADLINE, Held, Slot, SlotError};
+pub use virtnet_sys::Fault;

@@ -1,0 +1,108 @@
+//! What can go wrong with a port, in the words of the person who has to fix it.
+//!
+//! A variant exists where the remedy differs. What a guest or a peer does wrong while packets flow is not here: that is a
+//! counter, or an error of the session that the port keeps.
+
+use std::io;
+use std::path::PathBuf;
+
+use virtnet_mem::MemoryError;
+use virtnet_sys::{Fault, SysError};
+
+use crate::slot::SlotError;
+
+/// An error of a port or of the control side.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortError {
+    /// The system refused.
+    #[error(transparent)]
+    System(#[from] SysError),
+    /// The system refused, in a call that names its operation.
+    #[error("cannot {operation}: {source}")]
+    Io {
+        /// The operation, with its object, as the end of a sentence that starts with "cannot".
+        operation: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Memory that was described does not make sense, or cannot be mapped.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The data half of the port did not answer.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// A capture file is not what it should be.
+    #[error("{} is not a capture that can be read: {problem} ({place})", path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// Where: record number and byte offset.
+        place: String,
+    },
+    /// An option has a value that cannot be.
+    #[error("{option} is {found}, and {expected} is expected")]
+    Option {
+        /// Name of the option.
+        option: &'static str,
+        /// What was given.
+        found: String,
+        /// What would have done.
+        expected: String,
+    },
+    /// The control thread has been stopped.
+    #[error("the control thread has been stopped: make a new one")]
+    Stopped,
+    /// The service is no longer on the control thread.
+    #[error("the service has been removed from the control thread")]
+    NoService,
+    /// A service panicked; it gets no more calls.
+    #[error("a service of the control thread panicked, which is a defect of virtnet: {message}")]
+    ServicePanicked {
+        /// What the panic said.
+        message: String,
+    },
+    /// A service called its own thread and would have waited for itself.
+    #[error(
+        "the control thread would wait for itself: services must not call the control they run on"
+    )]
+    WouldDeadlock,
+}
+
+impl PortError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::System(error) => error.fault(),
+            Self::Slot(error) => error.fault(),
+            Self::Memory(MemoryError::Map { .. }) | Self::Io { .. } => Fault::Host,
+            Self::Memory(_) => Fault::Peer,
+            Self::Capture { .. }
+            | Self::Option { .. }
+            | Self::Stopped
+            | Self::NoService
+            | Self::WouldDeadlock => Fault::Caller,
+            Self::ServicePanicked { .. } => Fault::Host,
+        }
+    }
+
+    /// The kind of system error this is, as [`std::io`] calls it; `Other` where it is none.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::System(error) => error.kind(),
+            Self::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        }
+    }
+
+    pub(crate) fn io(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            operation: operation.into(),
+            source: source.into(),
+        }
+    }
+}
