@@ -26,7 +26,7 @@ pub enum PortError {
         /// What the system said.
         source: io::Error,
     },
-    /// Memory that was described does not make sense, or cannot be mapped.
+    /// Memory of our own that was asked for does not make sense, or cannot be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The data half of the port did not answer.
@@ -79,8 +79,8 @@ impl PortError {
             Self::System(error) => error.fault(),
             Self::Slot(error) => error.fault(),
             Self::Memory(MemoryError::Map { .. }) | Self::Io { .. } => Fault::Host,
-            Self::Memory(_) => Fault::Peer,
-            Self::Capture { .. }
+            Self::Memory(_)
+            | Self::Capture { .. }
             | Self::Option { .. }
             | Self::Stopped
             | Self::NoService

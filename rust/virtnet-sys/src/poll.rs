@@ -130,6 +130,11 @@ pub struct Events {
     list: Vec<epoll::Event>,
 }
 
+// SAFETY: the kernel's event could carry a pointer; ours carry plain numbers, and nothing here ever reads the pointer.
+unsafe impl Send for Events {}
+// SAFETY: as above.
+unsafe impl Sync for Events {}
+
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()

@@ -1,0 +1,228 @@
+//! A tap device as a port: the host's own network stack at the other end.
+//!
+//! What the host sends to the interface is received here, what is sent here arrives at the host. Every packet is one system
+//! call. In front of each frame is a virtio-net header: packets that leave carry their offload metadata in it, and the host
+//! is asked to hand over only finished frames, so the header of what arrives says nothing.
+//!
+//! It guarantees that a full queue of the host is "no room" and everything else the host refuses is a counted drop. When the
+//! interface is deleted, the port goes quiet and keeps the reason.
+//!
+//! In a packet's way this is a first and a last step with one copy by the kernel and one by us on each side.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use virtnet_packet::header::ETHERNET_LEN;
+use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, PortCounters};
+use virtnet_sys::{Events, Poller, Tap, TapOffloads, TapQueue};
+
+use crate::PortError;
+
+/// Bytes of the virtio-net header in front of every frame.
+const HEADER_LEN: usize = 12;
+
+/// The longest frame: the largest MTU of a tap, an Ethernet header and two tags.
+const FRAME_MAX: usize = 65_535 + ETHERNET_LEN + 8;
+
+/// What the kernel answers when the link is down.
+const EIO: i32 = 5;
+/// What the kernel answers when the interface is gone.
+const EBADFD: i32 = 77;
+
+/// A tap interface as a port, with one queue.
+#[derive(Debug)]
+pub struct TapPort {
+    queue: TapQueue,
+    tap: Option<Tap>,
+    /// What a worker waits for: holds the queue until the interface is gone.
+    poller: Poller,
+    events: Events,
+    /// Header and frame on their way in or out.
+    bytes: Box<[u8]>,
+    counters: PortCounters,
+    gone: Option<io::Error>,
+}
+
+impl TapPort {
+    /// Opens the tap interface `name`, making it if it is not there (a `%d` in the name is numbered), and brings it up.
+    ///
+    /// An interface made here goes away with the port.
+    ///
+    /// # Errors
+    /// [`PortError::System`]: each says which right or device is missing and what to do.
+    pub fn open(name: &str) -> Result<Self, PortError> {
+        let (tap, queues) = Tap::open(name, 1, true)?;
+        let Some(queue) = queues.into_iter().next() else {
+            unreachable!("one queue was asked for");
+        };
+        tap.set_up(true)?;
+        Self::over(queue, Some(tap))
+    }
+
+    /// Takes over the descriptor of a tap queue that somebody with the rights has opened, with a virtio-net header of 12 bytes.
+    ///
+    /// # Errors
+    /// [`PortError::System`] if it is something else; the descriptor is closed.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, PortError> {
+        Self::over(TapQueue::from_owned(fd)?, None)
+    }
+
+    fn over(queue: TapQueue, tap: Option<Tap>) -> Result<Self, PortError> {
+        queue.set_offloads(TapOffloads::empty())?;
+        let failed = |source| PortError::io("wait for a tap", source);
+        let poller = Poller::new().map_err(failed)?;
+        poller.add(&queue, 0).map_err(failed)?;
+        Ok(Self {
+            queue,
+            tap,
+            poller,
+            events: Events::with_capacity(1),
+            bytes: vec![0; HEADER_LEN + FRAME_MAX].into(),
+            counters: PortCounters::default(),
+            gone: None,
+        })
+    }
+
+    /// The interface, unless the port was made from a descriptor.
+    #[must_use]
+    pub fn interface(&self) -> Option<&Tap> {
+        self.tap.as_ref()
+    }
+
+    /// Why the port is quiet for good, once it is.
+    #[must_use]
+    pub fn error(&self) -> Option<&io::Error> {
+        self.gone.as_ref()
+    }
+
+    /// The interface is gone: nothing will ever arrive, and nobody is to be woken for it.
+    fn lose(&mut self, error: io::Error) {
+        if self.gone.is_none() {
+            // It was added when the port was made, and only this takes it out.
+            drop(self.poller.remove(&self.queue));
+            self.gone = Some(error);
+        }
+    }
+
+    /// Writes one frame; `false` when the kernel has no room for it.
+    fn send(&mut self, burst: &Burst, i: usize) -> bool {
+        let frame_len = burst.frame_len(i);
+        if frame_len > FRAME_MAX {
+            self.counters.tx_drops.add(DropReason::TooBig, 1);
+            return true;
+        }
+        let (header, frame) = self.bytes.split_at_mut(HEADER_LEN);
+        header.copy_from_slice(&net_header(&burst.offload(i)));
+        burst.copy_frame(i, &mut frame[..frame_len]);
+        let packet = IoSlice::new(&self.bytes[..HEADER_LEN + frame_len]);
+        let reason = match self.queue.write_vectored(&[packet]) {
+            Ok(_) => {
+                self.counters.sent += 1;
+                self.counters.sent_bytes += frame_len as u64;
+                return true;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) => match error.raw_os_error() {
+                Some(EIO) => DropReason::PortDown,
+                Some(EBADFD) => {
+                    self.lose(error);
+                    DropReason::PortDown
+                }
+                _ => DropReason::SendError,
+            },
+        };
+        self.counters.tx_drops.add(reason, 1);
+        true
+    }
+}
+
+impl Port for TapPort {
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        let before = burst.len();
+        while burst.room() > 0 && self.gone.is_none() {
+            let len = match self.queue.read(&mut self.bytes) {
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.lose(error);
+                    break;
+                }
+            };
+            let frame = self.bytes.get(HEADER_LEN..len).unwrap_or_default();
+            self.counters.received += 1;
+            self.counters.received_bytes += frame.len() as u64;
+            if frame.len() < ETHERNET_LEN {
+                self.counters.rx_drops.add(DropReason::Runt, 1);
+            } else {
+                burst.push_bytes(frame, Offload::default());
+            }
+        }
+        burst.len() - before
+    }
+
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        let refused = picks.iter().position(|i| !self.send(burst, i));
+        refused.unwrap_or(picks.len())
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.counters.tx_drops.add(reason, n);
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.poller
+            .wait(&mut self.events, Some(Duration::ZERO))
+            .is_ok_and(|ready| ready > 0)
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+}
+
+/// The virtio-net header of a frame, little-endian. Spec: virtio 1.4, 5.1.9, Device Operation.
+fn net_header(offload: &Offload) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[0] = offload.flags & Offload::NEEDS_CSUM;
+    header[1] = offload.gso_type;
+    header[2..4].copy_from_slice(&offload.hdr_len.to_le_bytes());
+    header[4..6].copy_from_slice(&offload.gso_size.to_le_bytes());
+    header[6..8].copy_from_slice(&offload.csum_start.to_le_bytes());
+    header[8..10].copy_from_slice(&offload.csum_offset.to_le_bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_frame_has_a_header_of_zeros() {
+        assert_eq!(net_header(&Offload::default()), [0; HEADER_LEN]);
+        let verified = Offload {
+            flags: Offload::DATA_VALID,
+            ..Offload::default()
+        };
+        assert_eq!(net_header(&verified), [0; HEADER_LEN]);
+    }
+
+    #[test]
+    fn what_is_left_to_be_done_is_told_to_the_kernel() {
+        let offload = Offload {
+            flags: Offload::NEEDS_CSUM,
+            gso_type: Offload::GSO_TCPV4,
+            hdr_len: 0x0102,
+            gso_size: 0x0304,
+            csum_start: 0x0506,
+            csum_offset: 0x0708,
+        };
+        let expected = [1, 1, 2, 1, 4, 3, 6, 5, 8, 7, 0, 0];
+        assert_eq!(net_header(&offload), expected);
+    }
+}
