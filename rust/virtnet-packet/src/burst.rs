@@ -1,4 +1,4 @@
-//! Packets that move together: private heads, bodies in place, as a structure of arrays.
+//! Packets that move together: private heads, bodies in place, in arrays made once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +19,19 @@ const HEAD_MAX_U32: u32 = 192;
 #[repr(align(64))]
 struct Row([u8; HEAD_MAX]);
 
+/// What is known of a packet beside its head: half a line, written once.
+#[derive(Clone, Copy, Default)]
+struct Meta {
+    frame_len: u32,
+    offload: Offload,
+    body: Body,
+}
+
 /// Where the bytes behind a head are: a run of `segments`, of the sender's memory or of the burst's own bytes.
 #[derive(Clone, Copy, Default)]
 struct Body {
-    first: usize,
-    count: usize,
+    first: u32,
+    count: u32,
 }
 
 /// A region number that says: the burst's own bytes.
@@ -36,9 +44,7 @@ const OWN: u32 = u32::MAX;
 pub struct Burst {
     n: usize,
     rows: Box<[Row; BURST_MAX]>,
-    frame_lens: [u32; BURST_MAX],
-    offloads: [Offload; BURST_MAX],
-    bodies: [Body; BURST_MAX],
+    metas: [Meta; BURST_MAX],
     segments: Vec<Segment>,
     memory: Option<Arc<GuestMemory>>,
     own: Vec<u8>,
@@ -63,9 +69,7 @@ impl Burst {
         Self {
             n: 0,
             rows: Box::new([Row([0; HEAD_MAX]); BURST_MAX]),
-            frame_lens: [0; BURST_MAX],
-            offloads: [Offload::default(); BURST_MAX],
-            bodies: [Body::default(); BURST_MAX],
+            metas: [Meta::default(); BURST_MAX],
             segments: Vec::with_capacity(BURST_MAX * 4),
             memory: None,
             own: Vec::new(),
@@ -104,7 +108,7 @@ impl Burst {
     #[inline]
     #[must_use]
     pub fn frame_len(&self, i: usize) -> usize {
-        self.frame_lens[i] as usize
+        self.metas[i].frame_len as usize
     }
 
     /// The private first bytes of frame `i`: the whole frame, or [`HEAD_MAX`] bytes of a longer one.
@@ -125,13 +129,13 @@ impl Burst {
     #[inline]
     #[must_use]
     pub fn offload(&self, i: usize) -> Offload {
-        self.offloads[i]
+        self.metas[i].offload
     }
 
     /// Changes the offload metadata of packet `i`.
     #[inline]
     pub fn set_offload(&mut self, i: usize, offload: Offload) {
-        self.offloads[i] = offload;
+        self.metas[i].offload = offload;
     }
 
     /// Says whose memory the segments given to [`push_guest`](Self::push_guest) belong to. Only for an empty burst.
@@ -147,37 +151,51 @@ impl Burst {
         }
     }
 
-    /// Appends a frame that lies in the memory of [`set_memory`](Self::set_memory): its head is copied now, its body stays.
-    ///
-    /// `segments` are the frame's bytes in order and `frame_len` their sum, at least one byte.
+    /// Appends a frame that lies in one run of the memory of [`set_memory`](Self::set_memory): its head is copied now, its body
+    /// stays.
     ///
     /// # Panics
     /// When the burst is full, which is a caller's defect.
-    #[inline]
-    pub fn push_guest(&mut self, segments: &[Segment], frame_len: u32, offload: Offload) {
-        let i = self.n;
-        let Some(memory) = self.memory.as_deref() else {
-            return;
+    #[inline(always)]
+    pub fn push_guest(&mut self, memory: &GuestMemory, frame: Segment, offload: Offload) {
+        let (head, _) = memory.slice(frame).split_at(HEAD_MAX);
+        head.copy_to(&mut self.rows[self.n].0);
+        let body = if frame.len > HEAD_MAX_U32 {
+            self.body_of(frame.skip(HEAD_MAX_U32))
+        } else {
+            Body::default()
         };
-        let row = &mut self.rows[i].0;
-        let body = match segments {
-            [one] => {
-                let (head, _) = memory.slice(*one).split_at(HEAD_MAX);
-                head.copy_to(row);
-                if one.len as usize > HEAD_MAX {
-                    self.segments.push(one.skip(HEAD_MAX_U32));
-                    Body {
-                        first: self.segments.len() - 1,
-                        count: 1,
-                    }
-                } else {
-                    Body::default()
-                }
+        self.finish_push(frame.len, offload, body);
+    }
+
+    /// Appends a frame that lies in several runs of the memory of [`set_memory`](Self::set_memory), `frame_len` bytes together.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect.
+    #[inline(never)]
+    pub fn push_guest_runs(
+        &mut self,
+        memory: &GuestMemory,
+        runs: impl Iterator<Item = Segment>,
+        frame_len: u32,
+        offload: Offload,
+    ) {
+        let row = &mut self.rows[self.n].0;
+        let first = self.segments.len();
+        let mut filled = 0;
+        for run in runs {
+            let taken = memory.slice(run).copy_to(&mut row[filled..]);
+            filled += taken;
+            let rest = run.skip(len_u32(taken));
+            if rest.len > 0 {
+                self.segments.push(rest);
             }
-            many => gather(memory, many, row, &mut self.segments),
+        }
+        let body = Body {
+            first: len_u32(first),
+            count: len_u32(self.segments.len() - first),
         };
-        self.bodies[i] = body;
-        self.finish_push(frame_len, offload);
+        self.finish_push(frame_len, offload, body);
     }
 
     /// Appends a frame given as bytes; the burst keeps a copy.
@@ -185,26 +203,10 @@ impl Burst {
     /// # Panics
     /// When the burst is full, which is a caller's defect.
     pub fn push_bytes(&mut self, frame: &[u8], offload: Offload) {
-        let i = self.n;
-        let head_len = frame.len().min(HEAD_MAX);
-        let (head, rest) = frame.split_at(head_len);
-        self.rows[i].0[..head_len].copy_from_slice(head);
-        self.bodies[i] = if rest.is_empty() {
-            Body::default()
-        } else {
-            let offset = self.own.len();
-            self.own.extend_from_slice(rest);
-            self.segments.push(Segment {
-                offset,
-                len: len_u32(rest.len()),
-                region: OWN,
-            });
-            Body {
-                first: self.segments.len() - 1,
-                count: 1,
-            }
-        };
-        self.finish_push(len_u32(frame.len()), offload);
+        let (head, rest) = frame.split_at(frame.len().min(HEAD_MAX));
+        self.rows[self.n].0[..head.len()].copy_from_slice(head);
+        let body = self.own_body(rest.len(), |own| own.copy_from_slice(rest));
+        self.finish_push(len_u32(frame.len()), offload, body);
     }
 
     /// Appends a copy of packet `i` of another burst, body and all.
@@ -212,34 +214,45 @@ impl Burst {
     /// # Panics
     /// When the burst is full, which is a caller's defect.
     pub fn push_copy(&mut self, from: &Self, i: usize) {
-        let at = self.n;
-        self.rows[at] = from.rows[i];
+        self.rows[self.n] = from.rows[i];
+        let body = self.own_body(from.frame_len(i) - from.head(i).len(), |own| {
+            from.copy_body(i, own);
+        });
+        self.finish_push(from.metas[i].frame_len, from.metas[i].offload, body);
+    }
+
+    /// Makes room for a body of `len` bytes of the burst's own and has it filled.
+    fn own_body(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Body {
+        if len == 0 {
+            return Body::default();
+        }
         let offset = self.own.len();
-        let body_len = from.frame_len(i) - from.head(i).len();
-        self.bodies[at] = if body_len == 0 {
-            Body::default()
-        } else {
-            self.own.resize(offset + body_len, 0);
-            from.copy_body(i, &mut self.own[offset..]);
-            self.segments.push(Segment {
-                offset,
-                len: len_u32(body_len),
-                region: OWN,
-            });
-            Body {
-                first: self.segments.len() - 1,
-                count: 1,
-            }
-        };
-        self.finish_push(from.frame_lens[i], from.offloads[i]);
+        self.own.resize(offset + len, 0);
+        fill(&mut self.own[offset..]);
+        self.body_of(Segment {
+            offset,
+            len: len_u32(len),
+            region: OWN,
+        })
     }
 
     #[inline]
-    fn finish_push(&mut self, frame_len: u32, offload: Offload) {
-        let i = self.n;
-        self.frame_lens[i] = frame_len;
-        self.offloads[i] = offload;
-        self.n = i + 1;
+    fn body_of(&mut self, segment: Segment) -> Body {
+        self.segments.push(segment);
+        Body {
+            first: len_u32(self.segments.len() - 1),
+            count: 1,
+        }
+    }
+
+    #[inline(always)]
+    fn finish_push(&mut self, frame_len: u32, offload: Offload, body: Body) {
+        self.metas[self.n] = Meta {
+            frame_len,
+            offload,
+            body,
+        };
+        self.n += 1;
     }
 
     /// Copies frame `i` into `dst`, as much of it as fits; how many bytes.
@@ -261,8 +274,12 @@ impl Burst {
     /// The pieces of frame `i` behind its head, in order.
     #[inline]
     pub fn body(&self, i: usize) -> impl Iterator<Item = Piece<'_>> {
-        let Body { first, count } = self.bodies[i];
-        let segments = self.segments.get(first..first + count).unwrap_or_default();
+        let Body { first, count } = self.metas[i].body;
+        let first = first as usize;
+        let segments = self
+            .segments
+            .get(first..first + count as usize)
+            .unwrap_or_default();
         segments.iter().map(|&segment| self.piece(segment))
     }
 
@@ -340,29 +357,6 @@ impl Piece<'_> {
             Self::Own(bytes) => Self::Own(bytes.get(n..).unwrap_or_default()),
             Self::Guest(slice) => Self::Guest(slice.split_at(n).1),
         }
-    }
-}
-
-/// Fills a head from several segments and notes what is left of them as the body.
-fn gather(
-    memory: &GuestMemory,
-    from: &[Segment],
-    row: &mut [u8; HEAD_MAX],
-    body: &mut Vec<Segment>,
-) -> Body {
-    let first = body.len();
-    let mut filled = 0;
-    for &segment in from {
-        let taken = memory.slice(segment).copy_to(&mut row[filled..]);
-        filled += taken;
-        let rest = segment.skip(len_u32(taken));
-        if rest.len > 0 {
-            body.push(rest);
-        }
-    }
-    Body {
-        first,
-        count: body.len() - first,
     }
 }
 

@@ -28,15 +28,25 @@ pub struct Chains {
 /// One chain: what the ring needs to give it back, and where its bytes are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
+    /// Its only buffer, where it has just one: the usual case, kept in place.
+    one: Segment,
+    buffers: Buffers,
     /// Head descriptor (split) or buffer id (packed).
     pub(crate) id: u16,
     /// Ring slots it occupies: 1, or the number of its descriptors in a packed ring.
     pub(crate) slots: u16,
-    first: u32,
-    count: u32,
-    /// Sum of its segments.
-    len: u32,
-    error: Option<ChainError>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Buffers {
+    One,
+    /// A run of `segments`, and their sum in bytes.
+    Many {
+        first: u32,
+        count: u32,
+        len: u32,
+    },
+    Bad(ChainError),
 }
 
 impl fmt::Debug for Chains {
@@ -56,12 +66,10 @@ impl Chains {
     #[must_use]
     pub fn new() -> Self {
         let none = Entry {
+            one: Segment::default(),
+            buffers: Buffers::One,
             id: 0,
             slots: 0,
-            first: 0,
-            count: 0,
-            len: 0,
-            error: None,
         };
         Self {
             n: 0,
@@ -98,15 +106,21 @@ impl Chains {
         CHAINS_MAX - self.n
     }
 
-    /// The buffers of chain `i`, in order.
+    /// The buffers of chain `i`, in order; none for a chain that makes no sense.
     #[inline]
     #[must_use]
     pub fn segments(&self, i: usize) -> &[Segment] {
-        let Entry { first, count, .. } = self.entries[i];
-        let first = first as usize;
-        self.segments
-            .get(first..first + count as usize)
-            .unwrap_or_default()
+        let entry = &self.entries[i];
+        match entry.buffers {
+            Buffers::One => std::slice::from_ref(&entry.one),
+            Buffers::Many { first, count, .. } => {
+                let first = first as usize;
+                self.segments
+                    .get(first..first + count as usize)
+                    .unwrap_or_default()
+            }
+            Buffers::Bad(_) => &[],
+        }
     }
 
     /// Bytes of chain `i`, or what is wrong with it.
@@ -116,9 +130,10 @@ impl Chains {
     #[inline]
     pub fn bytes(&self, i: usize) -> Result<u32, ChainError> {
         let entry = &self.entries[i];
-        match entry.error {
-            None => Ok(entry.len),
-            Some(error) => Err(error),
+        match entry.buffers {
+            Buffers::One => Ok(entry.one.len),
+            Buffers::Many { len, .. } => Ok(len),
+            Buffers::Bad(error) => Err(error),
         }
     }
 
@@ -129,17 +144,13 @@ impl Chains {
     }
 
     /// Appends a chain of one buffer.
-    #[inline]
-    pub(crate) fn push_one(&mut self, id: u16, slots: u16, segment: Segment) {
-        let first = self.mark();
-        self.segments.push(segment);
+    #[inline(always)]
+    pub(crate) fn push_one(&mut self, id: u16, slots: u16, one: Segment) {
         self.push(Entry {
+            one,
+            buffers: Buffers::One,
             id,
             slots,
-            first,
-            count: 1,
-            len: segment.len,
-            error: None,
         });
     }
 
@@ -163,25 +174,23 @@ impl Chains {
         first: u32,
         walked: Result<u32, ChainError>,
     ) {
-        let walked = match walked {
-            Ok(0) => Err(ChainError::Empty),
-            other => other,
+        let buffers = match walked {
+            Ok(0) => Buffers::Bad(ChainError::Empty),
+            Ok(len) => Buffers::Many {
+                first,
+                count: self.mark() - first,
+                len,
+            },
+            Err(error) => Buffers::Bad(error),
         };
-        let (len, error) = match walked {
-            Ok(len) => (len, None),
-            Err(error) => {
-                self.segments.truncate(first as usize);
-                (0, Some(error))
-            }
-        };
-        let count = self.mark() - first;
+        if let Buffers::Bad(_) = buffers {
+            self.segments.truncate(first as usize);
+        }
         self.push(Entry {
+            one: Segment::default(),
+            buffers,
             id,
             slots,
-            first,
-            count,
-            len,
-            error,
         });
     }
 
@@ -196,9 +205,14 @@ impl Chains {
     /// Forgets the last `n` chains; ring slots they occupied.
     pub(crate) fn pop(&mut self, n: usize) -> u16 {
         let keep = self.n - n.min(self.n);
-        let slots = self.entries[keep..self.n].iter().map(|e| e.slots).sum();
-        if let Some(entry) = self.entries.get(keep).filter(|_| keep < self.n) {
-            self.segments.truncate(entry.first as usize);
+        let popped = &self.entries[keep..self.n];
+        let first = popped.iter().find_map(|entry| match entry.buffers {
+            Buffers::Many { first, .. } => Some(first as usize),
+            Buffers::One | Buffers::Bad(_) => None,
+        });
+        let slots = popped.iter().map(|entry| entry.slots).sum();
+        if let Some(first) = first {
+            self.segments.truncate(first);
         }
         self.n = keep;
         slots

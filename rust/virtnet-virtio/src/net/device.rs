@@ -17,8 +17,6 @@ pub struct TransmitQueue {
     chains: Chains,
     header_len: usize,
     offloads: bool,
-    /// Scratch for a frame whose header shares a buffer with it, or is spread over several.
-    frame: Vec<Segment>,
 }
 
 impl TransmitQueue {
@@ -30,7 +28,6 @@ impl TransmitQueue {
             chains: Chains::new(),
             header_len: features.header_len(),
             offloads: features.contains(Features::CSUM),
-            frame: Vec::new(),
         }
     }
 
@@ -88,34 +85,19 @@ impl TransmitQueue {
         if frame_len > FRAME_MAX {
             return Err(DropReason::Malformed);
         }
-        let mut header = [0; HEADER_MAX];
-        let header_bytes = &mut header[..self.header_len];
-        match self.chains.segments(i) {
-            [first, ..] if first.len < header_len => {
-                split_header(
-                    memory,
-                    self.chains.segments(i),
-                    header_bytes,
-                    &mut self.frame,
-                );
+        let segments = self.chains.segments(i);
+        match segments {
+            [one] => {
+                let header = read_header(memory, *one, self.header_len);
                 let offload = self.offload(header, frame_len)?;
-                burst.push_guest(&self.frame, frame_len, offload);
+                burst.push_guest(memory, one.skip(header_len), offload);
             }
-            [first, rest @ ..] => {
-                memory.slice(first.first(header_len)).copy_to(header_bytes);
+            many => {
+                let mut header = [0; HEADER_MAX];
+                let frame = split_header(memory, many, &mut header[..self.header_len]);
                 let offload = self.offload(header, frame_len)?;
-                match rest {
-                    [] => burst.push_guest(&[first.skip(header_len)], frame_len, offload),
-                    _ if first.len == header_len => burst.push_guest(rest, frame_len, offload),
-                    _ => {
-                        self.frame.clear();
-                        self.frame.push(first.skip(header_len));
-                        self.frame.extend_from_slice(rest);
-                        burst.push_guest(&self.frame, frame_len, offload);
-                    }
-                }
+                burst.push_guest_runs(memory, frame, frame_len, offload);
             }
-            [] => return Err(DropReason::Malformed),
         }
         Ok(frame_len)
     }
@@ -168,23 +150,36 @@ impl TransmitQueue {
     }
 }
 
-/// Takes a header apart from what follows it, when it does not end with its first buffer.
-fn split_header(
-    memory: &GuestMemory,
-    segments: &[Segment],
-    header: &mut [u8],
-    frame: &mut Vec<Segment>,
-) {
-    frame.clear();
-    let mut filled = 0;
-    for &segment in segments {
-        let taken = memory.slice(segment).copy_to(&mut header[filled..]);
-        filled += taken;
-        let rest = segment.skip(u32::try_from(taken).unwrap_or(u32::MAX));
-        if rest.len > 0 {
-            frame.push(rest);
-        }
+/// The header at the start of a buffer that is at least as long.
+#[inline]
+fn read_header(memory: &GuestMemory, buffer: Segment, header_len: usize) -> [u8; HEADER_MAX] {
+    let bytes = memory.slice(buffer);
+    if header_len == HEADER_MAX
+        && let Some(header) = bytes.read()
+    {
+        return header;
     }
+    let mut header = [0; HEADER_MAX];
+    bytes.copy_to(&mut header[..header_len]);
+    header
+}
+
+/// Reads the header from the first buffers of a chain; what follows it is the frame.
+fn split_header<'a>(
+    memory: &GuestMemory,
+    buffers: &'a [Segment],
+    header: &mut [u8],
+) -> impl Iterator<Item = Segment> + 'a {
+    let mut filled = 0;
+    for &buffer in buffers {
+        filled += memory.slice(buffer).copy_to(&mut header[filled..]);
+    }
+    let mut skip = u32::try_from(header.len()).unwrap_or_default();
+    buffers.iter().filter_map(move |&buffer| {
+        let rest = buffer.skip(skip);
+        skip -= buffer.len - rest.len;
+        (rest.len > 0).then_some(rest)
+    })
 }
 
 /// A running receiveq: packets go into the driver's buffers.

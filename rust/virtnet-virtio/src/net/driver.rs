@@ -65,7 +65,7 @@ struct Buffer {
 impl Buffer {
     /// Address and bytes from `header_len` before the frame on, `len` bytes in all.
     #[inline]
-    fn from_header(&self, header_len: u32, len: u32) -> (GuestAddr, Segment) {
+    fn with_header(&self, header_len: u32, len: u32) -> (GuestAddr, Segment) {
         let skip = HEADROOM - header_len;
         (
             GuestAddr(self.addr.0 + u64::from(skip)),
@@ -124,7 +124,7 @@ impl DriverReceive {
     #[inline]
     fn post(&mut self, buffer: u16) {
         let len = self.header_len + BufferArea::FRAME_ROOM;
-        let (addr, _) = self.buffers[usize::from(buffer)].from_header(self.header_len, len);
+        let (addr, _) = self.buffers[usize::from(buffer)].with_header(self.header_len, len);
         // There is a descriptor for every buffer, so this always finds one.
         if let Some(id) = self.queue.add(&[DriverBuffer {
             addr,
@@ -193,7 +193,7 @@ impl DriverReceive {
     #[inline]
     fn header(&self, used: Used) -> (Option<u32>, Offload, u16) {
         let buffer = self.buffers[usize::from(self.buffer_of[usize::from(used.id)])];
-        let (_, whole) = buffer.from_header(self.header_len, used.len);
+        let (_, whole) = buffer.with_header(self.header_len, used.len);
         let mut bytes = [0; HEADER_MAX];
         self.memory
             .slice(whole)
@@ -221,7 +221,7 @@ impl DriverReceive {
         let head = head.whole.skip(HEADROOM).first(len);
         if n == 1 {
             check_len(len)?;
-            burst.push_guest(&[head], len, offload);
+            burst.push_guest(&self.memory, head, offload);
             return Ok(len);
         }
         self.frame.clear();
@@ -229,12 +229,12 @@ impl DriverReceive {
         for k in 1..n {
             let used = self.used[self.done + k];
             let buffer = self.buffers[usize::from(self.buffer_of[usize::from(used.id)])];
-            let (_, bytes) = buffer.from_header(self.header_len, used.len);
+            let (_, bytes) = buffer.with_header(self.header_len, used.len);
             self.frame.push(bytes);
             len += bytes.len;
         }
         check_len(len)?;
-        burst.push_guest(&self.frame, len, offload);
+        burst.push_guest_runs(&self.memory, self.frame.iter().copied(), len, offload);
         Ok(len)
     }
 
@@ -384,7 +384,12 @@ impl DriverTransmit {
                 let id = usize::from(self.used[k].id);
                 let (mut buffer, count) = self.chain_of[id];
                 for _ in 0..count {
-                    let tail = (self.free_head + self.n_free) % self.free.len();
+                    let tail = self.free_head + self.n_free;
+                    let tail = if tail >= self.free.len() {
+                        tail - self.free.len()
+                    } else {
+                        tail
+                    };
                     self.free[tail] = buffer;
                     self.n_free += 1;
                     buffer = self.next_of[usize::from(buffer)];
@@ -408,7 +413,7 @@ impl DriverTransmit {
         let buffer = self.buffers[usize::from(first)];
         if self.header_of[usize::from(first)] != header {
             self.header_of[usize::from(first)] = header;
-            let (_, at) = buffer.from_header(self.header_len, self.header_len);
+            let (_, at) = buffer.with_header(self.header_len, self.header_len);
             self.memory
                 .slice(at)
                 .copy_from(&header[..self.header_len as usize]);
@@ -430,7 +435,7 @@ impl DriverTransmit {
             clippy::cast_possible_truncation,
             reason = "a frame that fits one buffer"
         )]
-        let (addr, bytes) = buffer.from_header(self.header_len, self.header_len + frame_len as u32);
+        let (addr, bytes) = buffer.with_header(self.header_len, self.header_len + frame_len as u32);
         let added = self.queue.add(&[DriverBuffer {
             addr,
             len: bytes.len,
@@ -468,7 +473,7 @@ impl DriverTransmit {
                 clippy::cast_possible_truncation,
                 reason = "here is at most a buffer's room"
             )]
-            let (addr, bytes) = buffer.from_header(front, front + here as u32);
+            let (addr, bytes) = buffer.with_header(front, front + here as u32);
             chain.push(DriverBuffer {
                 addr,
                 len: bytes.len,

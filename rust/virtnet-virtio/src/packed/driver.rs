@@ -102,7 +102,7 @@ impl PackedDriver {
             .ok()
             .filter(|&n| n > 0 && n <= self.n_free)?;
         let id = self.ids[self.ids_head];
-        self.ids_head = next(self.ids_head, self.ids.len());
+        self.ids_head = wrapped(self.ids_head + 1, self.ids.len());
         self.n_ids -= 1;
 
         let mut head = None;
@@ -137,7 +137,7 @@ impl PackedDriver {
         let shadow = &mut self.shadow[usize::from(id)];
         shadow.slots = n;
         shadow.writable = writable;
-        let tail = (self.held_head + self.n_held) % self.held.len();
+        let tail = wrapped(self.held_head + self.n_held, self.held.len());
         self.held[tail] = id;
         self.n_held += 1;
         Some(id)
@@ -206,9 +206,9 @@ impl PackedDriver {
         }
         let slots = std::mem::take(&mut shadow.slots);
         self.n_free += slots;
-        self.held_head = next(self.held_head, self.held.len());
+        self.held_head = wrapped(self.held_head + 1, self.held.len());
         self.n_held -= 1;
-        let tail = (self.ids_head + self.n_ids) % self.ids.len();
+        let tail = wrapped(self.ids_head + self.n_ids, self.ids.len());
         self.ids[tail] = id;
         self.n_ids += 1;
         self.next_used = self.next_used.advance(slots, self.size);
@@ -218,7 +218,7 @@ impl PackedDriver {
     /// How many chains an in-order device has returned behind the oldest, when it names `id` as the last.
     fn batch_up_to(&self, id: u16) -> Result<usize, RingError> {
         (1..self.n_held)
-            .find(|k| self.held[(self.held_head + k) % self.held.len()] == id)
+            .find(|k| self.held[wrapped(self.held_head + k, self.held.len())] == id)
             .ok_or_else(|| RingError::UsedId { id: u32::from(id) })
     }
 
@@ -271,8 +271,8 @@ impl PackedDriver {
     }
 }
 
-/// The place after `at` of a circular buffer.
+/// Place `at` of a circular buffer of `len` places; at most one lap too far. (A division would cost more than the rest.)
 #[inline]
-fn next(at: usize, len: usize) -> usize {
-    if at + 1 == len { 0 } else { at + 1 }
+fn wrapped(at: usize, len: usize) -> usize {
+    if at >= len { at - len } else { at }
 }

@@ -1,0 +1,156 @@
+//! What a packet costs in the rings, without a peer on another core: one thread plays driver and device in turn.
+//!
+//! `cargo bench -p virtnet-virtio` prints nanoseconds a packet; under `valgrind --tool=callgrind` the same loops give
+//! instruction counts that do not depend on the machine's mood.
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtnet_mem::{GuestAddr, GuestMemory, UserAddr};
+use virtnet_packet::{Burst, Offload, Picks, PortCounters};
+use virtnet_virtio::net::{BufferArea, DriverReceive, DriverTransmit, ReceiveQueue, TransmitQueue};
+use virtnet_virtio::{DeviceQueue, DriverQueue, Features, QueueConfig};
+
+const SIZE: u16 = 256;
+const BURST: usize = 32;
+
+/// One queue in memory of its own: rings in the first 64 KiB, buffers behind.
+fn queue(features: Features) -> (Arc<GuestMemory>, QueueConfig, BufferArea) {
+    let memory = GuestMemory::anonymous(1 << 20, GuestAddr(0x10_0000)).unwrap();
+    let at = |offset: u64| UserAddr(0x10_0000 + offset);
+    let config = QueueConfig {
+        size: SIZE,
+        desc_area: at(0),
+        driver_area: at(0x4000),
+        device_area: at(0x8000),
+        base: virtnet_virtio::RingFormat::of(features).fresh_base(),
+        features,
+    };
+    let area = BufferArea {
+        start: GuestAddr(0x11_0000),
+        count: SIZE,
+    };
+    (memory, config, area)
+}
+
+fn main() {
+    let packets: usize = std::env::var("PACKETS")
+        .ok()
+        .and_then(|p| p.parse().ok())
+        .unwrap_or(2_000_000);
+    let base = Features::VERSION_1 | Features::MRG_RXBUF;
+    let rings = [
+        ("split", base),
+        ("split in-order", base | Features::IN_ORDER),
+        ("packed", base | Features::RING_PACKED),
+        (
+            "packed in-order",
+            base | Features::RING_PACKED | Features::IN_ORDER,
+        ),
+    ];
+    println!(
+        "{:16} {:>5} {:>9} {:>9} {:>9} {:>9}   ns a packet",
+        "ring", "bytes", "send", "drain", "fill", "receive"
+    );
+    let only = std::env::var("ONLY").unwrap_or_default();
+    for (name, features) in rings {
+        for bytes in [64, 1518] {
+            if !format!("{name} {bytes}").starts_with(&only) {
+                continue;
+            }
+            let [send, drain, fill, receive] = path(features, bytes, packets);
+            println!("{name:16} {bytes:5} {send:9.1} {drain:9.1} {fill:9.1} {receive:9.1}");
+        }
+    }
+}
+
+/// Driver A sends, the device drains A's transmitq and fills B's receiveq, driver B receives.
+fn path(features: Features, bytes: usize, packets: usize) -> [f64; 4] {
+    let (tx_memory, tx_config, tx_area) = queue(features);
+    let (rx_memory, rx_config, rx_area) = queue(features);
+    let tx_driver = DriverQueue::new(&tx_config, &tx_memory).unwrap();
+    let mut send =
+        DriverTransmit::new(tx_driver, Arc::clone(&tx_memory), tx_area, features).unwrap();
+    let rx_driver = DriverQueue::new(&rx_config, &rx_memory).unwrap();
+    let mut receive =
+        DriverReceive::new(rx_driver, Arc::clone(&rx_memory), rx_area, features).unwrap();
+    receive.publish();
+    let mut drain = TransmitQueue::new(DeviceQueue::new(&tx_config, &tx_memory).unwrap(), features);
+    let mut fill = ReceiveQueue::new(DeviceQueue::new(&rx_config, &rx_memory).unwrap(), features);
+
+    let mut template = Burst::new();
+    for _ in 0..BURST {
+        template.push_bytes(&vec![0x5a; bytes], Offload::default());
+    }
+    let picks = Picks::first(BURST);
+    let (mut burst, mut arrived) = (Burst::new(), Burst::new());
+    let mut counters = PortCounters::default();
+    let mut spent = [0.0; 4];
+    let rounds = packets / BURST;
+    for _ in 0..rounds {
+        let mut lap = Instant::now();
+        let mut split = |into: &mut f64| {
+            let now = Instant::now();
+            *into += (now - lap).as_secs_f64();
+            lap = now;
+        };
+        let [on_send, on_drain, on_fill, on_receive] = &mut spent;
+        send_stage(&mut send, &template, &picks, &mut counters);
+        split(on_send);
+        drain_stage(&mut drain, &tx_memory, &mut burst, &mut counters);
+        split(on_drain);
+        fill_stage(&mut fill, &rx_memory, &burst, &picks, &mut counters);
+        split(on_fill);
+        drain.complete();
+        burst.clear();
+        split(on_drain);
+        receive_stage(&mut receive, &mut arrived, &mut counters);
+        split(on_receive);
+    }
+    spent.map(|seconds| seconds * 1e9 / (rounds * BURST) as f64)
+}
+
+// Each stage is a function of its own, so that a profile names it.
+
+#[inline(never)]
+fn send_stage(
+    queue: &mut DriverTransmit,
+    burst: &Burst,
+    picks: &Picks,
+    counters: &mut PortCounters,
+) {
+    assert_eq!(queue.send(burst, picks, counters).unwrap(), BURST);
+    queue.publish();
+}
+
+#[inline(never)]
+fn drain_stage(
+    queue: &mut TransmitQueue,
+    memory: &Arc<GuestMemory>,
+    burst: &mut Burst,
+    counters: &mut PortCounters,
+) {
+    assert_eq!(queue.drain(memory, burst, counters).unwrap(), BURST);
+}
+
+#[inline(never)]
+fn fill_stage(
+    queue: &mut ReceiveQueue,
+    memory: &GuestMemory,
+    burst: &Burst,
+    picks: &Picks,
+    counters: &mut PortCounters,
+) {
+    assert_eq!(queue.fill(memory, burst, picks, counters).unwrap(), BURST);
+    queue.publish();
+}
+
+#[inline(never)]
+fn receive_stage(queue: &mut DriverReceive, burst: &mut Burst, counters: &mut PortCounters) {
+    assert_eq!(queue.receive(burst, counters).unwrap(), BURST);
+    black_box(&burst);
+    queue.complete();
+    burst.clear();
+}
