@@ -14,12 +14,14 @@
 mod control;
 mod error;
 mod owned;
+mod pcap;
 mod slot;
 mod tap;
 
 pub use control::{Control, REST, Served, Service};
 pub use error::PortError;
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
+pub use pcap::{Pace, PcapMode, PcapPort};
 pub use slot::{DEADLINE, Held, Slot, SlotError};
 pub use tap::TapPort;
 pub use virtnet_sys::Fault;

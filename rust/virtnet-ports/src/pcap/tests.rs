@@ -1,0 +1,277 @@
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use virtnet_packet::BURST_MAX;
+use virtnet_sys::{Events, Poller};
+
+use super::*;
+
+/// A file in a directory of its own, which goes away with it.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(name: &str) -> Self {
+        let thread = format!("{:?}", std::thread::current().id());
+        let number: String = thread.chars().filter(char::is_ascii_digit).collect();
+        let directory =
+            std::env::temp_dir().join(format!("virtnet-pcap-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        Self(directory.join(name))
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        fs::remove_dir_all(self.0.parent().unwrap()).unwrap();
+    }
+}
+
+fn frame(i: usize) -> Vec<u8> {
+    let len = 14 + i * 37 % 1500;
+    (0..len)
+        .map(|k| u8::try_from((k * 7 + i) % 251).unwrap())
+        .collect()
+}
+
+fn write_frames(port: &mut PcapPort, range: std::ops::Range<usize>) {
+    let mut burst = Burst::new();
+    range.for_each(|i| burst.push_bytes(&frame(i), Offload::default()));
+    assert_eq!(port.tx(&burst, &Picks::first(burst.len())), burst.len());
+}
+
+fn read_frames(port: &mut PcapPort) -> Vec<Vec<u8>> {
+    let mut burst = Burst::new();
+    let mut frames = Vec::new();
+    while port.rx(&mut burst) > 0 {
+        for i in 0..burst.len() {
+            let mut bytes = vec![0; burst.frame_len(i)];
+            burst.copy_frame(i, &mut bytes);
+            frames.push(bytes);
+        }
+        burst.clear();
+    }
+    frames
+}
+
+#[test]
+fn what_is_written_is_read_back_in_both_formats() {
+    for (name, magic) in [
+        ("a.pcap", [0x4d, 0x3c, 0xb2, 0xa1]),
+        ("a.PCAP", [0x4d, 0x3c, 0xb2, 0xa1]),
+        ("a.pcapng", [0x0a, 0x0d, 0x0d, 0x0a]),
+        ("a", [0x0a, 0x0d, 0x0d, 0x0a]),
+    ] {
+        let file = TempFile::new(name);
+        let mut out = PcapPort::open(&file.0, PcapMode::Write).unwrap();
+        for start in [0, 50] {
+            write_frames(&mut out, start..start + 50);
+            out.flush();
+        }
+        assert_eq!(out.counters().sent, 100);
+        drop(out);
+        assert!(fs::read(&file.0).unwrap().starts_with(&magic), "{name}");
+
+        let mut port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
+        assert_eq!(port.remaining(), Some(100));
+        let expected: Vec<_> = (0..100).map(frame).collect();
+        assert_eq!(read_frames(&mut port), expected, "{name}");
+        assert_eq!(port.remaining(), Some(0));
+        let counters = port.counters();
+        assert_eq!(counters.received, 100);
+        let bytes: usize = expected.iter().map(Vec::len).sum();
+        assert_eq!(counters.received_bytes, bytes as u64);
+    }
+}
+
+#[test]
+fn a_written_file_is_whole_after_every_flush_and_after_drop() {
+    let file = TempFile::new("a.pcapng");
+    let mut out = PcapPort::open(&file.0, PcapMode::Write).unwrap();
+    let count = || {
+        let port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
+        port.remaining().unwrap()
+    };
+    assert_eq!(count(), 0);
+    write_frames(&mut out, 0..3);
+    assert_eq!(count(), 0);
+    assert_eq!(out.counters().sent, 0);
+    out.flush();
+    assert_eq!(count(), 3);
+    assert_eq!(out.counters().sent, 3);
+    write_frames(&mut out, 3..5);
+    drop(out);
+    assert_eq!(count(), 5);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_at_once() {
+    let error = PcapPort::open("/dev/full", PcapMode::Write).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    let error = PcapPort::open("/nowhere/a.pcap", PcapMode::Write).unwrap_err();
+    assert!(error.to_string().contains("/nowhere/a.pcap"), "{error}");
+}
+
+#[test]
+fn what_is_sent_to_a_port_that_reads_is_dropped_and_counted() {
+    let file = TempFile::new("a.pcap");
+    drop(PcapPort::open(&file.0, PcapMode::Write).unwrap());
+    let mut port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
+    write_frames(&mut port, 0..4);
+    assert_eq!(port.counters().tx_drops.of(DropReason::PortDown), 4);
+    assert!(!port.arm());
+    assert_eq!(port.rx(&mut Burst::new()), 0);
+}
+
+#[test]
+fn a_looped_capture_never_ends() {
+    let file = TempFile::new("a.pcap");
+    let mut out = PcapPort::open(&file.0, PcapMode::Write).unwrap();
+    write_frames(&mut out, 0..3);
+    drop(out);
+    let mode = PcapMode::Read {
+        looped: true,
+        pace: Pace::Fast,
+    };
+    let mut port = PcapPort::open(&file.0, mode).unwrap();
+    assert_eq!(port.remaining(), None);
+    let mut burst = Burst::new();
+    for start in [0, BURST_MAX] {
+        assert!(port.arm());
+        burst.clear();
+        assert_eq!(port.rx(&mut burst), BURST_MAX);
+        for i in 0..BURST_MAX {
+            assert_eq!(burst.frame_len(i), frame((start + i) % 3).len());
+        }
+    }
+    assert!(port.wait_fd().is_none());
+
+    // An empty one has nothing to begin again with.
+    drop(PcapPort::open(&file.0, PcapMode::Write).unwrap());
+    let mut port = PcapPort::open(&file.0, mode).unwrap();
+    assert_eq!(port.rx(&mut Burst::new()), 0);
+    assert_eq!(port.remaining(), Some(0));
+}
+
+/// Three packets, at 0, 10 and 30 ms.
+fn paced_file(file: &TempFile) {
+    let mut bytes = Vec::new();
+    writer::pcapng_header(&mut bytes);
+    for ms in [100, 110, 130] {
+        writer::pcapng_record(&mut bytes, ms * 1_000_000, |out| out.extend([0; 60]));
+    }
+    fs::write(&file.0, bytes).unwrap();
+}
+
+#[test]
+fn recorded_pace_keeps_distances_and_rounds() {
+    let file = TempFile::new("a.pcapng");
+    paced_file(&file);
+    let mode = PcapMode::Read {
+        looped: true,
+        pace: Pace::Recorded,
+    };
+    let mut port = PcapPort::open(&file.0, mode).unwrap();
+    // A round is 30 ms and one mean distance of 15 ms.
+    let (start_ns, ms) = (5_000_000_000, 1_000_000);
+    let mut burst = Burst::new();
+    for (at_ms, expected) in [
+        (0, 1),
+        (0, 0),
+        (9, 0),
+        (10, 1),
+        (29, 0),
+        (44, 1),
+        (45, 1),
+        (54, 0),
+        (55, 1),
+        (100, 3),
+        (1000, 60),
+    ] {
+        burst.clear();
+        let found = port.rx_at(&mut burst, start_ns + at_ms * ms);
+        assert_eq!(found, expected, "at {at_ms} ms");
+    }
+}
+
+#[test]
+fn a_worker_is_woken_when_the_next_packet_is_due() {
+    let file = TempFile::new("a.pcapng");
+    paced_file(&file);
+    let mode = PcapMode::Read {
+        looped: false,
+        pace: Pace::Recorded,
+    };
+    let mut port = PcapPort::open(&file.0, mode).unwrap();
+    let poller = Poller::new().unwrap();
+    poller.add(port.wait_fd().unwrap(), 0).unwrap();
+    let mut events = Events::with_capacity(1);
+    let mut burst = Burst::new();
+    assert!(port.arm());
+    let start_ns = monotonic_ns();
+    let (mut found, mut waits) = (port.rx(&mut burst), 0);
+    while found < 3 {
+        burst.clear();
+        if !port.arm() {
+            waits += 1;
+            poller
+                .wait(&mut events, Some(Duration::from_secs(5)))
+                .unwrap();
+        }
+        found += port.rx(&mut burst);
+    }
+    assert!(monotonic_ns() - start_ns >= 29_000_000);
+    assert!(waits <= 3, "{waits} waits for two packets");
+    // Nothing is left: the timer stays quiet.
+    assert!(!port.arm());
+    let quiet = poller.wait(&mut events, Some(Duration::from_millis(5)));
+    assert_eq!(quiet.unwrap(), 0);
+}
+
+#[test]
+fn a_loop_without_duration_has_no_recorded_pace() {
+    let file = TempFile::new("a.pcapng");
+    let mut bytes = Vec::new();
+    writer::pcapng_header(&mut bytes);
+    writer::pcapng_record(&mut bytes, 5, |out| out.extend([0; 60]));
+    fs::write(&file.0, bytes).unwrap();
+    let mode = PcapMode::Read {
+        looped: true,
+        pace: Pace::Recorded,
+    };
+    let error = PcapPort::open(&file.0, mode).unwrap_err();
+    assert!(error.to_string().contains("same time"), "{error}");
+}
+
+#[test]
+fn a_missing_file_and_a_cut_one_say_so() {
+    let file = TempFile::new("a.pcapng");
+    let error = PcapPort::open(&file.0, PcapMode::READ).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    paced_file(&file);
+    let mut bytes = fs::read(&file.0).unwrap();
+    bytes.truncate(bytes.len() - 10);
+    fs::write(&file.0, bytes).unwrap();
+    let error = PcapPort::open(&file.0, PcapMode::READ).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("cut") && text.contains("block 5, byte 244"),
+        "{text}"
+    );
+}
+
+#[test]
+fn runts_of_a_capture_are_counted_and_not_passed_on() {
+    let file = TempFile::new("a.pcapng");
+    let mut bytes = Vec::new();
+    writer::pcapng_header(&mut bytes);
+    for len in [0, 13, 14] {
+        writer::pcapng_record(&mut bytes, 5, |out| out.extend(vec![1; len]));
+    }
+    fs::write(&file.0, bytes).unwrap();
+    let mut port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
+    assert_eq!(port.rx(&mut Burst::new()), 1);
+    let counters = port.counters();
+    assert_eq!((counters.received, counters.received_bytes), (3, 27));
+    assert_eq!(counters.rx_drops.of(DropReason::Runt), 2);
+}
