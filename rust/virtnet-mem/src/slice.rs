@@ -112,12 +112,6 @@ impl<'mem> GuestSlice<'mem> {
     pub fn prefetch(&self) {
         prefetch_read(self.start);
     }
-
-    /// Asks for every line of the slice, to write it soon.
-    #[inline]
-    pub fn prefetch_write(&self) {
-        prefetch_read(self.start);
-    }
 }
 
 #[inline(always)]
