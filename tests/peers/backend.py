@@ -1,9 +1,9 @@
 """The back-end the guests attach to: a command that is a switch of vhost-user ports, by default ``virtnet switch``.
 
 ``VIRTNET_BACKEND`` names another command, with ``{ports}`` where the ports go in virtnet's textual form
-(``vhost-user:vm1.sock,queue_pairs=2``) and ``{seconds}`` where the time to run goes. The command ends early on SIGINT and
-prints one JSON object last. ``VIRTNET_BACKEND="python tests/peers/net_vhost_switch.py {ports} --seconds {seconds}"`` runs
-the same tests against DPDK's vhost library, which tells a fault of the guests or of a test from one of virtnet's.
+(``vhost-user:vm1.sock,queue_pairs=2``) and ``{seconds}`` where the time to run goes. The command ends early on SIGINT
+and prints one JSON object last. With ``"python tests/peers/net_vhost_switch.py {ports} --seconds {seconds}"`` the same
+tests run against DPDK's vhost library, which tells a fault of the guests or of a test from one of virtnet's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from guest import tail
-from image import MissingPeer
+from guest import DIE_WITH_PARENT, tail
+from image import MissingPeerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DEFAULT = "{virtnet} switch {ports} --json --seconds {seconds}"
 
@@ -63,7 +65,7 @@ class PortReport:
         received: packets from the guest.
         sent: packets to the guest.
         dropped: packets that went no further, whatever the reason.
-        features: what was negotiated, in lower case and without the specification's prefixes.
+        features: what was negotiated, by the specification's names in lower case.
         ring: ``split`` or ``packed``.
     """
 
@@ -87,8 +89,13 @@ class Report:
         return sum(port.received for port in self.ports)
 
     @property
+    def copied(self) -> int:
+        """Copies the switch made: a packet flooded to three ports is received once, copied twice, sent three times."""
+        return sum(function.get("copied", 0) for function in self.json.get("functions", {}).values())
+
+    @property
     def sent(self) -> int:
-        """Packets sent by all ports; one that was flooded counts once for each copy."""
+        """Packets sent by all ports, copies included."""
         return sum(port.sent for port in self.ports)
 
     @property
@@ -98,22 +105,19 @@ class Report:
 
 
 def read_report(text: str) -> Report:
-    """Reads the report from what the back-end printed; it is the last line, or all of it."""
-    try:
-        document = json.loads(text.strip().splitlines()[-1] if text.strip() else "")
-    except ValueError:
-        document = json.loads(text)
-    ports = document["ports"]
+    """Reads the report from what the back-end printed: the last line."""
+    document = json.loads(text.strip().rpartition("\n")[2])
+    ports: dict[str, dict[str, Any]] = document["ports"]
     return Report(
         ports=[
             PortReport(
                 received=port["received"],
                 sent=port["sent"],
                 dropped=n_drops(port),
-                features=frozenset(plain_feature(feature) for feature in port["features"]),
+                features=frozenset(port["features"]),
                 ring=port["ring"],
             )
-            for port in (ports.values() if isinstance(ports, dict) else ports)
+            for port in ports.values()
         ],
         json=document,
     )
@@ -121,15 +125,9 @@ def read_report(text: str) -> Report:
 
 def n_drops(part: dict[str, Any]) -> int:
     """Adds up every counter of drops by reason in one part of the report."""
-    return sum(sum(reasons.values()) for name, reasons in part.items() if name.endswith("drops") and isinstance(reasons, dict))
-
-
-def plain_feature(name: str) -> str:
-    """Returns ``mrg_rxbuf`` for ``VIRTIO_NET_F_MRG_RXBUF`` and its like."""
-    name = name.lower()
-    for prefix in ("virtio_net_f_", "virtio_f_", "virtio_ring_f_", "vhost_user_f_", "vhost_f_", "net_f_", "ring_f_", "f_"):
-        name = name.removeprefix(prefix)
-    return name.removeprefix("ring_") if name == "ring_packed" else name
+    return sum(
+        sum(reasons.values()) for name, reasons in part.items() if name.endswith("drops") and isinstance(reasons, dict)
+    )
 
 
 def command_template() -> str:
@@ -140,7 +138,7 @@ def command_template() -> str:
     beside = Path(sys.executable).parent / "virtnet"
     virtnet = str(beside) if beside.exists() else shutil.which("virtnet")
     if virtnet is None:
-        raise MissingPeer("the virtnet command is not installed, and VIRTNET_BACKEND names no other")
+        raise MissingPeerError("the virtnet command is not installed, and VIRTNET_BACKEND names no other")
     return DEFAULT.replace("{virtnet}", shlex.quote(virtnet))
 
 
@@ -162,7 +160,7 @@ class Backend:
         before = {port.socket: made_at(port.socket) for port in self._ports}
         with self._output.open("wb") as output, self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *self._command],
+                [*DIE_WITH_PARENT, *self._command],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + timeout_s
@@ -194,7 +192,9 @@ class Backend:
         try:
             return read_report(text)
         except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(f"the back-end ended with no report that can be read: {error!r}\n{self.logs()}") from error
+            raise BackendError(
+                f"the back-end ended with no report that can be read: {error!r}\n{self.logs()}"
+            ) from error
 
     def kill(self) -> None:
         """Ends the back-end without a chance to tidy up. Nothing happens if it is gone already."""
@@ -212,9 +212,7 @@ class Backend:
 
     def logs(self) -> str:
         """Returns the command and the ends of what it printed."""
-        return (
-            f"  {shlex.join(self._command)}\n  its output:\n{tail(self._output)}\n  its messages:\n{tail(self._log)}"
-        )
+        return f"  {shlex.join(self._command)}\n  its output:\n{tail(self._output)}\n  its messages:\n{tail(self._log)}"
 
     def __enter__(self) -> Self:
         return self

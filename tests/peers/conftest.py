@@ -36,7 +36,7 @@ def guest_image() -> image.Image:
     try:
         guest.find_qemu()
         return image.image()
-    except image.MissingPeer as missing:
+    except image.MissingPeerError as missing:
         unavailable(str(missing))
         raise
 
@@ -46,7 +46,7 @@ def backend_command() -> str:
     """The back-end to test."""
     try:
         return backend.command_template()
-    except image.MissingPeer as missing:
+    except image.MissingPeerError as missing:
         unavailable(str(missing))
         raise
 
@@ -70,7 +70,7 @@ def pytest_runtest_makereport(item):
     report = yield
     item.reports = [*getattr(item, "reports", ()), report]
     if report.failed and isinstance(path := getattr(item, "funcargs", {}).get("directory"), Path):
-        report.sections.append(("logs", f"kept in {path}: {', '.join(sorted(os.listdir(path)))}"))
+        report.sections.append(("logs", f"kept in {path}: {', '.join(sorted(file.name for file in path.iterdir()))}"))
     return report
 
 

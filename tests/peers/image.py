@@ -5,7 +5,7 @@ which QEMU starts directly (a compressed one spends most of the boot decompressi
 holds busybox, the programs named below with the libraries they load, the virtio modules, and ``init.sh``.
 
 The result is keyed by the content of everything that goes in, so a changed ``init.sh`` or an upgraded program makes a
-new image and nothing ever has to be cleared by hand. Build one and see where it is with ``python tests/peers/image.py``.
+new image and nothing ever has to be cleared by hand. ``python tests/peers/image.py`` builds one and says where it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ MODULES = ("virtio_pci", "virtio_net")
 HIDDEN_LIBRARIES = ("libgcc_s.so.1",)
 
 
-class MissingPeer(Exception):
+class MissingPeerError(Exception):
     """Something of another project that the tests need is not on this machine."""
 
 
@@ -70,7 +71,7 @@ def kernel_package() -> Path:
     """Returns the kernel package that ``install.sh`` downloaded, the newest if there are several."""
     found = sorted((cache_dir() / "kernel").glob("linux-image-*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise MissingPeer(f"no kernel package in {cache_dir() / 'kernel'}: run tests/peers/install.sh")
+        raise MissingPeerError(f"no kernel package in {cache_dir() / 'kernel'}: run tests/peers/install.sh")
     return found[-1]
 
 
@@ -78,7 +79,7 @@ def find_program(name: str) -> Path:
     """Returns a program's path, system directories included whatever PATH says."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
     if found is None:
-        raise MissingPeer(f"no {name} on this machine: run tests/peers/install.sh")
+        raise MissingPeerError(f"no {name} on this machine: run tests/peers/install.sh")
     return Path(found).resolve()
 
 
@@ -130,7 +131,9 @@ def bare_kernel(compressed: bytes) -> bytes:
         if payload.startswith(magic):
             # The last four bytes are the unpacked size, not part of the stream: the programs mind, but only afterwards.
             return subprocess.run([command, "-dcq"], input=payload[:-4], stdout=subprocess.PIPE, check=True).stdout
-    raise MissingPeer(f"the kernel is compressed in a way not known here, its payload starts with {payload[:6].hex()}")
+    raise MissingPeerError(
+        f"the kernel is compressed in a way not known here, its payload starts with {payload[:6].hex()}"
+    )
 
 
 def with_dependencies(unpacked: Path, names: tuple[str, ...]) -> list[Path]:
@@ -167,10 +170,14 @@ def libraries(programs) -> list[Path]:
     found = set()
     for program in programs:
         # Fails on a static program, which needs none.
-        listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        listed = subprocess.run(
+            ["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+        )
         found.update(re.findall(r"(/\S+\.so\S*)", listed.stdout))
     beside = {Path(library).parent for library in found}
-    hidden = {str(path) for name in HIDDEN_LIBRARIES for path in (directory / name for directory in beside) if path.exists()}
+    hidden = {
+        str(path) for name in HIDDEN_LIBRARIES for path in (directory / name for directory in beside) if path.exists()
+    }
     return sorted(Path(library) for library in found | hidden)
 
 
@@ -198,7 +205,7 @@ class Archive:
         return bytes(self._data)
 
     def _entry(self, path: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
-        parent = os.path.dirname(path)
+        parent = path.rpartition("/")[0]
         if parent and parent not in self._made:
             self.directory(parent)
         if path in self._made:
@@ -215,4 +222,4 @@ class Archive:
 
 
 if __name__ == "__main__":
-    print(image())
+    sys.stdout.write(f"{image()}\n")

@@ -11,8 +11,6 @@ rates mean nothing here; what counts is that everything arrives, unharmed, and i
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import traffic
 from backend import Backend, PortSpec
@@ -22,7 +20,25 @@ from traffic import Pings
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(180)]
 
 #: The bits of virtio's feature word whose presence a test asserts.
-BITS = {"csum": 0, "mrg_rxbuf": 15, "mq": 22, "indirect_desc": 28, "event_idx": 29, "version_1": 32, "packed": 34}
+BITS = {"csum": 0, "mrg_rxbuf": 15, "mq": 22, "indirect_desc": 28, "event_idx": 29, "version_1": 32, "ring_packed": 34}
+
+NO_OFFLOADS = {"csum": "off", "gso": "off", "guest_csum": "off"} | {
+    f"{side}_{kind}": "off" for side in ("guest", "host") for kind in ("tso4", "tso6", "ecn", "ufo")
+}
+
+#: QEMU's properties for devices that offer less than they could, and the features that then are not negotiated.
+DRIVERS = {
+    "legacy": ({"disable-modern": "on", "disable-legacy": "off"}, {"version_1"}),
+    "legacy-short-header": (
+        {"disable-modern": "on", "disable-legacy": "off", "mrg_rxbuf": "off"},
+        {"version_1", "mrg_rxbuf"},
+    ),
+    "plain-notifications": ({"event_idx": "off", "indirect_desc": "off"}, {"event_idx", "indirect_desc"}),
+    "no-offloads": (
+        NO_OFFLOADS,
+        {"csum", "guest_csum", "guest_tso4", "guest_tso6", "host_tso4", "host_tso6"},
+    ),
+}
 
 
 class Network:
@@ -35,9 +51,9 @@ class Network:
         self._running = running
 
     @property
-    def is_switch(self):
-        """The back-end takes more than two ports."""
-        return "net_vhost_switch" not in self._command
+    def is_net_vhost(self):
+        """The back-end is the stand-in: DPDK's vhost library, with two ports only."""
+        return "net_vhost_switch" in self._command
 
     def nic(self, name, **options):
         return Nic(self._directory / f"{name}.sock", **options)
@@ -47,7 +63,7 @@ class Network:
         return self._running.enter_context(Backend(self._command, ports, self._directory))
 
     def guest(self, name, nic, number, **options):
-        guest = Guest(self._image, name, nic, f"10.0.0.{number}/24", self._directory, **options)
+        guest = Guest(self._image, name, nic, address=f"10.0.0.{number}/24", directory=self._directory, **options)
         return self._running.enter_context(guest)
 
     def pair(self, **options):
@@ -74,7 +90,10 @@ def network(guest_image, backend_command, directory, running):
 @pytest.mark.parametrize("queue_pairs", [1, 2], ids=["1-queue", "2-queues"])
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_all_that_two_guests_send_arrives_and_is_counted(network, packed, queue_pairs, mrg_rxbuf):
-    backend, vm1, vm2 = network.pair(packed=packed, queue_pairs=queue_pairs, mrg_rxbuf=mrg_rxbuf)
+    # DPDK 22.11 takes an indirect descriptor of a packed ring for a buffer when it sends four packets at once: the
+    # driver gets rubbish and drops it. Buffers that are one descriptor each keep clear of that.
+    properties = NO_OFFLOADS if network.is_net_vhost and packed and not mrg_rxbuf else {}
+    backend, vm1, vm2 = network.pair(packed=packed, queue_pairs=queue_pairs, mrg_rxbuf=mrg_rxbuf, properties=properties)
 
     assert traffic.ping((vm1, vm2), (vm2, vm1)) == [Pings(20, 20)] * 2
     assert traffic.tcp(vm1, vm2, streams=2 * queue_pairs) > 0
@@ -105,9 +124,22 @@ def test_packets_larger_than_one_buffer_arrive_unharmed(network):
     assert backend.is_running
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_back_end_that_connects_to_qemu_serves_guests(network, packed):
-    backend, vm1, vm2 = network.pair(packed=packed, listen=True)
+@pytest.mark.parametrize(("properties", "missing"), DRIVERS.values(), ids=DRIVERS)
+def test_driver_that_accepts_less_is_served_too(network, properties, missing):
+    backend, vm1, vm2 = network.pair(properties=properties)
+
+    assert traffic.ping((vm1, vm2), (vm2, vm1)) == [Pings(20, 20)] * 2
+    assert traffic.stream_is_intact(vm1, vm2)
+    traffic.quieten(vm1, vm2)
+    counted = [traffic.interface_counters(guest) for guest in (vm1, vm2)]
+    report = backend.stop()
+    assert_exact(report, counted)
+    for port in report.ports:
+        assert not port.features & missing
+
+
+def test_back_end_that_connects_to_qemu_serves_guests_with_packed_rings(network):
+    backend, vm1, vm2 = network.pair(packed=True, listen=True)
 
     assert traffic.ping((vm1, vm2), (vm2, vm1)) == [Pings(20, 20)] * 2
     assert traffic.stream_is_intact(vm1, vm2)
@@ -122,15 +154,20 @@ def test_driver_that_is_loaded_again_finds_its_device_working(network, packed):
     assert traffic.ping((vm1, vm2), n=5) == [Pings(5, 5)]
 
     vm1.run("rmmod virtio_net; insmod /modules/*virtio_net.ko")
-    vm1.run("until [ -e /sys/class/net/eth0 ]; do usleep 20000; done; ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up")
+    vm1.run(
+        "until [ -e /sys/class/net/eth0 ]; do usleep 20000; done; ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up"
+    )
     traffic.wait_for_link(vm1)
 
     assert traffic.ping((vm1, vm2), (vm2, vm1)) == [Pings(20, 20)] * 2
     assert traffic.stream_is_intact(vm2, vm1)
 
 
-@pytest.mark.parametrize("queue_pairs", [1, 2], ids=["1-queue", "2-queues"])
-@pytest.mark.parametrize("listen", [False, True], ids=["back-end-listens", "qemu-listens"])
+@pytest.mark.parametrize(
+    ("listen", "queue_pairs"),
+    [(False, 1), (True, 1), (False, 2)],
+    ids=["back-end-listens", "qemu-listens", "back-end-listens-2-queues"],
+)
 def test_guests_talk_again_after_the_switch_was_killed_under_traffic(network, listen, queue_pairs):
     backend, vm1, vm2 = network.pair(listen=listen, queue_pairs=queue_pairs)
     assert traffic.ping((vm1, vm2), n=5) == [Pings(5, 5)]
@@ -153,13 +190,13 @@ def test_guest_that_is_killed_and_started_again_is_served_and_its_peer_never_not
     backend, vm1, vm2 = network.pair()
     traffic.ping((vm1, vm2), n=5)
 
+    lost_before = traffic.carrier_losses(vm1)
     traffic.keep_busy(vm1, vm2)
     vm2.kill()
-    again = network.guest("vm2", nics[1], 2)
-    again.wait_ready()
+    again = network.guest("vm2", nics[1], 2).wait_ready()
     traffic.wait_for_link(again)
 
-    assert traffic.carrier_losses(vm1) == 0
+    assert traffic.carrier_losses(vm1) == lost_before
     traffic.quieten(vm1, again, arp=True)
     assert traffic.ping((vm1, again), (again, vm1)) == [Pings(20, 20)] * 2
     assert traffic.stream_is_intact(again, vm1)
@@ -167,11 +204,13 @@ def test_guest_that_is_killed_and_started_again_is_served_and_its_peer_never_not
 
 
 def test_two_guests_lose_nothing_while_a_third_is_killed_and_started_again(network):
-    if not network.is_switch:
+    if network.is_net_vhost:
         pytest.skip("this back-end has two ports only")
     nics = [network.nic(name) for name in ("vm1", "vm2", "vm3")]
     backend = network.backend(*nics).start()
-    vm1, vm2, vm3 = (network.guest(f"vm{number}", nic, number).wait_ready() for number, nic in enumerate(nics, 1))
+    guests = [network.guest(f"vm{number}", nic, number) for number, nic in enumerate(nics, 1)]
+    vm1, vm2, vm3 = (guest.wait_ready() for guest in guests)
+    traffic.wait_for_link(*guests)
     assert traffic.ping((vm1, vm2), (vm2, vm3), (vm3, vm1)) == [Pings(20, 20)] * 3
 
     pinging = vm1.begin(f"ping -c 150 -i 0.05 -W 1 {vm2.ip}", 60)
@@ -182,25 +221,26 @@ def test_two_guests_lose_nothing_while_a_third_is_killed_and_started_again(netwo
     assert traffic.read_pings(vm1.finish(pinging)[1]) == Pings(150, 150)
     assert traffic.ping((again, vm1), (vm2, again)) == [Pings(20, 20)] * 2
     report = backend.stop()
-    assert report.received <= report.sent + report.dropped
+    assert report.received + report.copied == report.sent + report.dropped, report.json
 
 
 def assert_negotiated(ports, agreed, **options):
     """The report names what the driver really uses, not what was offered."""
     expected = {"version_1"}
-    expected |= {"packed"} if options["packed"] else set()
+    expected |= {"ring_packed"} if options["packed"] else set()
     expected |= {"mq"} if options["queue_pairs"] > 1 else set()
     expected |= {"mrg_rxbuf"} if options["mrg_rxbuf"] else set()
     for port in ports:
         assert port.ring == ("packed" if options["packed"] else "split")
-        assert port.features & {"version_1", "packed", "mq", "mrg_rxbuf"} == expected
+        assert port.features & {"version_1", "ring_packed", "mq", "mrg_rxbuf"} == expected
         for name, bit in BITS.items():
             assert name not in port.features or bit in agreed, f"{name} is reported, the driver did not accept it"
 
 
 def assert_exact(report, counted):
     """Nothing is missing: between two ports a flooded packet has one copy, so what came is what left or was dropped."""
-    assert report.received == report.sent + report.dropped, dataclasses.asdict(report)
+    assert report.received > 0
+    assert report.received == report.sent + report.dropped, report.json
     for port, guest in zip(report.ports, counted, strict=True):
         assert guest.faulty == 0
-        assert (port.received, port.sent) == (guest.sent, guest.received), dataclasses.asdict(report)
+        assert (port.received, port.sent) == (guest.sent, guest.received), report.json

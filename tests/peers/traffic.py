@@ -58,8 +58,9 @@ def tcp(client: Guest, server: Guest, *, mib: int = 16, reverse: bool = False, s
     """Moves some data over TCP with iperf3, towards the client if reversed, and returns the rate in Mbit/s."""
     serve_iperf3(server)
     options = f"-n {mib}M -P {streams}" + (" -R" if reverse else "")
-    command = f"for try in 1 2 3 4 5; do iperf3 -J -c {server.ip} --connect-timeout 3000 {options} >/tmp/iperf && break; done; cat /tmp/iperf"
-    printed = client.run(command, 60)
+    attempt = f"iperf3 -J -c {server.ip} --connect-timeout 3000 {options} >/tmp/iperf"
+    # A server that was only just started may not listen yet.
+    printed = client.run(f"for attempt in 1 2 3 4 5; do {attempt} && break; usleep 200000; done; cat /tmp/iperf", 60)
     result = json.loads(printed)
     if "error" in result:
         raise GuestError(f"iperf3 from {client.name} to {server.name}: {result['error']}")
