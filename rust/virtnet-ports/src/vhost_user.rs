@@ -1,0 +1,213 @@
+//! The vhost-user port: a virtual machine, or whatever drives a virtio-net device, at the other end of a socket.
+//!
+//! The control half ([`service`]) listens or connects, serves the front-end's messages and comes back to waiting when it
+//! leaves. The data half ([`queues`]) has the rings and the memory, and moves packets. The first changes the second only
+//! through their slot, between two breaths.
+//!
+//! It guarantees that a front-end may leave and come back at any time, that one that talks nonsense loses its session and one
+//! whose driver breaks a ring loses that ring, and that nothing of it outlives them.
+//!
+//! In a packet's way this is the step between a guest's rings and a burst.
+
+mod queues;
+mod service;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
+use virtnet_sys::Poller;
+use virtnet_virtio::{Features, QueueConfig, RingFormat};
+
+pub use service::VhostUserStatus;
+
+use crate::{Control, Held, PortError, Served, Slot};
+use queues::Queues;
+use service::BackendService;
+
+/// What a vhost-user port is made of.
+#[derive(Clone, Debug)]
+pub struct VhostUserOptions {
+    /// Path of the socket.
+    pub path: PathBuf,
+    /// Connect to a listening front-end, again and again, instead of listening.
+    pub client: bool,
+    /// The most queue pairs a front-end may use: 1 to 128.
+    pub queue_pairs: u16,
+    /// Features not to offer, though they work.
+    pub without: Features,
+    /// Permissions of a socket that we listen on.
+    pub mode: u32,
+}
+
+impl VhostUserOptions {
+    /// Listens on `path`, offers one queue pair and everything that works.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), client: false, queue_pairs: 1, without: Features::empty(), mode: 0o600 }
+    }
+
+    /// The features a port with these options offers.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        let mut offered = Features::VERSION_1
+            | Features::ANY_LAYOUT
+            | Features::MRG_RXBUF
+            | Features::INDIRECT_DESC
+            | Features::EVENT_IDX
+            | Features::RING_PACKED
+            | Features::IN_ORDER
+            | Features::MTU;
+        if self.queue_pairs > 1 {
+            offered |= Features::MQ;
+        }
+        offered - self.without
+    }
+}
+
+/// A vhost-user port, device side.
+#[derive(Debug)]
+pub struct VhostUserPort {
+    slot: Arc<Slot<Queues>>,
+    held: Option<Held<Queues>>,
+    /// Kicks and the slot's bell.
+    poller: Arc<Poller>,
+    service: Arc<Served<BackendService>>,
+}
+
+impl VhostUserPort {
+    /// Makes a port that `control` serves; it listens, or tries to connect, when this returns.
+    ///
+    /// # Errors
+    /// An impossible option; a socket path that is in use, missing or not allowed.
+    pub fn new(options: VhostUserOptions, control: &Control) -> Result<Self, PortError> {
+        if !(1..=128).contains(&options.queue_pairs) {
+            return Err(PortError::Option {
+                option: "queue_pairs",
+                found: options.queue_pairs.to_string(),
+                expected: "1 to 128".to_owned(),
+            });
+        }
+        let failed = |source| PortError::io("make a vhost-user port", source);
+        let poller = Arc::new(Poller::new().map_err(failed)?);
+        let queues = Queues::new(options.queue_pairs, Arc::clone(&poller));
+        let slot = Slot::new(queues).map_err(failed)?;
+        poller.add(&*slot, queues::BELL).map_err(failed)?;
+        let service = Arc::new(control.add(BackendService::new(options, Arc::clone(&slot))?)?);
+        Ok(Self { slot, held: None, poller, service })
+    }
+
+    /// How the session stands.
+    ///
+    /// # Errors
+    /// The control thread does not answer.
+    pub fn status(&self) -> Result<VhostUserStatus, PortError> {
+        self.service.call(|service| service.status())
+    }
+
+    /// A handle to ask for the status while the port itself is with a worker.
+    #[must_use]
+    pub fn watch(&self) -> VhostUserWatch {
+        VhostUserWatch(Arc::downgrade(&self.service))
+    }
+}
+
+/// Asks a port for its status, wherever the port is.
+#[derive(Clone, Debug)]
+pub struct VhostUserWatch(Weak<Served<BackendService>>);
+
+impl VhostUserWatch {
+    /// How the session stands.
+    ///
+    /// # Errors
+    /// The port is gone, or the control thread does not answer.
+    pub fn status(&self) -> Result<VhostUserStatus, PortError> {
+        let service = self.0.upgrade().ok_or(PortError::NoService)?;
+        service.call(|service| service.status())
+    }
+}
+
+impl Port for VhostUserPort {
+    fn attach(&mut self) {
+        self.held = self.slot.take();
+    }
+
+    fn detach(&mut self) {
+        self.held = None;
+    }
+
+    #[inline]
+    fn sync(&mut self) -> bool {
+        self.held.as_mut().is_some_and(Held::sync)
+    }
+
+    #[inline]
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        self.held.as_mut().map_or(0, |queues| queues.rx(burst))
+    }
+
+    #[inline]
+    fn complete(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.complete();
+        }
+    }
+
+    #[inline]
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        self.held.as_mut().map_or(0, |queues| queues.tx(burst, picks))
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.flush();
+        }
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        if let Some(queues) = &mut self.held {
+            queues.drop_tx(reason, n);
+        }
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.held.as_mut().is_some_and(|held| held.has_pending() || held.arm() || held.has_pending())
+    }
+
+    fn disarm(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.disarm();
+        }
+    }
+
+    fn counters(&self) -> PortCounters {
+        match &self.held {
+            Some(queues) => queues.counters(),
+            None => self.slot.run(|queues| queues.counters()).unwrap_or_default(),
+        }
+    }
+}
+
+/// What a running ring is asked for by the session, in the terms of the queues.
+fn queue_config(setup: &virtnet_vhost::RingSetup, features: Features, base: u32) -> QueueConfig {
+    use virtnet_mem::UserAddr;
+    QueueConfig {
+        size: setup.size,
+        desc_area: UserAddr(setup.addresses.descriptor_area),
+        driver_area: UserAddr(setup.addresses.driver_area),
+        device_area: UserAddr(setup.addresses.device_area),
+        base,
+        features,
+    }
+}
+
+/// The format of rings under these features, for reports.
+fn format_name(features: Features) -> &'static str {
+    RingFormat::of(features).name()
+}

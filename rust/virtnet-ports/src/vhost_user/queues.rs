@@ -1,0 +1,391 @@
+//! The data half of a vhost-user port: the queue pairs of a network device, and the memory they lie in.
+
+use std::sync::Arc;
+
+use virtnet_mem::GuestMemory;
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
+use virtnet_sys::{EventFd, Poller};
+use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
+use virtnet_virtio::net::{ReceiveQueue, TransmitQueue};
+use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
+
+use super::queue_config;
+use crate::flow::flow_hash;
+
+/// Token of the slot's bell; a kick has its ring's number.
+pub(super) const BELL: u64 = u64::MAX;
+
+/// All queue pairs of a device.
+#[derive(Debug)]
+pub(super) struct Queues {
+    memory: Arc<GuestMemory>,
+    features: Features,
+    pairs: Box<[Pair]>,
+    /// Numbers of the pairs whose transmitq runs, and of those whose receiveq runs and is enabled.
+    sources: Vec<usize>,
+    sinks: Vec<usize>,
+    /// Where the next burst starts to look for packets.
+    turn: usize,
+    poller: Arc<Poller>,
+    counters: PortCounters,
+    /// What the driver has done to a ring that had to be stopped.
+    broken: Option<(usize, RingError)>,
+    n_broken: u64,
+}
+
+/// A receiveq and a transmitq. Ring numbers are twice the pair's, and one more. Spec: virtio 1.4, 5.1.2, Virtqueues.
+#[derive(Debug, Default)]
+struct Pair {
+    receive: Option<Ring<ReceiveQueue>>,
+    transmit: Option<Ring<TransmitQueue>>,
+}
+
+/// A queue that runs, and what goes with it.
+#[derive(Debug)]
+struct Ring<Q> {
+    queue: Q,
+    setup: RingSetup,
+    /// Sent to, and not published yet.
+    dirty: bool,
+}
+
+impl Queues {
+    pub(super) fn new(queue_pairs: u16, poller: Arc<Poller>) -> Self {
+        Self {
+            memory: Arc::default(),
+            features: Features::empty(),
+            pairs: (0..queue_pairs).map(|_| Pair::default()).collect(),
+            sources: Vec::with_capacity(queue_pairs.into()),
+            sinks: Vec::with_capacity(queue_pairs.into()),
+            turn: 0,
+            poller,
+            counters: PortCounters::default(),
+            broken: None,
+            n_broken: 0,
+        }
+    }
+
+    // The packet's way.
+
+    #[inline]
+    pub(super) fn rx(&mut self, burst: &mut Burst) -> usize {
+        let before = burst.len();
+        for _ in 0..self.sources.len() {
+            let Some(&pair) = self.sources.get(self.turn) else {
+                self.turn = 0;
+                continue;
+            };
+            self.turn = if self.turn + 1 < self.sources.len() { self.turn + 1 } else { 0 };
+            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            let drained = if ring.setup.enabled {
+                ring.queue.drain(&self.memory, burst, &mut self.counters)
+            } else {
+                ring.queue.discard(&self.memory, DropReason::Disabled, &mut self.counters)
+            };
+            if let Err(error) = drained {
+                self.break_ring(2 * pair + 1, error);
+                break;
+            }
+            if burst.room() == 0 {
+                break;
+            }
+        }
+        burst.len() - before
+    }
+
+    #[inline]
+    pub(super) fn complete(&mut self) {
+        for &pair in &self.sources {
+            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            if ring.queue.complete() {
+                call(ring.setup.call.as_deref(), &mut self.counters);
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        match *self.sinks.as_slice() {
+            [] => 0,
+            [pair] => self.tx_to(pair, burst, picks),
+            _ => self.tx_spread(burst, picks),
+        }
+    }
+
+    #[inline]
+    fn tx_to(&mut self, pair: usize, burst: &Burst, picks: &Picks) -> usize {
+        let Some(ring) = &mut self.pairs[pair].receive else { return 0 };
+        ring.dirty = true;
+        match ring.queue.fill(&self.memory, burst, picks, &mut self.counters) {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.break_ring(2 * pair, error);
+                0
+            }
+        }
+    }
+
+    /// Several receiveqs: a flow always takes the same. What one of them has no room for is dropped here.
+    fn tx_spread(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        let n = self.sinks.len();
+        let mut lanes = [0_u8; BURST_MAX];
+        for i in picks.iter() {
+            lanes[i] = u8::try_from(flow_hash(burst.head(i)) as usize % n).unwrap_or(0);
+        }
+        for lane in 0..n {
+            let Some(&pair) = self.sinks.get(lane) else { break };
+            let mut share = Picks::default();
+            picks.iter().filter(|&i| usize::from(lanes[i]) == lane).for_each(|i| share.push(i));
+            if share.is_empty() {
+                continue;
+            }
+            let accepted = self.tx_to(pair, burst, &share);
+            self.counters.tx_drops.add(DropReason::NoRoom, share.len() - accepted);
+        }
+        picks.len()
+    }
+
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        for &pair in &self.sinks {
+            let Some(ring) = &mut self.pairs[pair].receive else { continue };
+            if ring.dirty {
+                ring.dirty = false;
+                if ring.queue.publish() {
+                    call(ring.setup.call.as_deref(), &mut self.counters);
+                }
+            }
+        }
+    }
+
+    pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        let down = self.sinks.is_empty() && reason == DropReason::NoRoom;
+        self.counters.tx_drops.add(if down { DropReason::PortDown } else { reason }, n);
+    }
+
+    // Sleeping and waking.
+
+    /// Asks for kicks; whether there is work already, or a ring that nobody kicks.
+    pub(super) fn arm(&mut self) -> bool {
+        self.drain_kicks();
+        let mut busy = false;
+        for &pair in &self.sources {
+            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            busy |= ring.queue.queue_mut().arm() || ring.setup.kick.is_none();
+        }
+        busy
+    }
+
+    pub(super) fn disarm(&mut self) {
+        for &pair in &self.sources {
+            if let Some(ring) = &mut self.pairs[pair].transmit {
+                ring.queue.queue_mut().disarm();
+            }
+        }
+        self.drain_kicks();
+    }
+
+    fn drain_kicks(&self) {
+        let rings = self.pairs.iter().flat_map(|pair| {
+            let receive = pair.receive.as_ref().map(|ring| &ring.setup);
+            let transmit = pair.transmit.as_ref().map(|ring| &ring.setup);
+            [receive, transmit]
+        });
+        for kick in rings.flatten().filter_map(|setup| setup.kick.as_ref()) {
+            kick.drain();
+        }
+    }
+
+    pub(super) fn counters(&self) -> PortCounters {
+        self.counters
+    }
+
+    // Changes, between two breaths.
+
+    pub(super) fn set_features(&mut self, features: Features) {
+        self.features = features;
+    }
+
+    pub(super) fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Moves all running rings to other memory; one that does not lie in it any more is stopped.
+    pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
+        self.memory = memory;
+        for ring in 0..2 * self.pairs.len() {
+            let Some(setup) = self.setup(ring).cloned() else { continue };
+            let setup = RingSetup { base: self.base(ring).unwrap_or(setup.base), ..setup };
+            self.drop_ring(ring);
+            if self.start_ring(ring, setup).is_err() {
+                self.n_broken += 1;
+            }
+        }
+    }
+
+    pub(super) fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+        let format = RingFormat::of(self.features);
+        if !QueueConfig::size_is_valid(setup.size.into(), format) {
+            return Err(format!("a {format} ring cannot have {} entries", setup.size).into());
+        }
+        let config = queue_config(&setup, self.features, setup.base);
+        let mut queue = DeviceQueue::new(&config, &self.memory)?;
+        // Whoever polls does not need kicks, and whoever sleeps is woken by this change and arms again.
+        queue.disarm();
+        if let Some(kick) = &setup.kick {
+            self.poller.add(&**kick, ring as u64)?;
+        }
+        let Some(pair) = self.pairs.get_mut(ring / 2) else {
+            return Err(format!("there is no ring {ring}").into());
+        };
+        if ring.is_multiple_of(2) {
+            pair.receive = Some(Ring { queue: ReceiveQueue::new(queue, self.features), setup, dirty: false });
+        } else {
+            pair.transmit = Some(Ring { queue: TransmitQueue::new(queue, self.features), setup, dirty: false });
+        }
+        self.note_active();
+        Ok(())
+    }
+
+    /// Stops a ring; where to go on. Everything of it has been completed, because changes come between breaths.
+    pub(super) fn stop_ring(&mut self, ring: usize) -> Option<u32> {
+        let base = self.base(ring);
+        self.drop_ring(ring);
+        base
+    }
+
+    pub(super) fn stop_all(&mut self) {
+        for ring in 0..2 * self.pairs.len() {
+            self.drop_ring(ring);
+        }
+        self.memory = Arc::default();
+    }
+
+    pub(super) fn enable_ring(&mut self, ring: usize, enabled: bool) {
+        if let Some(setup) = self.setup_mut(ring) {
+            setup.enabled = enabled;
+        }
+        self.note_active();
+    }
+
+    pub(super) fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        let poller = Arc::clone(&self.poller);
+        let Some(setup) = self.setup_mut(ring) else { return Ok(()) };
+        if let Some(old) = setup.kick.take() {
+            poller.remove(&*old)?;
+        }
+        if let Some(kick) = &kick {
+            poller.add(&**kick, ring as u64)?;
+        }
+        setup.kick = kick;
+        Ok(())
+    }
+
+    pub(super) fn set_call(&mut self, ring: usize, to: Option<Arc<EventFd>>) {
+        if let Some(setup) = self.setup_mut(ring) {
+            setup.call = to;
+            // What was used before the change may not have reached anyone.
+            call(setup.call.clone().as_deref(), &mut self.counters);
+        }
+    }
+
+    pub(super) fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) {
+        if let Some(setup) = self.setup_mut(ring) {
+            setup.err = err;
+        }
+    }
+
+    /// Moves a running ring, going on where it is.
+    pub(super) fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
+        let (Some(setup), Some(base)) = (self.setup(ring).cloned(), self.base(ring)) else { return Ok(()) };
+        let moved = RingSetup { addresses, base, ..setup.clone() };
+        DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
+        self.drop_ring(ring);
+        self.start_ring(ring, moved)
+    }
+
+    /// Ring that its driver broke last, and how; how often that has happened.
+    pub(super) fn broken(&self) -> (Option<(usize, RingError)>, u64) {
+        (self.broken, self.n_broken)
+    }
+
+    /// Numbers of queue pairs whose transmitq runs, and whose receiveq takes packets.
+    pub(super) fn running(&self) -> (usize, usize) {
+        (self.sources.len(), self.sinks.len())
+    }
+
+    #[cold]
+    fn break_ring(&mut self, ring: usize, error: RingError) {
+        if let Some(err) = self.setup(ring).and_then(|setup| setup.err.clone()) {
+            drop(err.signal());
+        }
+        // What was taken before the error is still on its way; a transmitq gives it back when it is completed.
+        if let Some(transmit) = self.pairs.get_mut(ring / 2).and_then(|pair| pair.transmit.as_mut())
+            && !ring.is_multiple_of(2)
+        {
+            transmit.queue.complete();
+        }
+        self.broken = Some((ring, error));
+        self.n_broken += 1;
+        self.drop_ring(ring);
+    }
+
+    fn drop_ring(&mut self, ring: usize) {
+        if let Some(kick) = self.setup(ring).and_then(|setup| setup.kick.clone()) {
+            // It was added when the ring started.
+            drop(self.poller.remove(&*kick));
+        }
+        if let Some(pair) = self.pairs.get_mut(ring / 2) {
+            if ring.is_multiple_of(2) { pair.receive = None } else { pair.transmit = None }
+        }
+        self.note_active();
+    }
+
+    fn note_active(&mut self) {
+        self.sources.clear();
+        self.sinks.clear();
+        for (number, pair) in self.pairs.iter().enumerate() {
+            if pair.transmit.is_some() {
+                self.sources.push(number);
+            }
+            if pair.receive.as_ref().is_some_and(|ring| ring.setup.enabled) {
+                self.sinks.push(number);
+            }
+        }
+    }
+
+    fn base(&self, ring: usize) -> Option<u32> {
+        let pair = self.pairs.get(ring / 2)?;
+        if ring.is_multiple_of(2) {
+            pair.receive.as_ref().map(|ring| ring.queue.queue().base())
+        } else {
+            pair.transmit.as_ref().map(|ring| ring.queue.queue().base())
+        }
+    }
+
+    fn setup(&self, ring: usize) -> Option<&RingSetup> {
+        let pair = self.pairs.get(ring / 2)?;
+        if ring.is_multiple_of(2) {
+            pair.receive.as_ref().map(|ring| &ring.setup)
+        } else {
+            pair.transmit.as_ref().map(|ring| &ring.setup)
+        }
+    }
+
+    fn setup_mut(&mut self, ring: usize) -> Option<&mut RingSetup> {
+        let pair = self.pairs.get_mut(ring / 2)?;
+        if ring.is_multiple_of(2) {
+            pair.receive.as_mut().map(|ring| &mut ring.setup)
+        } else {
+            pair.transmit.as_mut().map(|ring| &mut ring.setup)
+        }
+    }
+}
+
+fn call(to: Option<&EventFd>, counters: &mut PortCounters) {
+    if let Some(to) = to {
+        // An eventfd that cannot be written is its owner's loss.
+        drop(to.signal());
+        counters.notifications += 1;
+    }
+}

@@ -1,0 +1,307 @@
+//! The control half of a vhost-user port: waits for a front-end, serves it, and waits again when it has left.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
+use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
+use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::{
+    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, RingAddresses, RingSetup, SessionError,
+};
+use virtnet_virtio::Features;
+
+use super::queues::Queues;
+use super::{VhostUserOptions, format_name};
+use crate::control::Service;
+use crate::{PortError, Slot};
+
+/// How often a client tries to connect.
+const RETRY_NS: u64 = 200_000_000;
+
+/// How often a connection is asked whether it stands still.
+const TICK_NS: u64 = 1_000_000_000;
+
+/// How a vhost-user session stands.
+#[derive(Clone, Debug, Default)]
+pub struct VhostUserStatus {
+    /// `"listening"`, `"connecting"`, `"connected"` (a front-end is there), `"running"` (packets can flow).
+    pub state: &'static str,
+    /// Process that the front-end is.
+    pub peer_pid: Option<u32>,
+    /// Features offered.
+    pub offered: u64,
+    /// Features negotiated, while a front-end is there.
+    pub negotiated: u64,
+    /// Protocol features negotiated.
+    pub protocol: u64,
+    /// `"split"` or `"packed"`, while a front-end is there.
+    pub ring_format: Option<&'static str>,
+    /// Queue pairs whose transmitq runs.
+    pub sources: usize,
+    /// Queue pairs whose receiveq runs and is enabled.
+    pub sinks: usize,
+    /// Sessions so far.
+    pub sessions: u64,
+    /// Messages refused in all sessions.
+    pub refusals: u64,
+    /// What ended the last session, or was refused last, or why we cannot connect.
+    pub last_error: Option<String>,
+}
+
+/// Serves one socket.
+pub(super) struct BackendService {
+    options: VhostUserOptions,
+    listener: Option<Listener>,
+    session: Option<Session>,
+    slot: Arc<Slot<Queues>>,
+    deadline_ns: Option<u64>,
+    sessions: u64,
+    refusals: u64,
+    last_error: Option<String>,
+}
+
+/// A front-end that is there, and the device it sees.
+struct Session {
+    backend: Backend,
+    device: Device,
+    peer_pid: Option<u32>,
+}
+
+impl BackendService {
+    pub(super) fn new(options: VhostUserOptions, slot: Arc<Slot<Queues>>) -> Result<Self, PortError> {
+        let listener = if options.client {
+            None
+        } else {
+            Some(Listener::bind_with_mode(&options.path, options.mode)?)
+        };
+        let deadline_ns = options.client.then(monotonic_ns);
+        Ok(Self {
+            options,
+            listener,
+            session: None,
+            slot,
+            deadline_ns,
+            sessions: 0,
+            refusals: 0,
+            last_error: None,
+        })
+    }
+
+    pub(super) fn status(&self) -> VhostUserStatus {
+        let offered = self.options.features();
+        let mut status = VhostUserStatus {
+            state: if self.options.client { "connecting" } else { "listening" },
+            offered: offered.bits(),
+            sessions: self.sessions,
+            refusals: self.refusals,
+            last_error: self.last_error.clone(),
+            ..VhostUserStatus::default()
+        };
+        let Some(session) = &self.session else { return status };
+        let queues = self.slot.run(|queues| (queues.features(), queues.running(), queues.broken()));
+        let Ok((features, (sources, sinks), (broken, _))) = queues else { return status };
+        status.state = if sources > 0 && sinks > 0 { "running" } else { "connected" };
+        status.peer_pid = session.peer_pid;
+        status.negotiated = features.bits();
+        status.protocol = session.backend.session().protocol_features().bits();
+        status.ring_format = Some(format_name(features));
+        (status.sources, status.sinks) = (sources, sinks);
+        status.refusals += session.backend.counters().1;
+        if let Some((ring, error)) = broken {
+            status.last_error = Some(format!("ring {ring} was stopped, its driver is at fault: {error}"));
+        } else if let Some(refusal) = session.backend.last_refusal() {
+            status.last_error = Some(refusal.to_string());
+        }
+        status
+    }
+
+    fn begin(&mut self, stream: Stream, now_ns: u64) {
+        let protocol = ProtocolFeatures::MQ
+            | ProtocolFeatures::REPLY_ACK
+            | ProtocolFeatures::MTU
+            | ProtocolFeatures::STATUS
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | ProtocolFeatures::RESET_DEVICE;
+        let peer_pid = stream.peer().ok().map(|peer| peer.pid);
+        let offer = Offer::new(self.options.features().bits(), protocol, self.options.queue_pairs);
+        let device = Device { slot: Arc::clone(&self.slot), regions: Vec::new() };
+        self.session = Some(Session { backend: Backend::new(stream, offer), device, peer_pid });
+        self.sessions += 1;
+        self.last_error = None;
+        self.deadline_ns = Some(now_ns + TICK_NS);
+    }
+
+    /// The session is over; the device has been told.
+    fn end(&mut self, error: &SessionError, now_ns: u64) {
+        if let Some(session) = self.session.take() {
+            self.refusals += session.backend.counters().1;
+        }
+        self.last_error = match error {
+            SessionError::Disconnected => None,
+            error => Some(error.to_string()),
+        };
+        self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);
+    }
+
+    fn serve(
+        &mut self,
+        now_ns: u64,
+        work: impl FnOnce(&mut Backend, &mut Device) -> Result<(), SessionError>,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        if let Err(error) = work(&mut session.backend, &mut session.device) {
+            self.end(&error, now_ns);
+        }
+    }
+}
+
+impl Service for BackendService {
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        match (&self.session, &self.listener) {
+            (Some(session), _) => Some(session.backend.as_fd()),
+            (None, Some(listener)) => Some(listener.as_fd()),
+            (None, None) => None,
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        match &self.session {
+            Some(session) if session.backend.wants_write() => Interest::Both,
+            _ => Interest::Readable,
+        }
+    }
+
+    fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
+        if self.session.is_none() {
+            let Some(listener) = &self.listener else { return Ok(()) };
+            match listener.accept() {
+                Ok(stream) => self.begin(stream, now_ns),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    let path = self.options.path.display();
+                    return Err(PortError::io(format!("accept a front-end on {path}"), error));
+                }
+            }
+            return Ok(());
+        }
+        self.serve(now_ns, |backend, device| {
+            if backend.wants_write() {
+                backend.on_writable(device)?;
+            }
+            backend.on_readable(device)
+        });
+        Ok(())
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        self.deadline_ns
+    }
+
+    fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
+        if self.session.is_some() {
+            self.deadline_ns = Some(now_ns + TICK_NS);
+            self.serve(now_ns, |backend, device| backend.on_tick(now_ns, device));
+            return Ok(());
+        }
+        self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);
+        if self.options.client {
+            match Stream::connect(&self.options.path) {
+                Ok(stream) => self.begin(stream, now_ns),
+                // Nobody listens yet: that is what trying again is for.
+                Err(error) => self.last_error = Some(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BackendService {
+    fn drop(&mut self) {
+        if let Some(mut session) = self.session.take() {
+            session.backend.close(&mut session.device);
+        }
+    }
+}
+
+/// The device that a session changes: a network device behind a slot.
+struct Device {
+    slot: Arc<Slot<Queues>>,
+    /// What the memory is made of, so that slots can come and go.
+    regions: Vec<Region>,
+}
+
+impl Device {
+    /// Makes `regions` the memory of the queues.
+    fn install(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
+        let memory = Arc::new(GuestMemory::new(regions.clone())?);
+        self.slot.run(move |queues| queues.set_memory(memory))?;
+        self.regions = regions;
+        Ok(())
+    }
+}
+
+fn map(region: virtnet_vhost::Region) -> Result<Region, DeviceError> {
+    let MemoryRegion { guest_addr, size, user_addr, mmap_offset } = region.layout;
+    Ok(Region::map_file(region.file, mmap_offset, size, GuestAddr(guest_addr), UserAddr(user_addr))?)
+}
+
+impl BackendDevice for Device {
+    fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
+        let features = Features::from_bits_retain(features);
+        Ok(self.slot.run(move |queues| queues.set_features(features))?)
+    }
+
+    fn set_memory(&mut self, regions: Vec<virtnet_vhost::Region>) -> Result<(), DeviceError> {
+        let regions = regions.into_iter().map(map).collect::<Result<_, _>>()?;
+        self.install(regions)
+    }
+
+    fn add_memory(&mut self, region: virtnet_vhost::Region) -> Result<(), DeviceError> {
+        let mut regions = self.regions.clone();
+        regions.push(map(region)?);
+        self.install(regions)
+    }
+
+    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), DeviceError> {
+        let mut regions = self.regions.clone();
+        regions.retain(|r| (r.guest().0, r.user().0, r.size()) != (region.guest_addr, region.user_addr, region.size));
+        self.install(regions)
+    }
+
+    fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+        self.slot.run(move |queues| queues.start_ring(ring, setup))?
+    }
+
+    fn stop_ring(&mut self, ring: usize) -> Result<u32, DeviceError> {
+        let base = self.slot.run(move |queues| queues.stop_ring(ring))?;
+        base.ok_or_else(|| format!("ring {ring} is not running").into())
+    }
+
+    fn enable_ring(&mut self, ring: usize, enabled: bool) {
+        // A worker that does not answer has been reported by the call before, and will be by the next.
+        drop(self.slot.run(move |queues| queues.enable_ring(ring, enabled)));
+    }
+
+    fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        self.slot.run(move |queues| queues.set_kick(ring, kick))?
+    }
+
+    fn set_call(&mut self, ring: usize, call: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        Ok(self.slot.run(move |queues| queues.set_call(ring, call))?)
+    }
+
+    fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        Ok(self.slot.run(move |queues| queues.set_err(ring, err))?)
+    }
+
+    fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
+        self.slot.run(move |queues| queues.set_addresses(ring, addresses))?
+    }
+
+    fn disconnected(&mut self) {
+        self.regions.clear();
+        // When the worker does not answer in time the change waits for it all the same.
+        drop(self.slot.post(|queues: &mut Queues| queues.stop_all()));
+    }
+}

@@ -1,0 +1,280 @@
+//! The data half of a virtio-user port: the driver's side of queue pairs, in memory of our own.
+
+use std::sync::Arc;
+
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
+use virtnet_sys::{EventFd, Poller};
+use virtnet_virtio::net::{DriverReceive, DriverTransmit};
+use virtnet_virtio::{DriverQueue, Features, QueueConfig, RingError};
+
+use super::layout::QueueLayout;
+use crate::flow::flow_hash;
+use crate::{Huge, OwnMemory, PortError};
+
+/// Token of the slot's bell; a call has its ring's number.
+pub(super) const BELL: u64 = u64::MAX;
+
+/// The queue pairs of a driver, while there is a device.
+#[derive(Debug)]
+pub(super) struct DriverQueues {
+    pairs: Vec<DriverPair>,
+    /// The device has said that it runs.
+    running: bool,
+    turn: usize,
+    poller: Arc<Poller>,
+    counters: PortCounters,
+    broken: Option<(usize, RingError)>,
+}
+
+/// A receiveq and a transmitq with their events. Ring numbers are twice the pair's, and one more.
+#[derive(Debug)]
+struct DriverPair {
+    receive: DriverReceive,
+    transmit: DriverTransmit,
+    receive_events: RingEvents,
+    transmit_events: RingEvents,
+    dirty: bool,
+}
+
+/// The two eventfds of a ring.
+#[derive(Clone, Debug)]
+pub(super) struct RingEvents {
+    pub(super) kick: Arc<EventFd>,
+    pub(super) call: Arc<EventFd>,
+}
+
+impl RingEvents {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { kick: Arc::new(EventFd::new()?), call: Arc::new(EventFd::new()?) })
+    }
+}
+
+/// Queues laid out in fresh memory, before a device sees them.
+#[derive(Debug)]
+pub(super) struct NewQueues {
+    pub(super) memory: OwnMemory,
+    pub(super) rings: Vec<(QueueConfig, RingEvents)>,
+    pairs: Vec<DriverPair>,
+}
+
+impl NewQueues {
+    /// Lays out `queue_pairs` pairs of `size` descriptors each; all receive buffers are made available.
+    pub(super) fn new(queue_pairs: u16, size: u16, features: Features) -> Result<Self, PortError> {
+        let mut layouts = Vec::new();
+        let mut end = 0;
+        for _ in 0..2 * queue_pairs {
+            let layout = QueueLayout::new(size, end);
+            end = layout.end;
+            layouts.push(layout);
+        }
+        let memory = OwnMemory::new(end, Huge::Auto)?;
+        let base = memory.regions().first().map(|region| region.guest).unwrap_or_default();
+        let failed = |source| PortError::io("make the events of a virtio-user port", source);
+        let mut rings = Vec::new();
+        let mut pairs = Vec::new();
+        for pair in layouts.chunks_exact(2) {
+            let [receive_layout, transmit_layout] = pair else { continue };
+            let receive_config = receive_layout.config(memory.memory(), base, features)?;
+            let transmit_config = transmit_layout.config(memory.memory(), base, features)?;
+            let mut receive = DriverReceive::new(
+                DriverQueue::new(&receive_config, memory.memory())?,
+                Arc::clone(memory.memory()),
+                receive_layout.buffers(base),
+                features,
+            )?;
+            let mut transmit = DriverTransmit::new(
+                DriverQueue::new(&transmit_config, memory.memory())?,
+                Arc::clone(memory.memory()),
+                transmit_layout.buffers(base),
+                features,
+            )?;
+            // Whoever polls does not need calls; whoever sleeps arms again when it takes these queues over.
+            receive.queue_mut().disarm();
+            transmit.queue_mut().disarm();
+            receive.publish();
+            let (receive_events, transmit_events) =
+                (RingEvents::new().map_err(failed)?, RingEvents::new().map_err(failed)?);
+            rings.push((receive_config, receive_events.clone()));
+            rings.push((transmit_config, transmit_events.clone()));
+            pairs.push(DriverPair { receive, transmit, receive_events, transmit_events, dirty: false });
+        }
+        Ok(Self { memory, rings, pairs })
+    }
+}
+
+impl DriverQueues {
+    pub(super) fn new(poller: Arc<Poller>) -> Self {
+        Self {
+            pairs: Vec::new(),
+            running: false,
+            turn: 0,
+            poller,
+            counters: PortCounters::default(),
+            broken: None,
+        }
+    }
+
+    // Changes, between two breaths.
+
+    /// Takes over new queues; packets flow from now on.
+    pub(super) fn start(&mut self, queues: NewQueues) -> Result<(), PortError> {
+        self.stop();
+        for (number, pair) in queues.pairs.iter().enumerate() {
+            let failed = |source| PortError::io("wait for a virtio-user port", source);
+            self.poller.add(&*pair.receive_events.call, 2 * number as u64).map_err(failed)?;
+        }
+        self.pairs = queues.pairs;
+        for pair in &self.pairs {
+            // Buffers were made available before anyone could be kicked.
+            drop(pair.receive_events.kick.signal());
+        }
+        self.running = true;
+        self.broken = None;
+        Ok(())
+    }
+
+    /// Gives all queues up, with what is in them.
+    pub(super) fn stop(&mut self) {
+        for pair in self.pairs.drain(..) {
+            // It was added when the queues started.
+            drop(self.poller.remove(&*pair.receive_events.call));
+        }
+        self.running = false;
+    }
+
+    pub(super) fn running(&self) -> usize {
+        if self.running { self.pairs.len() } else { 0 }
+    }
+
+    pub(super) fn broken(&self) -> Option<(usize, RingError)> {
+        self.broken
+    }
+
+    pub(super) fn counters(&self) -> PortCounters {
+        self.counters
+    }
+
+    // The packet's way.
+
+    #[inline]
+    pub(super) fn rx(&mut self, burst: &mut Burst) -> usize {
+        if !self.running {
+            return 0;
+        }
+        let before = burst.len();
+        let n = self.pairs.len();
+        for _ in 0..n {
+            let number = self.turn;
+            self.turn = if number + 1 < n { number + 1 } else { 0 };
+            let Some(pair) = self.pairs.get_mut(number) else { break };
+            if let Err(error) = pair.receive.receive(burst, &mut self.counters) {
+                self.break_ring(2 * number, error);
+                break;
+            }
+            // All pairs lie in one memory, but a burst has room for one full drain only.
+            if burst.room() == 0 {
+                break;
+            }
+        }
+        burst.len() - before
+    }
+
+    #[inline]
+    pub(super) fn complete(&mut self) {
+        for pair in &mut self.pairs {
+            if pair.receive.complete() {
+                kick(&pair.receive_events, &mut self.counters);
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        match (self.running, self.pairs.len()) {
+            (true, 1) => self.tx_to(0, burst, picks),
+            (true, n) if n > 1 => self.tx_spread(n, burst, picks),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn tx_to(&mut self, number: usize, burst: &Burst, picks: &Picks) -> usize {
+        let Some(pair) = self.pairs.get_mut(number) else { return 0 };
+        pair.dirty = true;
+        match pair.transmit.send(burst, picks, &mut self.counters) {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.break_ring(2 * number + 1, error);
+                0
+            }
+        }
+    }
+
+    /// Several transmitqs: a flow always takes the same. What one of them has no room for is dropped here.
+    fn tx_spread(&mut self, n: usize, burst: &Burst, picks: &Picks) -> usize {
+        let mut lanes = [0_u8; BURST_MAX];
+        for i in picks.iter() {
+            lanes[i] = u8::try_from(flow_hash(burst.head(i)) as usize % n).unwrap_or(0);
+        }
+        for lane in 0..n {
+            let mut share = Picks::default();
+            picks.iter().filter(|&i| usize::from(lanes[i]) == lane).for_each(|i| share.push(i));
+            if share.is_empty() {
+                continue;
+            }
+            let accepted = self.tx_to(lane, burst, &share);
+            self.counters.tx_drops.add(DropReason::NoRoom, share.len() - accepted);
+        }
+        picks.len()
+    }
+
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        for pair in &mut self.pairs {
+            if pair.dirty {
+                pair.dirty = false;
+                if pair.transmit.publish() {
+                    kick(&pair.transmit_events, &mut self.counters);
+                }
+            }
+        }
+    }
+
+    pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        let down = !self.running && reason == DropReason::NoRoom;
+        self.counters.tx_drops.add(if down { DropReason::PortDown } else { reason }, n);
+    }
+
+    // Sleeping and waking.
+
+    /// Asks for calls; whether packets wait already.
+    pub(super) fn arm(&mut self) -> bool {
+        let mut busy = false;
+        for pair in &mut self.pairs {
+            pair.receive_events.call.drain();
+            pair.receive.queue_mut().arm();
+            busy |= pair.receive.has_work();
+        }
+        busy && self.running
+    }
+
+    pub(super) fn disarm(&mut self) {
+        for pair in &mut self.pairs {
+            pair.receive.queue_mut().disarm();
+            pair.receive_events.call.drain();
+        }
+    }
+
+    #[cold]
+    fn break_ring(&mut self, ring: usize, error: RingError) {
+        self.broken = Some((ring, error));
+        self.stop();
+    }
+}
+
+#[inline]
+fn kick(events: &RingEvents, counters: &mut PortCounters) {
+    // Our own eventfd: it cannot refuse a signal.
+    drop(events.kick.signal());
+    counters.notifications += 1;
+}

@@ -1,0 +1,208 @@
+//! The tap port against the Linux network stack.
+//!
+//! Each test runs in a network namespace of its own: this program starts itself again in one. Where the machine does not allow
+//! that (no user namespaces, no tun device), the test says so and passes.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::Duration;
+
+use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, memory_pair};
+use virtnet_ports::TapPort;
+use virtnet_sys::{Events, Poller};
+use virtnet_testkit::frame::{self, Endpoint};
+use virtnet_testkit::{Limits, check_port_with, receive, send};
+
+const INSIDE: &str = "VIRTNET_TEST_NAMESPACE";
+
+/// Runs the test `name` of this program in a new namespace.
+fn in_namespace(name: &str) {
+    let unshare = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--net", program]);
+        command
+    };
+    let allowed = unshare("true").output();
+    let no_tap = !std::path::Path::new("/dev/net/tun").exists();
+    if no_tap || !allowed.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a network namespace with a tap cannot be made here");
+        return;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let output = unshare(&program.to_string_lossy())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .expect("unshare runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    assert!(text.contains("1 passed"), "{text}\n{errors}");
+}
+
+/// The guard of every test that changes the network: it must not be this machine's.
+fn inside() {
+    assert!(
+        std::env::var_os(INSIDE).is_some(),
+        "to be run by the test without `inside` in its name, in a namespace of its own"
+    );
+    // Nothing but our own packets.
+    for scope in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        drop(std::fs::write(path, "1"));
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("ip is installed");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+}
+
+fn send_one(port: &mut TapPort, frame: &[u8], offload: Offload) {
+    let mut burst = Burst::new();
+    burst.push_bytes(frame, offload);
+    assert_eq!(port.tx(&burst, &Picks::first(1)), 1);
+    port.flush();
+}
+
+#[test]
+fn two_taps_on_a_bridge_keep_the_promises_of_a_port() {
+    in_namespace("inside_two_taps");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_two_taps() {
+    inside();
+    ip("link add bridge0 type bridge mcast_snooping 0");
+    ip("link set bridge0 up");
+    let open = |name: &str| {
+        let port = TapPort::open(name).unwrap();
+        port.interface().unwrap().set_mtu(65_521).unwrap();
+        ip(&format!("link set {name} master bridge0"));
+        port
+    };
+    let (mut a, mut b) = (open("tap0"), open("tap1"));
+    let limits = Limits {
+        back_pressure: false,
+        ..Limits::default()
+    };
+    check_port_with(&mut a, &mut b, limits);
+}
+
+#[test]
+fn the_host_answers_on_its_tap() {
+    in_namespace("inside_host");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_host() {
+    inside();
+    let mut tap = TapPort::open("vn%d").unwrap();
+    assert_eq!(tap.interface().unwrap().name(), "vn0");
+    ip("addr add 10.0.0.1/24 dev vn0");
+    let us = Endpoint::number(2);
+    let mut host = Endpoint::number(1);
+    let (mut nobody, _other) = memory_pair(1);
+
+    // Who are you?
+    assert_eq!(send(&mut tap, &[us.who_has(host.ip)]), 1);
+    let answer = receive(&mut nobody, &mut tap, 1).remove(0);
+    host.mac.0.copy_from_slice(&answer[6..12]);
+    assert_eq!(answer, host.is_at(&us));
+    assert_eq!(host.mac.0, tap.interface().unwrap().mac().unwrap());
+
+    // An echo, and its checksums, are complete.
+    let payload: Vec<_> = (0..=255).collect();
+    assert_eq!(send(&mut tap, &[us.ping(&host, 7, &payload)]), 1);
+    let answer = receive(&mut nobody, &mut tap, 1).remove(0);
+    assert_eq!(answer.len(), 14 + 20 + 8 + 256);
+    assert_eq!(frame::checksum(&answer[14..34]), 0);
+    assert_eq!(frame::checksum(&answer[34..]), 0);
+    assert!(answer.ends_with(&payload));
+
+    // A checksum that is left to the host is completed there; a wrong one is not forgiven.
+    let socket = UdpSocket::bind("10.0.0.1:1001").unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    let mut unfinished = us.udp(&host, b"unfinished");
+    let mut pseudo = [us.ip.octets(), host.ip.octets()].concat();
+    pseudo.extend([0, frame::UDP, 0, 8 + 10]);
+    let partial = !frame::checksum(&pseudo);
+    unfinished[40..42].copy_from_slice(&partial.to_be_bytes());
+    send_one(&mut tap, &unfinished, Offload::default());
+    let offload = Offload {
+        flags: Offload::NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 6,
+        ..Offload::default()
+    };
+    send_one(&mut tap, &unfinished, offload);
+    assert_eq!(send(&mut tap, &[us.udp(&host, b"finished")]), 1);
+    let mut bytes = [0; 100];
+    for expected in [&b"unfinished"[..], b"finished"] {
+        let n = socket.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], expected);
+    }
+
+    // The host leaves nothing to us.
+    socket.send_to(b"to you", (us.ip, us.port)).unwrap();
+    let datagram = receive(&mut nobody, &mut tap, 1).remove(0);
+    assert_eq!(
+        frame::transport_checksum(host.ip, us.ip, frame::UDP, &datagram[34..42 + 6]),
+        0
+    );
+
+    let counters = tap.counters();
+    assert_eq!((counters.sent, counters.received), (5, 3));
+    assert_eq!(counters.tx_drops.total() + counters.rx_drops.total(), 0);
+}
+
+#[test]
+fn a_tap_that_is_down_or_deleted_drops_and_stays_quiet() {
+    in_namespace("inside_down");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_down() {
+    inside();
+    let mut tap = TapPort::open("vn0").unwrap();
+    let frame = frame::pattern(60, 1);
+    send_one(&mut tap, &frame, Offload::default());
+    ip("link set vn0 down");
+    send_one(&mut tap, &frame, Offload::default());
+    assert_eq!(tap.counters().tx_drops.of(DropReason::PortDown), 1);
+    ip("link set vn0 up");
+    send_one(&mut tap, &frame, Offload::default());
+    assert_eq!(tap.counters().sent, 2);
+    assert!(tap.error().is_none());
+
+    // Too short for an Ethernet frame: the kernel refuses it. Too long for any: it does not get there.
+    send_one(&mut tap, &[1; 10], Offload::default());
+    send_one(&mut tap, &[1; 70_000], Offload::default());
+    let drops = tap.counters().tx_drops;
+    assert_eq!(drops.of(DropReason::SendError), 1);
+    assert_eq!(drops.of(DropReason::TooBig), 1);
+
+    let poller = Poller::new().unwrap();
+    poller.add(tap.wait_fd().unwrap(), 0).unwrap();
+    let mut events = Events::with_capacity(1);
+    ip("link del vn0");
+    poller
+        .wait(&mut events, Some(Duration::from_secs(2)))
+        .unwrap();
+    assert_eq!(tap.rx(&mut Burst::new()), 0);
+    assert!(tap.error().is_some());
+    assert!(!tap.arm());
+    let woken = poller.wait(&mut events, Some(Duration::from_millis(20)));
+    assert_eq!(woken.unwrap(), 0, "a deleted interface keeps nobody awake");
+    send_one(&mut tap, &frame, Offload::default());
+    assert_eq!(tap.counters().tx_drops.of(DropReason::PortDown), 2);
+}
