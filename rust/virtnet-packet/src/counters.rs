@@ -39,6 +39,16 @@ impl DropCounters {
             .filter(|&(_, n)| n > 0)
     }
 
+    /// What has been dropped since an earlier reading of the same counters.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut passed = *self;
+        for (mine, theirs) in passed.0.iter_mut().zip(earlier.0) {
+            *mine = mine.saturating_sub(theirs);
+        }
+        passed
+    }
+
     /// Adds another set of counters to this one.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
@@ -69,4 +79,53 @@ pub struct PortCounters {
     pub bad_buffers: u64,
     /// Kicks and calls written to the peer.
     pub notifications: u64,
+}
+
+impl PortCounters {
+    /// What has passed since an earlier reading of the same counters.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            received: self.received.saturating_sub(earlier.received),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+            sent: self.sent.saturating_sub(earlier.sent),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            rx_drops: self.rx_drops.since(&earlier.rx_drops),
+            tx_drops: self.tx_drops.since(&earlier.tx_drops),
+            bad_buffers: self.bad_buffers.saturating_sub(earlier.bad_buffers),
+            notifications: self.notifications.saturating_sub(earlier.notifications),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_of_readings_is_what_passed_between_them() {
+        let mut earlier = PortCounters {
+            received: 5,
+            sent_bytes: 100,
+            ..PortCounters::default()
+        };
+        earlier.tx_drops.add(DropReason::NoRoom, 3);
+        let mut now = earlier;
+        now.received += 2;
+        now.tx_drops.add(DropReason::NoRoom, 4);
+        now.rx_drops.add(DropReason::Runt, 1);
+        let passed = now.since(&earlier);
+        assert_eq!((passed.received, passed.sent_bytes), (2, 0));
+        assert_eq!(passed.tx_drops.of(DropReason::NoRoom), 4);
+        assert_eq!(passed.rx_drops.total(), 1);
+    }
+
+    #[test]
+    fn only_reasons_that_have_happened_are_listed() {
+        let mut drops = DropCounters::default();
+        drops.add(DropReason::Loop, 2);
+        let mut sum = drops;
+        sum.merge(&drops);
+        assert_eq!(sum.iter().collect::<Vec<_>>(), [(DropReason::Loop, 4)]);
+    }
 }

@@ -1,0 +1,393 @@
+//! The way of a burst through the network: from where it enters to every place it ends.
+//!
+//! A function says what is to happen ([`Fate`]), and here it happens: packets are grouped by destination, each port is
+//! called once for all its packets of the burst, functions behind functions are entered in turn. When all packets share one
+//! fate, which is the usual case, nothing is regrouped.
+//!
+//! Every packet is accounted for. What a port has no room for is dropped and counted there, unless it was only *offered* by
+//! whoever makes packets; then it was never made. Cables may form a circle: the way of a packet is at most [`MAX_DEPTH`]
+//! functions long, and all packets of a burst together enter at most [`MAX_ENTRIES`] functions.
+//!
+//! A packet that was flooded is one packet in several places: a function that changes packets works on a copy then.
+
+use virtnet_packet::{BURST_MAX, Burst, DropCounters, DropReason, Picks, Port, PortCounters};
+
+use crate::function::{Fate, Fates, Function, Verdict};
+use crate::graph::{Gate, NodeId, Routes, Slot, Target};
+use crate::stats::FunctionCounters;
+
+/// The most functions on the way of one packet.
+pub(crate) const MAX_DEPTH: usize = 8;
+
+/// The most functions that one burst enters: where every function of a circle floods, their number would double and double.
+pub(crate) const MAX_ENTRIES: u32 = 1_024;
+
+/// A port in its place in the network.
+#[derive(Debug)]
+pub(crate) struct PortNode {
+    pub(crate) node: NodeId,
+    pub(crate) port: Box<dyn Port>,
+    /// What it had counted when it came here.
+    pub(crate) before: PortCounters,
+    pub(crate) drops: DropCounters,
+    /// Something was sent to it in this breath.
+    pub(crate) sent_to: bool,
+    /// The descriptor it wakes the worker with may be another one than before.
+    pub(crate) changed: bool,
+    /// The descriptor that the worker waits for on its behalf.
+    pub(crate) waits_on: Option<std::os::fd::RawFd>,
+}
+
+/// A function in its place in the network.
+#[derive(Debug)]
+pub(crate) struct FunctionNode {
+    pub(crate) node: NodeId,
+    pub(crate) function: Function,
+    pub(crate) counters: FunctionCounters,
+}
+
+/// All nodes of a worker and the cables between them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) ports: Vec<Option<PortNode>>,
+    pub(crate) functions: Vec<Option<FunctionNode>>,
+    pub(crate) routes: Routes,
+    /// For copies of flooded packets, one for each step of the way.
+    copies: [Option<Box<Burst>>; MAX_DEPTH],
+    entries_left: u32,
+}
+
+/// What is known of packets on their way.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    now: u64,
+    /// Functions entered so far.
+    depth: usize,
+    /// Who sends: where a packet is counted that has no way on.
+    from: Slot,
+    /// The packets are in several places, or are not the sender's to lose: they must not be changed.
+    shared: bool,
+    /// What finds no room was not sent at all.
+    offered: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            ports: Vec::new(),
+            functions: Vec::new(),
+            routes: Routes::default(),
+            copies: std::array::from_fn(|_| Some(Box::default())),
+            entries_left: 0,
+        }
+    }
+}
+
+impl Network {
+    /// Sends on what port `slot` has received.
+    #[inline]
+    pub(crate) fn send_received(
+        &mut self,
+        slot: usize,
+        burst: &mut Burst,
+        picks: &Picks,
+        now: u64,
+    ) {
+        let target = self.routes.ports.get(slot).copied().unwrap_or_default();
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: 0,
+            from: Slot::Port(slot),
+            shared: false,
+            offered: false,
+        };
+        self.send(target, burst, picks, way);
+    }
+
+    /// Offers what function `slot` makes to whatever is cabled to its first gate; how many were taken. Those are counted
+    /// as generated.
+    #[inline]
+    pub(crate) fn offer_made(
+        &mut self,
+        slot: usize,
+        burst: &mut Burst,
+        picks: &Picks,
+        now: u64,
+    ) -> usize {
+        let target = self.first_target(slot);
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: 1,
+            from: Slot::Function(slot),
+            shared: true,
+            offered: true,
+        };
+        let refused = self.send(target, burst, picks, way);
+        let taken = picks.len() - refused;
+        if let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) {
+            node.counters.generated += taken as u64;
+        }
+        taken
+    }
+
+    /// What is cabled to the first gate of function `slot`.
+    #[inline]
+    pub(crate) fn first_target(&self, slot: usize) -> Target {
+        self.routes
+            .functions
+            .get(slot)
+            .map_or(Target::Nothing, |gates| gates.target(0))
+    }
+
+    /// Gives packets to one destination; how many were refused. Only offered packets ever are.
+    #[inline]
+    fn send(&mut self, target: Target, burst: &mut Burst, picks: &Picks, way: Way) -> usize {
+        match target {
+            Target::Port(slot) => self.send_to_port(slot, burst, picks, way.offered),
+            Target::Function(slot, gate) => self.enter(slot, gate, burst, picks, way),
+            Target::Nothing => {
+                self.count_drops(way.from, DropReason::NoCable, picks.len());
+                0
+            }
+        }
+    }
+
+    #[inline]
+    fn send_to_port(&mut self, slot: usize, burst: &Burst, picks: &Picks, offered: bool) -> usize {
+        let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
+            debug_assert!(false, "a route leads to a port that is not there");
+            return 0;
+        };
+        node.sent_to = true;
+        let refused = picks.len().saturating_sub(node.port.tx(burst, picks));
+        if refused > 0 && !offered {
+            node.port.drop_tx(DropReason::NoRoom, refused);
+            return 0;
+        }
+        refused
+    }
+
+    /// Has a function decide, and does what it says.
+    fn enter(
+        &mut self,
+        slot: usize,
+        gate: Gate,
+        burst: &mut Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
+        if way.depth >= MAX_DEPTH || self.entries_left == 0 {
+            self.count_drops(way.from, DropReason::Loop, picks.len());
+            return 0;
+        }
+        self.entries_left -= 1;
+        let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) else {
+            debug_assert!(false, "a route leads to a function that is not there");
+            return 0;
+        };
+        if way.shared && node.function.changes_packets() {
+            return self.enter_with_copies(slot, gate, burst, picks, way);
+        }
+        let mut fates: Fates = [Fate::Consumed; BURST_MAX];
+        let verdict = node
+            .function
+            .classify(burst, picks, gate, way.now, &mut fates);
+        let way = Way {
+            depth: way.depth + 1,
+            from: Slot::Function(slot),
+            ..way
+        };
+        match verdict {
+            Verdict::All(fate) => self.act(slot, gate, fate, burst, picks, way),
+            Verdict::Each => self.act_on_each(slot, gate, &mut fates, burst, picks, way),
+        }
+    }
+
+    #[cold]
+    fn enter_with_copies(
+        &mut self,
+        slot: usize,
+        gate: Gate,
+        burst: &Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
+        // Each step of the way has its own, so it is there.
+        let Some(mut copies) = self.copies.get_mut(way.depth).and_then(Option::take) else {
+            self.count_drops(way.from, DropReason::Loop, picks.len());
+            return 0;
+        };
+        copies.clear();
+        picks.iter().for_each(|i| copies.push_copy(burst, i));
+        let way_of_copies = Way {
+            shared: false,
+            ..way
+        };
+        let all = Picks::first(copies.len());
+        let refused = self.enter(slot, gate, &mut copies, &all, way_of_copies);
+        self.copies[way.depth] = Some(copies);
+        refused
+    }
+
+    /// Does the same to all packets.
+    #[inline]
+    fn act(
+        &mut self,
+        slot: usize,
+        came_in_by: Gate,
+        fate: Fate,
+        burst: &mut Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
+        match fate {
+            Fate::To(gate) => {
+                let target = self.routes.functions[slot].target(gate);
+                self.send(target, burst, picks, way)
+            }
+            Fate::Flood => {
+                self.flood(slot, came_in_by, burst, picks, way);
+                0
+            }
+            Fate::Drop(reason) => {
+                self.count_drops(way.from, reason, picks.len());
+                0
+            }
+            Fate::Consumed => {
+                if let Some(node) = &mut self.functions[slot] {
+                    node.counters.consumed += picks.len() as u64;
+                }
+                0
+            }
+        }
+    }
+
+    /// Does to each packet what was said of it, destination by destination.
+    fn act_on_each(
+        &mut self,
+        slot: usize,
+        came_in_by: Gate,
+        fates: &mut Fates,
+        burst: &mut Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
+        let fates = &mut fates[..picks.len()];
+        if fates.contains(&Fate::Flood) {
+            self.act_with_floods(slot, came_in_by, fates, burst, picks, way);
+            return 0;
+        }
+        let mut refused = 0;
+        let mut done = 0_u64;
+        for (k, &fate) in fates.iter().enumerate() {
+            if done >> k & 1 != 0 {
+                continue;
+            }
+            let mut group = Picks::default();
+            for (later, i) in picks.iter().enumerate().skip(k) {
+                if fates[later] == fate {
+                    done |= 1 << later;
+                    group.push(i);
+                }
+            }
+            refused += self.act(slot, came_in_by, fate, burst, &group, way);
+        }
+        refused
+    }
+
+    /// As [`act_on_each`](Self::act_on_each) where some packets go to every gate: each gate gets its own and the flooded
+    /// ones together, in order.
+    #[cold]
+    fn act_with_floods(
+        &mut self,
+        slot: usize,
+        came_in_by: Gate,
+        fates: &[Fate],
+        burst: &mut Burst,
+        picks: &Picks,
+        way: Way,
+    ) {
+        let way = Way {
+            shared: true,
+            offered: false,
+            ..way
+        };
+        let pick = |wanted: &dyn Fn(Fate) -> bool| {
+            let mut picked = Picks::default();
+            let wanted = picks.iter().zip(fates).filter(|&(_, &fate)| wanted(fate));
+            wanted.for_each(|(i, _)| picked.push(i));
+            picked
+        };
+        let flooded = pick(&|fate| fate == Fate::Flood);
+        let gates = self.count_flood(slot, came_in_by, flooded.len(), way);
+        for at in 0..self.routes.functions[slot].cabled().len() {
+            let (gate, target) = self.routes.functions[slot].cabled()[at];
+            let floods = gates > 0 && gate != came_in_by;
+            let there = pick(&|fate| fate == Fate::To(gate) || (floods && fate == Fate::Flood));
+            if !there.is_empty() {
+                self.send(target, burst, &there, way);
+            }
+        }
+        // What is left goes nowhere: drops, what ends here, gates without a cable.
+        for (&fate, i) in fates.iter().zip(picks.iter()) {
+            let nowhere = match fate {
+                Fate::To(gate) => self.routes.functions[slot].target(gate) == Target::Nothing,
+                Fate::Flood => false,
+                Fate::Drop(_) | Fate::Consumed => true,
+            };
+            if nowhere {
+                let mut one = Picks::default();
+                one.push(i);
+                self.act(slot, came_in_by, fate, burst, &one, way);
+            }
+        }
+    }
+
+    fn flood(&mut self, slot: usize, came_in_by: Gate, burst: &mut Burst, picks: &Picks, way: Way) {
+        let gates = self.count_flood(slot, came_in_by, picks.len(), way);
+        let way = Way {
+            shared: way.shared || gates > 1,
+            offered: false,
+            ..way
+        };
+        for at in 0..self.routes.functions[slot].cabled().len() {
+            let (gate, target) = self.routes.functions[slot].cabled()[at];
+            if gate != came_in_by {
+                self.send(target, burst, picks, way);
+            }
+        }
+    }
+
+    /// Counts `n` packets that are to go to every other gate: the copies, or the packets as dropped if there is no other
+    /// gate. Returns how many gates that are.
+    fn count_flood(&mut self, slot: usize, came_in_by: Gate, n: usize, way: Way) -> usize {
+        let gates = self.routes.functions[slot]
+            .cabled()
+            .iter()
+            .filter(|&&(gate, _)| gate != came_in_by)
+            .count();
+        match gates.checked_sub(1) {
+            None => self.count_drops(way.from, DropReason::NoCable, n),
+            Some(copies) => {
+                if let Some(node) = &mut self.functions[slot] {
+                    node.counters.copied += (copies * n) as u64;
+                }
+            }
+        }
+        gates
+    }
+
+    fn count_drops(&mut self, at: Slot, reason: DropReason, n: usize) {
+        let drops = match at {
+            Slot::Port(slot) => self.ports[slot].as_mut().map(|node| &mut node.drops),
+            Slot::Function(slot) => self.functions[slot]
+                .as_mut()
+                .map(|node| &mut node.counters.drops),
+        };
+        if let Some(drops) = drops {
+            drops.add(reason, n);
+        }
+    }
+}

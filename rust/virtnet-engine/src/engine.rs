@@ -1,0 +1,440 @@
+//! An engine: a worker on a thread of its own, and the handle to it.
+//!
+//! The handle and the worker share a mailbox and nothing else. The worker looks at one flag per breath; if it is set, it
+//! takes the commands out, carries each out whole between two breaths, and answers. So every change is one for all packets
+//! at once, and every snapshot is consistent. What a change removes is given back and dropped on the caller's thread.
+//!
+//! A worker that panics has failed: its ports are closed, and every later call says why. A worker that does not answer in
+//! time is an error as well, never a wait without end.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use virtnet_sys::{EventFd, monotonic_ns, pin_current_thread, thread_cpu_time};
+
+use crate::EngineError;
+use crate::change::{Change, Node};
+use crate::graph::{Graph, NodeId};
+use crate::sleep::Bed;
+use crate::stats::Snapshot;
+use crate::worker::{Plan, Worker};
+
+/// How long a worker that finds nothing to do looks again before it sleeps.
+const IDLE_NS: u64 = 75_000;
+
+/// How long is waited for the answer to a command.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long is waited for the worker to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
+
+/// When a worker polls and when it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Poll {
+    /// Polls while packets flow and sleeps when there were none for a moment.
+    #[default]
+    Adaptive,
+    /// Never sleeps: the least latency for a CPU of its own.
+    Busy,
+    /// Sleeps whenever there is nothing to do: the least CPU time.
+    Interrupt,
+}
+
+/// How an engine runs.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Name of the engine and of its thread.
+    pub name: String,
+    /// The CPUs that the worker's thread is to stay on; empty: any.
+    pub cpus: Vec<usize>,
+    /// When the worker polls and when it sleeps.
+    pub poll: Poll,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            name: "virtnet".to_owned(),
+            cpus: Vec::new(),
+            poll: Poll::default(),
+        }
+    }
+}
+
+/// A change that is not possible, given back with the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Rejected {
+    /// Why.
+    pub error: EngineError,
+    /// The change, with the nodes it was to add; `None` if the worker has it.
+    pub change: Option<Box<Change>>,
+}
+
+impl Rejected {
+    pub(crate) fn new(error: EngineError, change: Change) -> Self {
+        Self {
+            error,
+            change: Some(Box::new(change)),
+        }
+    }
+
+    fn lost(error: EngineError) -> Self {
+        Self {
+            error,
+            change: None,
+        }
+    }
+}
+
+/// What is left of an engine that was stopped.
+#[derive(Debug)]
+pub struct Remains {
+    /// Its nodes, in order of their numbers.
+    pub nodes: Vec<(NodeId, Node)>,
+    /// All counters after the last breath.
+    pub snapshot: Snapshot,
+}
+
+/// What a worker is asked to do between two breaths.
+enum Command {
+    Adopt(Box<Plan>, SyncSender<Vec<(NodeId, Node)>>),
+    Snapshot(SyncSender<Snapshot>),
+    Stop(SyncSender<Remains>),
+}
+
+/// What the handle and the worker share beside the commands.
+struct Mailbox {
+    /// There are commands.
+    flag: AtomicBool,
+    /// Ends the worker's sleep.
+    wake: EventFd,
+    life: Mutex<Life>,
+}
+
+enum Life {
+    Running,
+    Stopped,
+    /// It panicked, with this message.
+    Failed(String),
+}
+
+/// A network that runs on a thread of its own. Dropping it stops it.
+pub struct Engine {
+    name: String,
+    mailbox: Arc<Mailbox>,
+    commands: Sender<Command>,
+    control: Mutex<Control>,
+}
+
+/// What changes are planned on.
+struct Control {
+    graph: Graph,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({:?})", self.name)
+    }
+}
+
+impl Engine {
+    /// Starts an engine with an empty network.
+    ///
+    /// # Errors
+    /// [`EngineError::Start`]: no such CPU, or the host is out of threads or descriptors.
+    pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
+        let name = options.name.replace('\0', "");
+        let start_error = |source| EngineError::Start {
+            name: name.clone(),
+            source,
+        };
+        let mailbox = Arc::new(Mailbox {
+            flag: AtomicBool::new(false),
+            wake: EventFd::new().map_err(start_error)?,
+            life: Mutex::new(Life::Running),
+        });
+        let bed = Bed::new(&mailbox.wake).map_err(start_error)?;
+        let (commands, inbox) = channel();
+        let (started, start) = sync_channel(1);
+        let body = {
+            let mailbox = Arc::clone(&mailbox);
+            let EngineOptions { cpus, poll, .. } = options;
+            move || {
+                let pinned = if cpus.is_empty() {
+                    Ok(())
+                } else {
+                    pin_current_thread(&cpus)
+                };
+                let runs = pinned.is_ok();
+                // The handle waits for this; if it is gone, so is the reason to run.
+                if started.send(pinned).is_ok() && runs {
+                    live(&mailbox, inbox, bed, poll);
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(body)
+            .map_err(start_error)?;
+        let pinned = start
+            .recv()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the thread ended at once")));
+        pinned.map_err(start_error)?;
+        Ok(Self {
+            name,
+            mailbox,
+            commands,
+            control: Mutex::new(Control {
+                graph: Graph::default(),
+                thread: Some(thread),
+            }),
+        })
+    }
+
+    /// The engine's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network as it is.
+    #[must_use]
+    pub fn graph(&self) -> Graph {
+        self.control().graph.clone()
+    }
+
+    /// Why the worker has failed, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<EngineError> {
+        match &*lock(&self.mailbox.life) {
+            Life::Failed(message) => Some(self.failed(message)),
+            Life::Running | Life::Stopped => None,
+        }
+    }
+
+    /// Makes a change true, whole or not at all, at one breath boundary. Gives back the nodes that were removed, which
+    /// the worker does not touch any more.
+    ///
+    /// # Errors
+    /// [`Rejected`], with the change, if it is not possible (the caller's fault) or the engine is stopped; without it if
+    /// the worker has failed or does not answer.
+    pub fn apply(&self, change: Change) -> Result<Vec<(NodeId, Node)>, Rejected> {
+        let mut control = self.control();
+        if let Some(error) = self.gone() {
+            return Err(Rejected::new(error, change));
+        }
+        let plan = Plan::new(&control.graph, change)?;
+        let next = plan.graph().clone();
+        let (answer, answered) = sync_channel(1);
+        self.post(Command::Adopt(Box::new(plan), answer))
+            .map_err(Rejected::lost)?;
+        // Commands are carried out in order: also one that is answered late comes before the next.
+        control.graph = next;
+        self.wait(&answered, ANSWER_WITHIN).map_err(Rejected::lost)
+    }
+
+    /// Reads all counters at one breath boundary.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`], [`EngineError::Failed`], [`EngineError::Unresponsive`].
+    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        let (answer, answered) = sync_channel(1);
+        self.post(Command::Snapshot(answer))?;
+        self.wait(&answered, ANSWER_WITHIN)
+    }
+
+    /// Stops the worker after the breath it is in, and gives back what there was.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`]; the nodes are dropped then, by the worker if it ever answers again.
+    pub fn stop(&self) -> Result<Remains, EngineError> {
+        let mut control = self.control();
+        let (answer, answered) = sync_channel(1);
+        self.post(Command::Stop(answer))?;
+        let remains = self.wait(&answered, STOP_WITHIN)?;
+        control.graph = Graph::default();
+        if let Some(thread) = control.thread.take() {
+            // It has answered as the last thing it does.
+            let _ = thread.join();
+        }
+        Ok(remains)
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        lock(&self.control)
+    }
+
+    fn post(&self, command: Command) -> Result<(), EngineError> {
+        if let Some(error) = self.gone() {
+            return Err(error);
+        }
+        if self.commands.send(command).is_err() {
+            return Err(self.why_gone());
+        }
+        self.mailbox.flag.store(true, Ordering::Release);
+        // It cannot fail: the eventfd is ours, and a full one is signalled.
+        let _ = self.mailbox.wake.signal();
+        Ok(())
+    }
+
+    fn wait<T>(&self, answered: &Receiver<T>, within: Duration) -> Result<T, EngineError> {
+        match answered.recv_timeout(within) {
+            Ok(answer) => Ok(answer),
+            Err(RecvTimeoutError::Timeout) => Err(self.unresponsive(within)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.why_gone()),
+        }
+    }
+
+    fn gone(&self) -> Option<EngineError> {
+        match &*lock(&self.mailbox.life) {
+            Life::Running => None,
+            Life::Stopped => Some(EngineError::Stopped {
+                name: self.name.clone(),
+            }),
+            Life::Failed(message) => Some(self.failed(message)),
+        }
+    }
+
+    /// Why the worker has let go of its mailbox. A panic takes a moment to be reported.
+    fn why_gone(&self) -> EngineError {
+        let start = Instant::now();
+        loop {
+            if let Some(error) = self.gone() {
+                return error;
+            }
+            let waited = start.elapsed();
+            if waited > STOP_WITHIN {
+                return self.unresponsive(waited);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn failed(&self, message: &str) -> EngineError {
+        EngineError::Failed {
+            name: self.name.clone(),
+            message: message.to_owned(),
+        }
+    }
+
+    fn unresponsive(&self, waited: Duration) -> EngineError {
+        EngineError::Unresponsive {
+            name: self.name.clone(),
+            waited,
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // An engine that is stopped, or has failed, has nothing to give back.
+        let _ = self.stop();
+    }
+}
+
+/// The worker's life, from its thread's start to its end, whichever way it ends.
+fn live(mailbox: &Mailbox, inbox: Receiver<Command>, bed: Bed, poll: Poll) {
+    let mut worker = Worker::new();
+    let end = catch_unwind(AssertUnwindSafe(|| {
+        run(&mut worker, mailbox, &inbox, bed, poll);
+    }));
+    if let Err(panic) = end {
+        *lock(&mailbox.life) = Life::Failed(message_of(&*panic));
+        // Its ports are closed here. Whatever they do, the reason above stands.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(worker)));
+    }
+}
+
+/// Breath after breath, until it is told to stop.
+fn run(
+    worker: &mut Worker,
+    mailbox: &Mailbox,
+    inbox: &Receiver<Command>,
+    mut bed: Bed,
+    poll: Poll,
+) {
+    let mut last_busy = monotonic_ns();
+    loop {
+        if mailbox.flag.load(Ordering::Relaxed) && !serve(worker, mailbox, inbox, &bed) {
+            return;
+        }
+        let now = monotonic_ns();
+        if worker.step(now) > 0 {
+            last_busy = now;
+            continue;
+        }
+        let rests = match poll {
+            Poll::Busy => false,
+            Poll::Adaptive => now.saturating_sub(last_busy) >= IDLE_NS,
+            Poll::Interrupt => true,
+        };
+        if rests {
+            let due = worker.due();
+            bed.sleep(worker, now, due, || !mailbox.flag.load(Ordering::Acquire));
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Carries out the commands that have come. False: it was told to stop.
+#[cold]
+fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed: &Bed) -> bool {
+    // Before the commands are taken out, so that one that comes now is seen next time.
+    mailbox.flag.swap(false, Ordering::AcqRel);
+    // An answer that nobody waits for any more is dropped, and what it gives back with it.
+    for command in inbox.try_iter() {
+        match command {
+            Command::Adopt(plan, answer) => {
+                let _ = answer.send(adopt(worker, *plan, bed));
+            }
+            Command::Snapshot(answer) => {
+                let _ = answer.send(snapshot(worker));
+            }
+            Command::Stop(answer) => {
+                worker.ports_mut().for_each(|(_, node)| bed.unwatch(node));
+                let snapshot = snapshot(worker);
+                let nodes = worker.take_all();
+                *lock(&mailbox.life) = Life::Stopped;
+                let _ = answer.send(Remains { nodes, snapshot });
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn adopt(worker: &mut Worker, plan: Plan, bed: &Bed) -> Vec<(NodeId, Node)> {
+    for (slot, node) in worker.ports_mut() {
+        if plan.removes_port(slot) {
+            bed.unwatch(node);
+        }
+    }
+    worker.adopt(plan, monotonic_ns())
+}
+
+fn snapshot(worker: &Worker) -> Snapshot {
+    let mut snapshot = worker.snapshot(monotonic_ns());
+    snapshot.worker.cpu_ns = u64::try_from(thread_cpu_time().as_nanos()).unwrap_or(u64::MAX);
+    snapshot
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it did not say why".to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

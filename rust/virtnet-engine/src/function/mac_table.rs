@@ -1,0 +1,452 @@
+//! Which station is behind which gate: a hash table for keys that guests choose.
+//!
+//! Open addressing, a power of two of 16-byte entries, four to a cache line, at most half of them taken: a lookup looks at
+//! one or two lines. The hash is seeded anew for every table, since a guest that could tell where addresses fall could
+//! make them all fall into one place. Old entries are taken out for real (what lies behind them moves up), so nothing
+//! slows down with age.
+//!
+//! It grows to twice its size when half full, up to the room for its limit. A million entries are not moved within one
+//! breath: the old table stays beside the new one and every change takes a few entries along.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+
+use crate::graph::Gate;
+
+/// The largest limit a table can have.
+pub(crate) const MAX_ENTRIES: usize = 1 << 24;
+
+const MIN_SLOTS: usize = 64;
+/// Slots of an old table that each change takes along: more than two, so that it is empty before the next one is due.
+const MOVED_PER_CHANGE: usize = 8;
+/// Slots that are searched for aged entries before a table counts as full.
+const SEARCHED_WHEN_FULL: usize = 64;
+
+const MAC_BITS: u32 = 48;
+const MAC_MASK: u64 = (1 << MAC_BITS) - 1;
+
+/// A station's address as a number below 2^48, not zero; the order of the bytes is the caller's affair.
+pub(crate) type MacKey = u64;
+
+/// A station, the gate it is behind, and when it was last heard of. All zero: nobody.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// Address in the low 48 bits, gate above.
+    station: u64,
+    seen: u64,
+}
+
+impl Entry {
+    fn new(mac: MacKey, gate: Gate, seen: u64) -> Self {
+        let station = mac | u64::from(gate) << MAC_BITS;
+        Self { station, seen }
+    }
+
+    #[inline]
+    fn is_free(self) -> bool {
+        self.station == 0
+    }
+
+    #[inline]
+    fn mac(self) -> MacKey {
+        self.station & MAC_MASK
+    }
+
+    #[inline]
+    fn gate(self) -> Gate {
+        u16::try_from(self.station >> MAC_BITS).unwrap_or_default()
+    }
+}
+
+/// What became of an address that was heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learnt {
+    /// It was known there.
+    Known,
+    /// It is new.
+    New,
+    /// It was known behind another gate.
+    Moved,
+    /// It is new and there is no room.
+    Full,
+}
+
+/// Stations and the gates they are behind.
+pub(crate) struct MacTable {
+    hash: RandomState,
+    table: Slots,
+    /// The table before the last growth, until it is empty, and how far it was emptied.
+    old: Slots,
+    old_at: usize,
+    len: usize,
+    limit: usize,
+    ageing: u64,
+    sweep_at: usize,
+    aged: u64,
+}
+
+impl std::fmt::Debug for MacTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MacTable({} of {} entries)", self.len, self.limit)
+    }
+}
+
+impl MacTable {
+    /// An empty table for up to `limit` stations that are forgotten `ageing` ns after they were last heard of.
+    pub(crate) fn new(limit: usize, ageing: u64) -> Self {
+        Self {
+            hash: RandomState::default(),
+            table: Slots::new(MIN_SLOTS),
+            old: Slots::new(0),
+            old_at: 0,
+            len: 0,
+            limit: limit.clamp(1, MAX_ENTRIES),
+            ageing,
+            sweep_at: 0,
+            aged: 0,
+        }
+    }
+
+    /// Notes that `mac` was heard of at `gate`.
+    #[inline]
+    pub(crate) fn learn(&mut self, mac: MacKey, gate: Gate, now: u64) -> Learnt {
+        let home = self.home(mac);
+        let found = match self.table.find(mac, home) {
+            None if !self.old.is_empty() => self.take_along(mac, home),
+            found => found,
+        };
+        let Some(at) = found else {
+            return self.insert(Entry::new(mac, gate, now), home);
+        };
+        let entry = &mut self.table.entries[at];
+        let was = *entry;
+        *entry = Entry::new(mac, gate, now);
+        if is_aged(was, self.ageing, now) {
+            self.aged += 1;
+            Learnt::New
+        } else if was.gate() == gate {
+            Learnt::Known
+        } else {
+            Learnt::Moved
+        }
+    }
+
+    /// The gate that `mac` is behind.
+    #[inline]
+    pub(crate) fn lookup(&self, mac: MacKey, now: u64) -> Option<Gate> {
+        let home = self.home(mac);
+        let entry = match self.table.find(mac, home) {
+            Some(at) => self.table.entries[at],
+            None if self.old.is_empty() => return None,
+            None => self.old.entries[self.old.find(mac, home)?],
+        };
+        (!is_aged(entry, self.ageing, now)).then(|| entry.gate())
+    }
+
+    /// Forgets every station behind `gate`. Looks at the whole table.
+    pub(crate) fn forget(&mut self, gate: Gate) {
+        let removed = [&mut self.table, &mut self.old]
+            .map(|slots| slots.remove_all(&self.hash, |entry| entry.gate() == gate));
+        self.len -= removed.iter().sum::<usize>();
+    }
+
+    /// Takes out aged entries in the next `n` slots, round and round.
+    pub(crate) fn sweep(&mut self, n: usize, now: u64) {
+        self.migrate(n, now);
+        for _ in 0..n.min(self.table.len()) {
+            let at = self.sweep_at & self.table.mask;
+            while !self.table.entries[at].is_free()
+                && is_aged(self.table.entries[at], self.ageing, now)
+            {
+                self.table.remove(at, &self.hash);
+                self.len -= 1;
+                self.aged += 1;
+            }
+            self.sweep_at = at + 1;
+        }
+    }
+
+    /// How many stations it holds, those included that have aged and were not swept yet.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many slots a whole sweep has to look at.
+    pub(crate) fn slots(&self) -> usize {
+        self.table.len()
+    }
+
+    /// How many entries were forgotten for age.
+    pub(crate) fn aged(&self) -> u64 {
+        self.aged
+    }
+
+    #[inline]
+    fn home(&self, mac: MacKey) -> usize {
+        home(&self.hash, mac)
+    }
+
+    #[cold]
+    fn insert(&mut self, entry: Entry, home: usize) -> Learnt {
+        if self.len >= self.limit {
+            self.sweep(SEARCHED_WHEN_FULL, entry.seen);
+            if self.len >= self.limit {
+                return Learnt::Full;
+            }
+        }
+        self.migrate(MOVED_PER_CHANGE, entry.seen);
+        if (self.len + 1) * 2 > self.table.len() {
+            self.grow(entry.seen);
+        }
+        self.table.put(entry, home);
+        self.len += 1;
+        Learnt::New
+    }
+
+    fn grow(&mut self, now: u64) {
+        // Not needed by the arithmetic above; it makes sure that there is one old table at most.
+        self.migrate(self.old.len(), now);
+        let wider = Slots::new(self.table.len() * 2);
+        self.old = std::mem::replace(&mut self.table, wider);
+        self.old_at = 0;
+    }
+
+    /// Moves what the next `n` slots of the old table hold into the new one.
+    fn migrate(&mut self, n: usize, now: u64) {
+        if self.old.is_empty() {
+            return;
+        }
+        let end = (self.old_at + n).min(self.old.len());
+        while self.old_at < end {
+            // Taking one out may move another one here.
+            let entry = self.old.entries[self.old_at];
+            if entry.is_free() {
+                self.old_at += 1;
+                continue;
+            }
+            self.old.remove(self.old_at, &self.hash);
+            if is_aged(entry, self.ageing, now) {
+                self.len -= 1;
+                self.aged += 1;
+            } else {
+                self.table.put(entry, home(&self.hash, entry.mac()));
+            }
+        }
+        if self.old_at == self.old.len() {
+            self.old = Slots::new(0);
+        }
+    }
+
+    /// Moves one station that was heard of from the old table into the new one; where it is now.
+    fn take_along(&mut self, mac: MacKey, home: usize) -> Option<usize> {
+        let at = self.old.find(mac, home)?;
+        let entry = self.old.entries[at];
+        self.old.remove(at, &self.hash);
+        Some(self.table.put(entry, home))
+    }
+}
+
+#[inline]
+fn is_aged(entry: Entry, ageing: u64, now: u64) -> bool {
+    now.saturating_sub(entry.seen) >= ageing
+}
+
+#[inline]
+fn home(hash: &RandomState, mac: MacKey) -> usize {
+    let hashed = hash.hash_one(mac);
+    // The halves together: a short table uses the low bits only.
+    usize::try_from((hashed ^ hashed >> 32) & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+/// The entries of one table, each at its home or behind it, without a gap between.
+struct Slots {
+    entries: Box<[Entry]>,
+    mask: usize,
+}
+
+impl Slots {
+    /// `n` free slots: a power of two, or none.
+    fn new(n: usize) -> Self {
+        Self {
+            entries: vec![Entry::default(); n].into(),
+            mask: n.saturating_sub(1),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Where `mac` is. There is always a free slot to end at.
+    #[inline]
+    fn find(&self, mac: MacKey, home: usize) -> Option<usize> {
+        let mut at = home & self.mask;
+        loop {
+            let entry = self.entries[at];
+            if entry.mac() == mac {
+                return Some(at);
+            }
+            if entry.is_free() {
+                return None;
+            }
+            at = (at + 1) & self.mask;
+        }
+    }
+
+    fn put(&mut self, entry: Entry, home: usize) -> usize {
+        let mut at = home & self.mask;
+        while !self.entries[at].is_free() {
+            at = (at + 1) & self.mask;
+        }
+        self.entries[at] = entry;
+        at
+    }
+
+    /// Takes out what is in `hole` and closes the gap with those behind it that may move up.
+    fn remove(&mut self, mut hole: usize, hash: &RandomState) {
+        let mut at = hole;
+        loop {
+            at = (at + 1) & self.mask;
+            let entry = self.entries[at];
+            if entry.is_free() {
+                break;
+            }
+            let from_home = at.wrapping_sub(home(hash, entry.mac())) & self.mask;
+            let from_hole = at.wrapping_sub(hole) & self.mask;
+            if from_home >= from_hole {
+                self.entries[hole] = entry;
+                hole = at;
+            }
+        }
+        self.entries[hole] = Entry::default();
+    }
+
+    fn remove_all(&mut self, hash: &RandomState, unwanted: impl Fn(Entry) -> bool) -> usize {
+        let mut removed = 0;
+        for at in 0..self.len() {
+            while !self.entries[at].is_free() && unwanted(self.entries[at]) {
+                self.remove(at, hash);
+                removed += 1;
+            }
+        }
+        removed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AGEING: u64 = 1_000;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Learn(u64, Gate),
+        Lookup(u64),
+        Forget(Gate),
+        Wait(u64),
+        Sweep(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        // Few addresses, so that they meet again; many, so that the table grows.
+        let mac = prop_oneof![1..40_u64, 1..2_000_u64, Just(MAC_MASK)];
+        prop_oneof![
+            8 => (mac.clone(), 0..4_u16).prop_map(|(mac, gate)| Op::Learn(mac, gate)),
+            4 => mac.prop_map(Op::Lookup),
+            1 => (0..4_u16).prop_map(Op::Forget),
+            2 => (0..AGEING).prop_map(Op::Wait),
+            1 => (0..512_usize).prop_map(Op::Sweep),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn it_agrees_with_a_plain_map(ops in prop::collection::vec(op(), 1..1_500)) {
+            let mut table = MacTable::new(1_000_000, AGEING);
+            let mut model: HashMap<u64, (Gate, u64)> = HashMap::new();
+            let mut now = 0;
+            for op in ops {
+                match op {
+                    Op::Learn(mac, gate) => {
+                        let expected = match model.insert(mac, (gate, now)) {
+                            Some((_, seen)) if now - seen >= AGEING => Learnt::New,
+                            Some((was, _)) if was == gate => Learnt::Known,
+                            Some(_) => Learnt::Moved,
+                            None => Learnt::New,
+                        };
+                        prop_assert_eq!(table.learn(mac, gate, now), expected);
+                    }
+                    Op::Lookup(mac) => {
+                        let expected = model
+                            .get(&mac)
+                            .filter(|&&(_, seen)| now - seen < AGEING)
+                            .map(|&(gate, _)| gate);
+                        prop_assert_eq!(table.lookup(mac, now), expected);
+                    }
+                    Op::Forget(gate) => {
+                        table.forget(gate);
+                        model.retain(|_, &mut (behind, _)| behind != gate);
+                    }
+                    Op::Wait(ns) => now += ns,
+                    Op::Sweep(n) => table.sweep(n, now),
+                }
+            }
+            table.sweep(table.old.len(), now);
+            table.sweep(table.slots(), now);
+            table.sweep(table.slots(), now);
+            model.retain(|_, &mut (_, seen)| now - seen < AGEING);
+            prop_assert_eq!(table.len(), model.len());
+            for (&mac, &(gate, _)) in &model {
+                prop_assert_eq!(table.lookup(mac, now), Some(gate));
+            }
+        }
+    }
+
+    #[test]
+    fn it_grows_to_a_million_and_finds_all_of_them() {
+        const N: u64 = 1_000_000;
+        let mut table = MacTable::new(1_000_000, AGEING);
+        for mac in 1..=N {
+            assert_eq!(table.learn(mac, 7, 1), Learnt::New);
+            assert!(table.len() * 2 <= table.slots());
+        }
+        assert_eq!(table.learn(N + 1, 7, 1), Learnt::Full);
+        assert!((1..=N).all(|mac| table.lookup(mac, 1) == Some(7)));
+        assert_eq!(table.lookup(N + 1, 1), None);
+        assert_eq!(table.slots(), 1 << 21);
+    }
+
+    #[test]
+    fn a_full_table_takes_new_stations_when_old_ones_have_aged() {
+        let mut table = MacTable::new(3, AGEING);
+        for mac in 1..=3 {
+            table.learn(mac, 0, 0);
+        }
+        assert_eq!(table.learn(4, 0, AGEING - 1), Learnt::Full);
+        assert_eq!(table.learn(4, 0, AGEING), Learnt::New);
+        assert!(table.len() <= 3);
+    }
+
+    #[test]
+    fn being_heard_of_keeps_a_station_young() {
+        let mut table = MacTable::new(10, AGEING);
+        table.learn(1, 0, 0);
+        table.learn(1, 0, 900);
+        assert_eq!(table.lookup(1, 1_899), Some(0));
+        assert_eq!(table.lookup(1, 1_900), None);
+        assert_eq!(table.learn(1, 0, 1_900), Learnt::New);
+    }
+}

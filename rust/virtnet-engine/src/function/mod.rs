@@ -1,0 +1,238 @@
+//! Network functions: what decides where the packets of a burst go.
+//!
+//! A function is called once per burst and per gate it came in by, and works in two phases. *Classify* gives every packet
+//! a [`Fate`]; *act* is the same for all functions and not theirs to do ([`dispatch`](crate::dispatch)). Functions that
+//! make packets themselves are asked in every breath.
+//!
+//! They never touch a port, never wait, and take the time as an argument.
+
+mod echo;
+mod frame;
+mod host;
+mod mac_table;
+mod pace;
+mod sink;
+mod source;
+mod switch;
+mod wire;
+
+pub use echo::Echo;
+pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
+pub use sink::Sink;
+pub use source::{Source, SourceOptions, SourceOrders};
+pub use switch::{Switch, SwitchCounters, SwitchOptions};
+pub use wire::Wire;
+
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks};
+
+use crate::EngineError;
+use crate::change::Node;
+use crate::graph::{Gate, NodeKind};
+
+/// What is to happen to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It leaves by this gate.
+    To(Gate),
+    /// It leaves by every gate but the one it came in by.
+    Flood,
+    /// It is counted and gone.
+    Drop(DropReason),
+    /// It has reached its end.
+    Consumed,
+}
+
+/// A fate for each packet that was picked, in the order of the picks.
+pub(crate) type Fates = [Fate; BURST_MAX];
+
+/// What a function says about a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The same for all.
+    All(Fate),
+    /// Each as written.
+    Each,
+}
+
+/// A network function with its state.
+#[derive(Debug)]
+pub enum Function {
+    /// Passes packets between its two gates.
+    Wire(Wire),
+    /// A learning switch.
+    Switch(Switch),
+    /// Takes packets and counts them.
+    Sink(Sink),
+    /// Makes packets.
+    Source(Source),
+    /// Sends packets back where they came from.
+    Echo(Echo),
+    /// A small network stack with an address.
+    Host(Box<Host>),
+}
+
+impl Function {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> NodeKind {
+        match self {
+            Self::Wire(_) => NodeKind::Wire,
+            Self::Switch(_) => NodeKind::Switch,
+            Self::Sink(_) => NodeKind::Sink,
+            Self::Source(_) => NodeKind::Source,
+            Self::Echo(_) => NodeKind::Echo,
+            Self::Host(_) => NodeKind::Host,
+        }
+    }
+
+    /// Gives each picked packet its fate.
+    #[inline]
+    pub(crate) fn classify(
+        &mut self,
+        burst: &mut Burst,
+        picks: &Picks,
+        gate: Gate,
+        now: u64,
+        fates: &mut Fates,
+    ) -> Verdict {
+        match self {
+            Self::Wire(_) => Verdict::All(Wire::fate(gate)),
+            Self::Switch(switch) => switch.classify(burst, picks, gate, now, fates),
+            Self::Sink(sink) => Verdict::All(sink.take(burst, picks)),
+            // Nobody can send to a source; what comes down its cable ends there.
+            Self::Source(_) => Verdict::All(Fate::Consumed),
+            Self::Echo(_) => Verdict::All(Echo::turn_around(burst, picks, gate)),
+            Self::Host(host) => Verdict::All(host.receive(burst, picks, now)),
+        }
+    }
+
+    /// Whether it changes the packets it is given.
+    #[inline]
+    pub(crate) fn changes_packets(&self) -> bool {
+        matches!(self, Self::Echo(_))
+    }
+
+    /// When it wants to be asked again even if no packet arrives, in the worker's time.
+    pub(crate) fn due(&self) -> Option<u64> {
+        match self {
+            Self::Switch(switch) => switch.due(),
+            Self::Source(source) => source.due(),
+            Self::Host(host) => host.due(),
+            Self::Wire(_) | Self::Sink(_) | Self::Echo(_) => None,
+        }
+    }
+
+    /// A cable was taken out of `gate`, or another one put in.
+    pub(crate) fn recabled(&mut self, gate: Gate) {
+        if let Self::Switch(switch) = self {
+            switch.forget(gate);
+        }
+    }
+
+    /// Takes new orders; those for another kind of function were refused before.
+    pub(crate) fn update(&mut self, update: Update, now: u64) {
+        match (self, update) {
+            (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
+            (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
+            _ => debug_assert!(false, "an update reached another kind of function"),
+        }
+    }
+
+    /// What it has counted beyond what every function counts.
+    pub(crate) fn detail(&self) -> FunctionDetail {
+        match self {
+            Self::Wire(_) => FunctionDetail::Wire,
+            Self::Switch(switch) => FunctionDetail::Switch(switch.counters()),
+            Self::Sink(sink) => FunctionDetail::Sink {
+                bytes: sink.bytes(),
+                copied_bytes: sink.copied_bytes(),
+            },
+            Self::Source(source) => FunctionDetail::Source {
+                frame_len: source.frame_len(),
+            },
+            Self::Echo(_) => FunctionDetail::Echo,
+            Self::Host(host) => FunctionDetail::Host(Box::new(host.counters())),
+        }
+    }
+}
+
+/// What one kind of function counts beyond what all of them do.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FunctionDetail {
+    /// A wire.
+    Wire,
+    /// A switch.
+    Switch(SwitchCounters),
+    /// A sink.
+    Sink {
+        /// Bytes of the frames it took.
+        bytes: u64,
+        /// Bytes it copied out, if it copies.
+        copied_bytes: u64,
+    },
+    /// A source.
+    Source {
+        /// Bytes of each frame it makes.
+        frame_len: usize,
+    },
+    /// An echo.
+    Echo,
+    /// A host.
+    Host(Box<HostCounters>),
+}
+
+/// New orders for a function that is running.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Update {
+    /// For a source.
+    Source(SourceOrders),
+    /// For a host.
+    Host(HostOrders),
+}
+
+impl Update {
+    pub(crate) fn kind(&self) -> NodeKind {
+        match self {
+            Self::Source(_) => NodeKind::Source,
+            Self::Host(_) => NodeKind::Host,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        match self {
+            Self::Source(orders) => orders.check(),
+            Self::Host(orders) => orders.check(),
+        }
+    }
+}
+
+impl From<SourceOrders> for Update {
+    fn from(orders: SourceOrders) -> Self {
+        Self::Source(orders)
+    }
+}
+
+impl From<HostOrders> for Update {
+    fn from(orders: HostOrders) -> Self {
+        Self::Host(orders)
+    }
+}
+
+macro_rules! node_from {
+    ($($kind:ident),*) => {$(
+        impl From<$kind> for Node {
+            fn from(function: $kind) -> Self {
+                Self::Function(Function::$kind(function))
+            }
+        }
+    )*};
+}
+node_from!(Wire, Switch, Sink, Source, Echo);
+
+impl From<Host> for Node {
+    fn from(host: Host) -> Self {
+        Self::Function(Function::Host(Box::new(host)))
+    }
+}

@@ -1,0 +1,405 @@
+//! A worker: the nodes it owns, and the breath.
+//!
+//! A *breath* takes up to a burst from every port, sends it on its way to the end, gives the buffers back, lets functions
+//! that make packets make them, and wakes each receiver once. It is a plain function of the network and the time,
+//! [`Worker::step`]: it does not wait, does not lock, and allocates nothing once the traffic is a steady one.
+//!
+//! The thread around it, with its clock, its sleep and its mailbox, is in [`engine`](crate::Engine); a test drives the same
+//! steps by hand.
+
+use virtnet_packet::{Burst, Picks};
+
+use crate::change::{Change, Node};
+use crate::dispatch::{FunctionNode, Network, PortNode};
+use crate::function::{Function, Update};
+use crate::graph::{Graph, NodeId, NodeKind, Routes, Slot, Target};
+use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
+use crate::{EngineError, Rejected};
+
+/// All of a network's nodes, and what moves packets between them, one breath at a time.
+#[derive(Debug, Default)]
+pub struct Worker {
+    network: Network,
+    /// The same network for people: who is who.
+    graph: Graph,
+    burst: Burst,
+    /// All packets of a burst of the length seen last.
+    all: Picks,
+    stats: WorkerStats,
+    /// The books of nodes that were removed.
+    retired: NetBalance,
+}
+
+/// A change that was found possible, worked out as far as it can be beside the running network.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    graph: Graph,
+    routes: Routes,
+    removed: Vec<(NodeId, Slot)>,
+    added: Vec<(NodeId, Slot, Node)>,
+    updates: Vec<(Slot, Update)>,
+}
+
+impl Plan {
+    /// Works out what `change` makes of `graph`.
+    pub(crate) fn new(graph: &Graph, change: Change) -> Result<Self, Rejected> {
+        let next = match graph.changed(&change) {
+            Ok(next) => next,
+            Err(error) => return Err(Rejected::new(error, change)),
+        };
+        let slot_in = |graph: &Graph, node| graph.slot(node).map(|slot| (node, slot));
+        Ok(Self {
+            routes: next.routes(),
+            removed: change
+                .removed
+                .iter()
+                .filter_map(|&node| slot_in(graph, node))
+                .collect(),
+            added: change
+                .added
+                .into_iter()
+                .filter_map(|(node, what)| Some((node, next.slot(node)?, what)))
+                .collect(),
+            updates: change
+                .updates
+                .into_iter()
+                .filter_map(|(node, update)| Some((next.slot(node)?, update)))
+                .collect(),
+            graph: next,
+        })
+    }
+
+    /// Whether the port in `slot` is removed.
+    pub(crate) fn removes_port(&self, slot: usize) -> bool {
+        let removed = self.removed.iter();
+        removed
+            .into_iter()
+            .any(|&(_, removed)| removed == Slot::Port(slot))
+    }
+
+    /// The network after the change.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.graph
+    }
+}
+
+impl Worker {
+    /// A worker of an empty network.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The network as it is.
+    #[must_use]
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Makes a change true, whole or not at all. Gives back the nodes that were removed.
+    ///
+    /// # Errors
+    /// [`Rejected`], with the change, if it is not possible. The caller's fault.
+    pub fn apply(&mut self, change: Change, now: u64) -> Result<Vec<(NodeId, Node)>, Rejected> {
+        let plan = Plan::new(&self.graph, change)?;
+        Ok(self.adopt(plan, now))
+    }
+
+    /// Makes a planned change true. The plan must be for the network as it is.
+    pub(crate) fn adopt(&mut self, plan: Plan, now: u64) -> Vec<(NodeId, Node)> {
+        let mut given_back = Vec::with_capacity(plan.removed.len());
+        for (node, slot) in plan.removed {
+            if let Some(what) = self.take_out(slot) {
+                given_back.push((node, what));
+            }
+        }
+        for (node, slot, what) in plan.added {
+            self.put_in(node, slot, what);
+        }
+        let before = std::mem::replace(&mut self.network.routes, plan.routes);
+        self.tell_recabled(&before);
+        for (slot, update) in plan.updates {
+            if let Slot::Function(slot) = slot
+                && let Some(Some(node)) = self.network.functions.get_mut(slot)
+            {
+                node.function.update(update, now);
+            }
+        }
+        self.graph = plan.graph;
+        given_back
+    }
+
+    fn take_out(&mut self, slot: Slot) -> Option<Node> {
+        match slot {
+            Slot::Port(slot) => {
+                let mut node = self.network.ports.get_mut(slot)?.take()?;
+                node.port.detach();
+                let passed = node.port.counters().since(&node.before);
+                self.retired.add_port(&passed, &node.drops);
+                Some(Node::Port(node.port))
+            }
+            Slot::Function(slot) => {
+                let node = self.network.functions.get_mut(slot)?.take()?;
+                self.retired.add_function(&node.counters);
+                Some(Node::Function(node.function))
+            }
+        }
+    }
+
+    fn put_in(&mut self, node: NodeId, slot: Slot, what: Node) {
+        match (slot, what) {
+            (Slot::Port(slot), Node::Port(mut port)) => {
+                port.attach();
+                let place = PortNode {
+                    node,
+                    before: port.counters(),
+                    port,
+                    drops: Default::default(),
+                    sent_to: false,
+                    changed: true,
+                    waits_on: None,
+                };
+                *place_in(&mut self.network.ports, slot) = Some(place);
+            }
+            (Slot::Function(slot), Node::Function(function)) => {
+                let place = FunctionNode {
+                    node,
+                    function,
+                    counters: FunctionCounters::default(),
+                };
+                *place_in(&mut self.network.functions, slot) = Some(place);
+            }
+            _ => debug_assert!(false, "a node was planned for the wrong list"),
+        }
+    }
+
+    /// Tells functions which of their gates lead elsewhere now.
+    fn tell_recabled(&mut self, before: &Routes) {
+        for (slot, gates) in before.functions.iter().enumerate() {
+            let Some(Some(node)) = self.network.functions.get_mut(slot) else {
+                continue;
+            };
+            for &(gate, target) in gates.cabled() {
+                let now = self.network.routes.functions.get(slot);
+                if now.map(|gates| gates.target(gate)) != Some(target) {
+                    node.function.recabled(gate);
+                }
+            }
+        }
+    }
+
+    /// One breath at time `now`, in ns since some fixed moment. Returns how many packets entered the network, so 0 means
+    /// that nothing is going on.
+    #[inline]
+    pub fn step(&mut self, now: u64) -> usize {
+        let mut moved = 0;
+        for slot in 0..self.network.ports.len() {
+            moved += self.breathe_in(slot, now);
+        }
+        for slot in 0..self.network.functions.len() {
+            moved += self.let_make(slot, now);
+        }
+        for node in self.network.ports.iter_mut().flatten() {
+            if node.sent_to {
+                node.sent_to = false;
+                node.port.flush();
+            }
+        }
+        self.stats.breaths += 1;
+        self.stats.busy_breaths += u64::from(moved > 0);
+        self.stats.packets += moved as u64;
+        moved
+    }
+
+    /// Takes what port `slot` has received and sends it on.
+    #[inline]
+    fn breathe_in(&mut self, slot: usize, now: u64) -> usize {
+        let Some(node) = &mut self.network.ports[slot] else {
+            return 0;
+        };
+        node.changed |= node.port.sync();
+        self.burst.clear();
+        let n = node.port.rx(&mut self.burst);
+        if n > 0 {
+            if self.all.len() != n {
+                self.all = Picks::first(n);
+            }
+            self.network
+                .send_received(slot, &mut self.burst, &self.all, now);
+        }
+        // Also when nothing came of what was received: its buffers are to go back all the same.
+        if let Some(node) = &mut self.network.ports[slot] {
+            node.port.complete();
+        }
+        n
+    }
+
+    /// Lets function `slot` make packets, if it is one that does.
+    #[inline]
+    fn let_make(&mut self, slot: usize, now: u64) -> usize {
+        let Some(node) = &mut self.network.functions[slot] else {
+            return 0;
+        };
+        match &mut node.function {
+            Function::Source(_) => self.let_source_make(slot, now),
+            Function::Host(_) => self.let_host_make(slot, now),
+            Function::Switch(switch) => {
+                switch.sweep(now);
+                0
+            }
+            Function::Wire(_) | Function::Sink(_) | Function::Echo(_) => 0,
+        }
+    }
+
+    fn let_source_make(&mut self, slot: usize, now: u64) -> usize {
+        if self.network.first_target(slot) == Target::Nothing {
+            return 0;
+        }
+        let Some((mut burst, picks)) = self.source(slot).and_then(|source| source.offer(now))
+        else {
+            return 0;
+        };
+        let taken = self.network.offer_made(slot, &mut burst, &picks, now);
+        if let Some(source) = self.source(slot) {
+            source.sent(burst, taken, now);
+        }
+        taken
+    }
+
+    /// A host's answers and questions leave one by one, since it must know which of them were taken; its bulk packets as a
+    /// source's.
+    fn let_host_make(&mut self, slot: usize, now: u64) -> usize {
+        if self.network.first_target(slot) == Target::Nothing {
+            return 0;
+        }
+        let mut made = 0;
+        let waiting = self.host(slot).and_then(|host| {
+            host.prepare(now);
+            host.offer()
+        });
+        if let Some((mut out, mut at)) = waiting {
+            while at < out.len() {
+                let mut one = Picks::default();
+                one.push(at);
+                if self.network.offer_made(slot, &mut out, &one, now) == 0 {
+                    break;
+                }
+                at += 1;
+                made += 1;
+            }
+            if let Some(host) = self.host(slot) {
+                host.sent(out, at, now);
+            }
+        }
+        let bulk = self.source(slot).and_then(|source| source.offer(now));
+        if let Some((mut burst, picks)) = bulk {
+            let taken = self.network.offer_made(slot, &mut burst, &picks, now);
+            if let Some(source) = self.source(slot) {
+                source.sent(burst, taken, now);
+            }
+            if let Some(host) = self.host(slot) {
+                host.blasted(taken);
+            }
+            made += taken;
+        }
+        made
+    }
+
+    /// The source at `slot`, or that of the host there.
+    fn source(&mut self, slot: usize) -> Option<&mut crate::function::Source> {
+        match &mut self.network.functions[slot].as_mut()?.function {
+            Function::Source(source) => Some(source),
+            Function::Host(host) => host.blaster(),
+            _ => None,
+        }
+    }
+
+    fn host(&mut self, slot: usize) -> Option<&mut crate::function::Host> {
+        match &mut self.network.functions[slot].as_mut()?.function {
+            Function::Host(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    /// When a function has something to do even if no packet arrives; `None`: never.
+    #[must_use]
+    pub fn due(&self) -> Option<u64> {
+        let nodes = self.network.functions.iter().enumerate();
+        nodes
+            .filter_map(|(slot, node)| {
+                let function = &node.as_ref()?.function;
+                let makes = matches!(function.kind(), NodeKind::Source | NodeKind::Host);
+                if makes && self.network.first_target(slot) == Target::Nothing {
+                    return None;
+                }
+                function.due()
+            })
+            .min()
+    }
+
+    /// All counters, between two breaths.
+    #[must_use]
+    pub fn snapshot(&self, now: u64) -> Snapshot {
+        let mut balance = self.retired;
+        let mut ports = Vec::with_capacity(self.network.ports.len());
+        for node in self.network.ports.iter().flatten() {
+            let counters = node.port.counters();
+            balance.add_port(&counters.since(&node.before), &node.drops);
+            ports.push(PortStats {
+                node: node.node,
+                counters,
+                drops: node.drops,
+            });
+        }
+        let mut functions = Vec::with_capacity(self.network.functions.len());
+        for node in self.network.functions.iter().flatten() {
+            balance.add_function(&node.counters);
+            functions.push(FunctionStats {
+                node: node.node,
+                kind: node.function.kind(),
+                counters: node.counters,
+                detail: node.function.detail(),
+            });
+        }
+        ports.sort_by_key(|port| port.node);
+        functions.sort_by_key(|function| function.node);
+        Snapshot {
+            at_ns: now,
+            ports,
+            functions,
+            worker: self.stats,
+            balance,
+        }
+    }
+
+    /// Takes all nodes out and gives them back, in order of their numbers.
+    pub fn take_all(&mut self) -> Vec<(NodeId, Node)> {
+        let mut change = Change::new();
+        for (node, _) in self.graph.nodes() {
+            change = change.remove(node);
+        }
+        self.apply(change, 0).unwrap_or_default()
+    }
+
+    pub(crate) fn ports_mut(&mut self) -> impl Iterator<Item = (usize, &mut PortNode)> {
+        let ports = self.network.ports.iter_mut().enumerate();
+        ports.filter_map(|(slot, node)| Some((slot, node.as_mut()?)))
+    }
+
+    pub(crate) fn count_sleep(&mut self) {
+        self.stats.sleeps += 1;
+    }
+}
+
+fn place_in<T>(list: &mut Vec<Option<T>>, slot: usize) -> &mut Option<T> {
+    if list.len() <= slot {
+        list.resize_with(slot + 1, || None);
+    }
+    &mut list[slot]
+}
+
+impl From<Rejected> for EngineError {
+    fn from(rejected: Rejected) -> Self {
+        rejected.error
+    }
+}
