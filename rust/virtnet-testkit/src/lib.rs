@@ -15,7 +15,7 @@ mod temp;
 
 pub use conformance::{Limits, check_port, check_port_with, receive, send};
 pub use guest::{
-    Attack, Buffer, Calls, Expect, FakeGuest, GuestQueue, PackedQueue, RawDescriptor, Returned,
-    SplitQueue,
+    Attack, Buffer, Calls, Expect, FakeGuest, GuestQueue, HEADER_LEN, PackedQueue, RawDescriptor,
+    Returned, SplitQueue, net_header, offer_frame, packets,
 };
 pub use temp::TempDir;

@@ -49,6 +49,8 @@ attacks! {
     HeadOutside,
     /// A head that is far outside the table.
     HeadFarOutside,
+    /// The same chain made available twice.
+    HeadTwice,
     /// An available index that is more ahead than the ring is long.
     IndexJump,
     /// An available index that goes backwards.
@@ -129,6 +131,13 @@ impl Attack {
                 queue.write_avail_index(guest, index);
                 return Some(Expect::Stopped);
             }
+            Self::HeadTwice => {
+                let head = super::GuestQueue::offer(queue, guest, &[good]);
+                queue.write_avail(guest, head);
+                let index = queue.avail_index;
+                queue.write_avail_index(guest, index);
+                return Some(Expect::Survived);
+            }
             _ => {}
         }
         let descriptors = queue.take_free(4);
@@ -193,6 +202,7 @@ impl Attack {
             | Self::NextFarOutside
             | Self::HeadOutside
             | Self::HeadFarOutside
+            | Self::HeadTwice
             | Self::IndexJump
             | Self::IndexBack
             | Self::IndirectLoop

@@ -8,6 +8,7 @@
 //! Queues ([`SplitQueue`], [`PackedQueue`], both a [`GuestQueue`]) write their rings into that memory descriptor by descriptor.
 
 mod attack;
+mod net;
 mod packed;
 mod split;
 
@@ -22,6 +23,7 @@ use virtnet_ports::{Huge, OwnMemory};
 use virtnet_virtio::{Features, QueueConfig};
 
 pub use attack::{Attack, Expect};
+pub use net::{HEADER_LEN, net_header, offer_frame, packets};
 pub use packed::PackedQueue;
 pub use split::SplitQueue;
 
