@@ -39,8 +39,9 @@ pub struct PackedDriver {
     held: Box<[u16]>,
     held_head: usize,
     n_held: usize,
-    /// In order: chains of a batch whose one used descriptor has been seen, still to be reported.
+    /// In order: chains of a batch whose one used descriptor has been seen, still to be reported; and that one's length.
     batch: usize,
+    batch_len: u32,
     /// Next slot to write, ahead of what is published.
     next_avail: Position,
     /// The first descriptor of a batch, kept back until the batch is complete.
@@ -81,6 +82,7 @@ impl PackedDriver {
             held_head: 0,
             n_held: 0,
             batch: 0,
+            batch_len: 0,
             next_avail: Position::START,
             first: None,
             signalled: Position::START,
@@ -179,7 +181,7 @@ impl PackedDriver {
         let (id, len) = if self.batch > 0 {
             // The rest of an in-order batch has no descriptors of its own. Spec: virtio 1.4, 2.8.7.
             self.batch -= 1;
-            (self.held[self.held_head], 0)
+            self.oldest_of_batch()
         } else {
             if self.n_held == 0 {
                 return Ok(None);
@@ -189,7 +191,8 @@ impl PackedDriver {
             };
             if self.in_order && id != self.held[self.held_head] {
                 self.batch = self.batch_up_to(id)?;
-                (self.held[self.held_head], 0)
+                self.batch_len = len;
+                self.oldest_of_batch()
             } else {
                 (id, len)
             }
@@ -220,6 +223,17 @@ impl PackedDriver {
         (1..self.n_held)
             .find(|k| self.held[wrapped(self.held_head + k, self.held.len())] == id)
             .ok_or_else(|| RingError::UsedId { id: u32::from(id) })
+    }
+
+    /// The oldest chain of a batch: the last one has the length that the device wrote, the others were used completely.
+    fn oldest_of_batch(&self) -> (u16, u32) {
+        let id = self.held[self.held_head];
+        let len = if self.batch == 0 {
+            self.batch_len
+        } else {
+            self.shadow[usize::from(id)].writable
+        };
+        (id, len)
     }
 
     /// Buffer id and bytes written of the descriptor at `at`, if the device has marked it used.

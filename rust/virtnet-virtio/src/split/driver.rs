@@ -45,8 +45,9 @@ pub struct SplitDriver {
     published: u16,
     /// Next used entry to read.
     next_used: u16,
-    /// In order: chains of a batch whose one used element has been seen, still to be reported.
+    /// In order: chains of a batch whose one used element has been seen, still to be reported; and that element's length.
     batch: u16,
+    batch_len: u32,
     /// In order: heads that the device holds, oldest first, at the slot they were made available in.
     heads: Box<[u16]>,
 }
@@ -86,6 +87,7 @@ impl SplitDriver {
             published: 0,
             next_used: 0,
             batch: 0,
+            batch_len: 0,
             heads: vec![0; usize::from(size)].into(),
         })
     }
@@ -202,18 +204,19 @@ impl SplitDriver {
         let slot = usize::from(self.next_used & self.mask);
         let (id, len) = if self.batch > 0 {
             // The rest of an in-order batch has no elements of its own. Spec: virtio 1.4, 2.7.9.
-            (u32::from(self.heads[slot]), 0)
+            self.batch -= 1;
+            self.oldest_of_batch(slot)
         } else {
             let entry = ENTRIES + 8 * slot;
-            (
-                self.used.load_u32(entry, Ordering::Relaxed),
-                self.used.load_u32(entry + 4, Ordering::Relaxed),
-            )
-        };
-        let (id, len) = if self.in_order {
-            self.in_order_head(slot, id, len)?
-        } else {
-            (id, len)
+            let id = self.used.load_u32(entry, Ordering::Relaxed);
+            let len = self.used.load_u32(entry + 4, Ordering::Relaxed);
+            if self.in_order && id != u32::from(self.heads[slot]) {
+                self.batch = self.batch_up_to(id)?;
+                self.batch_len = len;
+                self.oldest_of_batch(slot)
+            } else {
+                (id, len)
+            }
         };
 
         let head = u16::try_from(id)
@@ -243,23 +246,26 @@ impl SplitDriver {
         Ok(Used { id: head, len })
     }
 
-    /// With IN_ORDER the element at `slot` may stand for a batch: it names the last chain, we report the first.
-    #[inline]
-    fn in_order_head(&mut self, slot: usize, id: u32, len: u32) -> Result<(u32, u32), RingError> {
-        let oldest = u32::from(self.heads[slot]);
-        if self.batch > 0 {
-            self.batch -= 1;
-            return Ok((oldest, len));
-        }
-        if id == oldest {
-            return Ok((oldest, len));
-        }
+    /// How many chains an in-order device has returned behind the oldest, when it names `id` as the last.
+    fn batch_up_to(&self, id: u32) -> Result<u16, RingError> {
         let outstanding = self.published.wrapping_sub(self.next_used);
-        let last = (1..outstanding).find(|&k| {
-            u32::from(self.heads[usize::from(self.next_used.wrapping_add(k) & self.mask)]) == id
-        });
-        self.batch = last.ok_or(RingError::UsedId { id })?;
-        Ok((oldest, 0))
+        (1..outstanding)
+            .find(|&k| {
+                let slot = self.next_used.wrapping_add(k) & self.mask;
+                u32::from(self.heads[usize::from(slot)]) == id
+            })
+            .ok_or(RingError::UsedId { id })
+    }
+
+    /// The oldest chain of a batch: the last one has the length that the device wrote, the others were used completely.
+    fn oldest_of_batch(&self, slot: usize) -> (u32, u32) {
+        let head = self.heads[slot];
+        let len = if self.batch == 0 {
+            self.batch_len
+        } else {
+            self.shadow[usize::from(head)].writable
+        };
+        (u32::from(head), len)
     }
 
     /// Whether the device has returned something.
