@@ -1,1 +1,212 @@
-fn main() {}
+//! What the engine itself costs: ns per packet through a function between ports that do nothing.
+//!
+//! The ports hand out the same burst again and again and accept whatever comes, without touching a byte, so what is
+//! measured is the breath: taking, classifying, grouping, sending. One line per case; the median of several rounds.
+//! `cargo bench -p virtnet-engine`
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    reason = "a bench prints its figures and stops where something is wrong"
+)]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use virtnet_engine::{
+    Change, Echo, Node, NodeId, Place, Sink, Source, SourceOptions, Switch, SwitchOptions, Wire,
+    Worker,
+};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, Port, PortCounters};
+
+/// Hands out bursts of frames made beforehand, each a copy of a head and no more, and accepts everything.
+#[derive(Debug)]
+struct FakePort {
+    frames: Vec<[u8; 64]>,
+    at: usize,
+    per_rx: usize,
+    refill: bool,
+    counters: PortCounters,
+}
+
+impl FakePort {
+    fn new(frames: Vec<[u8; 64]>, per_rx: usize, refill: bool) -> Self {
+        Self {
+            frames,
+            at: 0,
+            per_rx,
+            refill,
+            counters: PortCounters::default(),
+        }
+    }
+}
+
+impl Port for FakePort {
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        if !self.refill {
+            return 0;
+        }
+        for _ in 0..self.per_rx {
+            burst.push_bytes(&self.frames[self.at], Offload::default());
+            self.at = (self.at + 1) % self.frames.len();
+        }
+        self.counters.received += self.per_rx as u64;
+        self.per_rx
+    }
+
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        black_box((burst, picks));
+        self.counters.sent += picks.len() as u64;
+        picks.len()
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.counters.tx_drops.add(reason, n);
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+}
+
+fn mac(n: usize) -> [u8; 6] {
+    let [.., a, b, c, d] = n.to_be_bytes();
+    [2, 0, a, b, c, d]
+}
+
+fn frame(to: usize, from: usize) -> [u8; 64] {
+    let mut frame = [0; 64];
+    frame[..6].copy_from_slice(&mac(to));
+    frame[6..12].copy_from_slice(&mac(from));
+    frame
+}
+
+/// Frames of `flows` stations behind gate 0 to as many others, in an order that is no order.
+fn flows(flows: usize, others: usize) -> Vec<[u8; 64]> {
+    (0..flows.max(BURST_MAX))
+        .map(|n| {
+            let flow = n.wrapping_mul(0x9e37_79b1) % flows;
+            frame(others + flow, 1 + flow)
+        })
+        .collect()
+}
+
+/// A worker with a function between a port that sends `frames` and `receivers` that take them.
+fn worker(function: impl Into<Node>, frames: Vec<[u8; 64]>, receivers: u16) -> Worker {
+    let centre = NodeId(0);
+    let mut change = Change::new()
+        .add(centre, function)
+        .add(NodeId(1), FakePort::new(frames, BURST_MAX, true))
+        .connect(NodeId(1), Place::new(centre, 0));
+    for gate in 1..=receivers {
+        let node = NodeId(1 + u32::from(gate));
+        change = change
+            .add(node, FakePort::new(Vec::new(), BURST_MAX, false))
+            .connect(node, Place::new(centre, gate));
+    }
+    let mut worker = Worker::new();
+    worker.apply(change, 0).unwrap();
+    worker
+}
+
+/// A switch that knows where everyone is: `stations` others, spread over the receivers' gates.
+fn switch(stations: usize, receivers: u16, first: usize) -> Switch {
+    let teach = Switch::new(SwitchOptions::default()).unwrap();
+    let mut change = Change::new().add(NodeId(0), teach);
+    for gate in 1..=receivers {
+        let node = NodeId(u32::from(gate));
+        let theirs: Vec<_> = (0..stations)
+            .filter(|n| n % usize::from(receivers) == usize::from(gate - 1))
+            .map(|n| frame(usize::MAX, first + n))
+            .collect();
+        change = change
+            .add(node, FakePort::new(theirs, BURST_MAX, true))
+            .connect(node, Place::new(NodeId(0), gate));
+    }
+    let mut worker = Worker::new();
+    worker.apply(change, 0).unwrap();
+    for now in 0..(stations / BURST_MAX + 1) as u64 {
+        worker.step(now);
+    }
+    // Taken out by itself, it forgets nothing.
+    let removed = worker.apply(Change::new().remove(NodeId(0)), 0).unwrap();
+    match removed.into_iter().next() {
+        Some((_, Node::Function(virtnet_engine::Function::Switch(switch)))) => switch,
+        other => panic!("a switch was put in, and {other:?} came out"),
+    }
+}
+
+/// Median ns per packet of several rounds.
+fn ns_per_packet(worker: &mut Worker) -> f64 {
+    const ROUNDS: usize = 9;
+    const BREATHS: u64 = 8_000;
+    let mut now = 1_000_000_000;
+    let mut rounds: Vec<f64> = (0..=ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            let mut packets = 0;
+            for _ in 0..BREATHS {
+                now += 3_000;
+                packets += worker.step(now);
+            }
+            start.elapsed().as_nanos() as f64 / packets as f64
+        })
+        .skip(1)
+        .collect();
+    assert!(worker.snapshot(now).balance.is_exact());
+    rounds.sort_by(f64::total_cmp);
+    rounds[rounds.len() / 2]
+}
+
+fn main() {
+    // What a fake port itself costs, to be taken off the others: packets that end at once.
+    let nothing = ns_per_packet(&mut worker(Sink::new(), flows(1, 1 << 20), 0));
+    println!(
+        "{:40} {nothing:6.2} ns a packet",
+        "fake port and plain sink"
+    );
+    let report = |name: &str, mut worker: Worker| {
+        let ns = ns_per_packet(&mut worker);
+        println!(
+            "{name:40} {ns:6.2} ns a packet, {:6.2} above that",
+            ns - nothing
+        );
+    };
+    report("wire", worker(Wire::new(), flows(1, 1 << 20), 1));
+    report("echo", worker(Echo::new(), flows(1, 1 << 20), 0));
+    report(
+        "copying sink",
+        worker(Sink::copying(), flows(1, 1 << 20), 0),
+    );
+    for (stations, receivers) in [
+        (1, 1),
+        (8, 1),
+        (1_000, 1),
+        (100_000, 1),
+        (8, 4),
+        (1_000, 4),
+        (1_000, 32),
+    ] {
+        let known = switch(stations, receivers, 1 << 20);
+        report(
+            &format!("switch, {stations} flows to {receivers} ports"),
+            worker(known, flows(stations, 1 << 20), receivers),
+        );
+    }
+    let broadcast = vec![frame(usize::MAX, 1); BURST_MAX];
+    let flooding = Switch::new(SwitchOptions::default()).unwrap();
+    report(
+        "switch, flooding to 4 ports",
+        worker(flooding, broadcast, 4),
+    );
+
+    let mut sourced = Worker::new();
+    let source = Source::new(SourceOptions::default()).unwrap();
+    let change = Change::new()
+        .add(NodeId(0), source)
+        .add(NodeId(1), FakePort::new(Vec::new(), BURST_MAX, false))
+        .connect(NodeId(0), NodeId(1));
+    sourced.apply(change, 0).unwrap();
+    let ns = ns_per_packet(&mut sourced);
+    println!("{:40} {ns:6.2} ns a packet", "source to a fake port");
+}

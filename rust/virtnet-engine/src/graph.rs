@@ -265,6 +265,22 @@ impl Graph {
         })
     }
 
+    /// Gates of functions in both graphs whose cable led elsewhere before `next`, or to one of the nodes `removed` (which
+    /// may be back as other ones of the same number).
+    pub(crate) fn recabled(&self, next: &Self, removed: &[NodeId]) -> Vec<(usize, Gate)> {
+        let stays = |node| !removed.contains(&node);
+        let led_elsewhere = |&(place, peer): &(&Place, &Place)| {
+            stays(place.node) && !(stays(peer.node) && next.peer(*place) == Some(*peer))
+        };
+        let functions = self.cables.iter().filter(led_elsewhere);
+        functions
+            .filter_map(|(place, _)| match self.slot(place.node)? {
+                Slot::Function(slot) => Some((slot, place.gate)),
+                Slot::Port(_) => None,
+            })
+            .collect()
+    }
+
     /// The same network as a worker follows it.
     pub(crate) fn routes(&self) -> Routes {
         let mut routes = Routes::default();

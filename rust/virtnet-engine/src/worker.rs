@@ -12,7 +12,7 @@ use virtnet_packet::{Burst, Picks};
 use crate::change::{Change, Node};
 use crate::dispatch::{FunctionNode, Network, PortNode};
 use crate::function::{Function, Update};
-use crate::graph::{Graph, NodeId, NodeKind, Routes, Slot, Target};
+use crate::graph::{Gate, Graph, NodeId, NodeKind, Routes, Slot, Target};
 use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
 use crate::{EngineError, Rejected};
 
@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     routes: Routes,
     removed: Vec<(NodeId, Slot)>,
     added: Vec<(NodeId, Slot, Node)>,
+    /// Gates of functions that stay, where a cable was that led elsewhere, or to a node that is another one now.
+    recabled: Vec<(usize, Gate)>,
     updates: Vec<(Slot, Update)>,
 }
 
@@ -50,6 +52,7 @@ impl Plan {
         let slot_in = |graph: &Graph, node| graph.slot(node).map(|slot| (node, slot));
         Ok(Self {
             routes: next.routes(),
+            recabled: graph.recabled(&next, &change.removed),
             removed: change
                 .removed
                 .iter()
@@ -116,8 +119,12 @@ impl Worker {
         for (node, slot, what) in plan.added {
             self.put_in(node, slot, what);
         }
-        let before = std::mem::replace(&mut self.network.routes, plan.routes);
-        self.tell_recabled(&before);
+        self.network.routes = plan.routes;
+        for (slot, gate) in plan.recabled {
+            if let Some(Some(node)) = self.network.functions.get_mut(slot) {
+                node.function.recabled(gate);
+            }
+        }
         for (slot, update) in plan.updates {
             if let Slot::Function(slot) = slot
                 && let Some(Some(node)) = self.network.functions.get_mut(slot)
@@ -170,21 +177,6 @@ impl Worker {
                 *place_in(&mut self.network.functions, slot) = Some(place);
             }
             _ => debug_assert!(false, "a node was planned for the wrong list"),
-        }
-    }
-
-    /// Tells functions which of their gates lead elsewhere now.
-    fn tell_recabled(&mut self, before: &Routes) {
-        for (slot, gates) in before.functions.iter().enumerate() {
-            let Some(Some(node)) = self.network.functions.get_mut(slot) else {
-                continue;
-            };
-            for &(gate, target) in gates.cabled() {
-                let now = self.network.routes.functions.get(slot);
-                if now.map(|gates| gates.target(gate)) != Some(target) {
-                    node.function.recabled(gate);
-                }
-            }
         }
     }
 
