@@ -12,13 +12,26 @@ pub(crate) fn flow_hash(head: &[u8]) -> u32 {
     match ethertype {
         [0x08, 0x00] => {
             let header_len = 4 * usize::from(head.get(ip).copied().unwrap_or(0x45) & 0x0f);
-            let fragment = field(ip + 6, 2).iter().enumerate().any(|(k, &b)| b & [0x3f, 0xff][k] != 0);
+            let fragment = field(ip + 6, 2)
+                .iter()
+                .enumerate()
+                .any(|(k, &b)| b & [0x3f, 0xff][k] != 0);
             let with_ports = matches!(field(ip + 9, 1), [6 | 17]) && !fragment;
-            mix(&[field(ip + 12, 8), if with_ports { field(ip + header_len, 4) } else { &[] }])
+            mix(&[
+                field(ip + 12, 8),
+                if with_ports {
+                    field(ip + header_len, 4)
+                } else {
+                    &[]
+                },
+            ])
         }
         [0x86, 0xdd] => {
             let with_ports = matches!(field(ip + 6, 1), [6 | 17]);
-            mix(&[field(ip + 8, 32), if with_ports { field(ip + 40, 4) } else { &[] }])
+            mix(&[
+                field(ip + 8, 32),
+                if with_ports { field(ip + 40, 4) } else { &[] },
+            ])
         }
         _ => mix(&[field(0, 12)]),
     }
@@ -28,7 +41,9 @@ pub(crate) fn flow_hash(head: &[u8]) -> u32 {
 fn mix(parts: &[&[u8]]) -> u32 {
     let mut hash = 0x811c_9dc5_u32;
     for word in parts.iter().flat_map(|part| part.chunks(4)) {
-        let value = word.iter().fold(0_u32, |value, &byte| value << 8 | u32::from(byte));
+        let value = word
+            .iter()
+            .fold(0_u32, |value, &byte| value << 8 | u32::from(byte));
         hash = (hash ^ value).wrapping_mul(0x0100_0193);
         hash ^= hash >> 15;
     }

@@ -13,10 +13,13 @@
 
 mod control;
 mod error;
+mod flow;
 mod owned;
 mod pcap;
 mod slot;
 mod tap;
+mod vhost_user;
+mod virtio_user;
 
 pub use control::{Control, REST, Served, Service};
 pub use error::PortError;
@@ -24,4 +27,6 @@ pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
 pub use pcap::{Pace, PcapMode, PcapPort};
 pub use slot::{DEADLINE, Held, Slot, SlotError};
 pub use tap::TapPort;
+pub use vhost_user::{VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch};
+pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
 pub use virtnet_sys::Fault;

@@ -45,7 +45,13 @@ impl VhostUserOptions {
     /// Listens on `path`, offers one queue pair and everything that works.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), client: false, queue_pairs: 1, without: Features::empty(), mode: 0o600 }
+        Self {
+            path: path.into(),
+            client: false,
+            queue_pairs: 1,
+            without: Features::empty(),
+            mode: 0o600,
+        }
     }
 
     /// The features a port with these options offers.
@@ -95,7 +101,12 @@ impl VhostUserPort {
         let slot = Slot::new(queues).map_err(failed)?;
         poller.add(&*slot, queues::BELL).map_err(failed)?;
         let service = Arc::new(control.add(BackendService::new(options, Arc::clone(&slot))?)?);
-        Ok(Self { slot, held: None, poller, service })
+        Ok(Self {
+            slot,
+            held: None,
+            poller,
+            service,
+        })
     }
 
     /// How the session stands.
@@ -156,7 +167,9 @@ impl Port for VhostUserPort {
 
     #[inline]
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        self.held.as_mut().map_or(0, |queues| queues.tx(burst, picks))
+        self.held
+            .as_mut()
+            .map_or(0, |queues| queues.tx(burst, picks))
     }
 
     #[inline]
@@ -177,7 +190,9 @@ impl Port for VhostUserPort {
     }
 
     fn arm(&mut self) -> bool {
-        self.held.as_mut().is_some_and(|held| held.has_pending() || held.arm() || held.has_pending())
+        self.held
+            .as_mut()
+            .is_some_and(|held| held.has_pending() || held.arm() || held.has_pending())
     }
 
     fn disarm(&mut self) {
@@ -189,7 +204,10 @@ impl Port for VhostUserPort {
     fn counters(&self) -> PortCounters {
         match &self.held {
             Some(queues) => queues.counters(),
-            None => self.slot.run(|queues| queues.counters()).unwrap_or_default(),
+            None => self
+                .slot
+                .run(|queues| queues.counters())
+                .unwrap_or_default(),
         }
     }
 }

@@ -75,12 +75,19 @@ impl Queues {
                 self.turn = 0;
                 continue;
             };
-            self.turn = if self.turn + 1 < self.sources.len() { self.turn + 1 } else { 0 };
-            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            self.turn = if self.turn + 1 < self.sources.len() {
+                self.turn + 1
+            } else {
+                0
+            };
+            let Some(ring) = &mut self.pairs[pair].transmit else {
+                continue;
+            };
             let drained = if ring.setup.enabled {
                 ring.queue.drain(&self.memory, burst, &mut self.counters)
             } else {
-                ring.queue.discard(&self.memory, DropReason::Disabled, &mut self.counters)
+                ring.queue
+                    .discard(&self.memory, DropReason::Disabled, &mut self.counters)
             };
             if let Err(error) = drained {
                 self.break_ring(2 * pair + 1, error);
@@ -96,7 +103,9 @@ impl Queues {
     #[inline]
     pub(super) fn complete(&mut self) {
         for &pair in &self.sources {
-            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            let Some(ring) = &mut self.pairs[pair].transmit else {
+                continue;
+            };
             if ring.queue.complete() {
                 call(ring.setup.call.as_deref(), &mut self.counters);
             }
@@ -114,9 +123,14 @@ impl Queues {
 
     #[inline]
     fn tx_to(&mut self, pair: usize, burst: &Burst, picks: &Picks) -> usize {
-        let Some(ring) = &mut self.pairs[pair].receive else { return 0 };
+        let Some(ring) = &mut self.pairs[pair].receive else {
+            return 0;
+        };
         ring.dirty = true;
-        match ring.queue.fill(&self.memory, burst, picks, &mut self.counters) {
+        match ring
+            .queue
+            .fill(&self.memory, burst, picks, &mut self.counters)
+        {
             Ok(accepted) => accepted,
             Err(error) => {
                 self.break_ring(2 * pair, error);
@@ -133,14 +147,21 @@ impl Queues {
             lanes[i] = u8::try_from(flow_hash(burst.head(i)) as usize % n).unwrap_or(0);
         }
         for lane in 0..n {
-            let Some(&pair) = self.sinks.get(lane) else { break };
+            let Some(&pair) = self.sinks.get(lane) else {
+                break;
+            };
             let mut share = Picks::default();
-            picks.iter().filter(|&i| usize::from(lanes[i]) == lane).for_each(|i| share.push(i));
+            picks
+                .iter()
+                .filter(|&i| usize::from(lanes[i]) == lane)
+                .for_each(|i| share.push(i));
             if share.is_empty() {
                 continue;
             }
             let accepted = self.tx_to(pair, burst, &share);
-            self.counters.tx_drops.add(DropReason::NoRoom, share.len() - accepted);
+            self.counters
+                .tx_drops
+                .add(DropReason::NoRoom, share.len() - accepted);
         }
         picks.len()
     }
@@ -148,7 +169,9 @@ impl Queues {
     #[inline]
     pub(super) fn flush(&mut self) {
         for &pair in &self.sinks {
-            let Some(ring) = &mut self.pairs[pair].receive else { continue };
+            let Some(ring) = &mut self.pairs[pair].receive else {
+                continue;
+            };
             if ring.dirty {
                 ring.dirty = false;
                 if ring.queue.publish() {
@@ -160,7 +183,9 @@ impl Queues {
 
     pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
         let down = self.sinks.is_empty() && reason == DropReason::NoRoom;
-        self.counters.tx_drops.add(if down { DropReason::PortDown } else { reason }, n);
+        self.counters
+            .tx_drops
+            .add(if down { DropReason::PortDown } else { reason }, n);
     }
 
     // Sleeping and waking.
@@ -170,7 +195,9 @@ impl Queues {
         self.drain_kicks();
         let mut busy = false;
         for &pair in &self.sources {
-            let Some(ring) = &mut self.pairs[pair].transmit else { continue };
+            let Some(ring) = &mut self.pairs[pair].transmit else {
+                continue;
+            };
             busy |= ring.queue.queue_mut().arm() || ring.setup.kick.is_none();
         }
         busy
@@ -214,8 +241,13 @@ impl Queues {
     pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
         self.memory = memory;
         for ring in 0..2 * self.pairs.len() {
-            let Some(setup) = self.setup(ring).cloned() else { continue };
-            let setup = RingSetup { base: self.base(ring).unwrap_or(setup.base), ..setup };
+            let Some(setup) = self.setup(ring).cloned() else {
+                continue;
+            };
+            let setup = RingSetup {
+                base: self.base(ring).unwrap_or(setup.base),
+                ..setup
+            };
             self.drop_ring(ring);
             if self.start_ring(ring, setup).is_err() {
                 self.n_broken += 1;
@@ -239,9 +271,17 @@ impl Queues {
             return Err(format!("there is no ring {ring}").into());
         };
         if ring.is_multiple_of(2) {
-            pair.receive = Some(Ring { queue: ReceiveQueue::new(queue, self.features), setup, dirty: false });
+            pair.receive = Some(Ring {
+                queue: ReceiveQueue::new(queue, self.features),
+                setup,
+                dirty: false,
+            });
         } else {
-            pair.transmit = Some(Ring { queue: TransmitQueue::new(queue, self.features), setup, dirty: false });
+            pair.transmit = Some(Ring {
+                queue: TransmitQueue::new(queue, self.features),
+                setup,
+                dirty: false,
+            });
         }
         self.note_active();
         Ok(())
@@ -268,9 +308,15 @@ impl Queues {
         self.note_active();
     }
 
-    pub(super) fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+    pub(super) fn set_kick(
+        &mut self,
+        ring: usize,
+        kick: Option<Arc<EventFd>>,
+    ) -> Result<(), DeviceError> {
         let poller = Arc::clone(&self.poller);
-        let Some(setup) = self.setup_mut(ring) else { return Ok(()) };
+        let Some(setup) = self.setup_mut(ring) else {
+            return Ok(());
+        };
         if let Some(old) = setup.kick.take() {
             poller.remove(&*old)?;
         }
@@ -296,9 +342,19 @@ impl Queues {
     }
 
     /// Moves a running ring, going on where it is.
-    pub(super) fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
-        let (Some(setup), Some(base)) = (self.setup(ring).cloned(), self.base(ring)) else { return Ok(()) };
-        let moved = RingSetup { addresses, base, ..setup.clone() };
+    pub(super) fn set_addresses(
+        &mut self,
+        ring: usize,
+        addresses: RingAddresses,
+    ) -> Result<(), DeviceError> {
+        let (Some(setup), Some(base)) = (self.setup(ring).cloned(), self.base(ring)) else {
+            return Ok(());
+        };
+        let moved = RingSetup {
+            addresses,
+            base,
+            ..setup.clone()
+        };
         DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
         self.drop_ring(ring);
         self.start_ring(ring, moved)
@@ -320,7 +376,10 @@ impl Queues {
             drop(err.signal());
         }
         // What was taken before the error is still on its way; a transmitq gives it back when it is completed.
-        if let Some(transmit) = self.pairs.get_mut(ring / 2).and_then(|pair| pair.transmit.as_mut())
+        if let Some(transmit) = self
+            .pairs
+            .get_mut(ring / 2)
+            .and_then(|pair| pair.transmit.as_mut())
             && !ring.is_multiple_of(2)
         {
             transmit.queue.complete();
@@ -336,7 +395,11 @@ impl Queues {
             drop(self.poller.remove(&*kick));
         }
         if let Some(pair) = self.pairs.get_mut(ring / 2) {
-            if ring.is_multiple_of(2) { pair.receive = None } else { pair.transmit = None }
+            if ring.is_multiple_of(2) {
+                pair.receive = None
+            } else {
+                pair.transmit = None
+            }
         }
         self.note_active();
     }

@@ -7,7 +7,8 @@ use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::payload::MemoryRegion;
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, RingAddresses, RingSetup, SessionError,
+    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, RingAddresses, RingSetup,
+    SessionError,
 };
 use virtnet_virtio::Features;
 
@@ -28,7 +29,7 @@ pub struct VhostUserStatus {
     /// `"listening"`, `"connecting"`, `"connected"` (a front-end is there), `"running"` (packets can flow).
     pub state: &'static str,
     /// Process that the front-end is.
-    pub peer_pid: Option<u32>,
+    pub peer_pid: Option<i32>,
     /// Features offered.
     pub offered: u64,
     /// Features negotiated, while a front-end is there.
@@ -65,11 +66,14 @@ pub(super) struct BackendService {
 struct Session {
     backend: Backend,
     device: Device,
-    peer_pid: Option<u32>,
+    peer_pid: Option<i32>,
 }
 
 impl BackendService {
-    pub(super) fn new(options: VhostUserOptions, slot: Arc<Slot<Queues>>) -> Result<Self, PortError> {
+    pub(super) fn new(
+        options: VhostUserOptions,
+        slot: Arc<Slot<Queues>>,
+    ) -> Result<Self, PortError> {
         let listener = if options.client {
             None
         } else {
@@ -91,17 +95,31 @@ impl BackendService {
     pub(super) fn status(&self) -> VhostUserStatus {
         let offered = self.options.features();
         let mut status = VhostUserStatus {
-            state: if self.options.client { "connecting" } else { "listening" },
+            state: if self.options.client {
+                "connecting"
+            } else {
+                "listening"
+            },
             offered: offered.bits(),
             sessions: self.sessions,
             refusals: self.refusals,
             last_error: self.last_error.clone(),
             ..VhostUserStatus::default()
         };
-        let Some(session) = &self.session else { return status };
-        let queues = self.slot.run(|queues| (queues.features(), queues.running(), queues.broken()));
-        let Ok((features, (sources, sinks), (broken, _))) = queues else { return status };
-        status.state = if sources > 0 && sinks > 0 { "running" } else { "connected" };
+        let Some(session) = &self.session else {
+            return status;
+        };
+        let queues = self
+            .slot
+            .run(|queues| (queues.features(), queues.running(), queues.broken()));
+        let Ok((features, (sources, sinks), (broken, _))) = queues else {
+            return status;
+        };
+        status.state = if sources > 0 && sinks > 0 {
+            "running"
+        } else {
+            "connected"
+        };
         status.peer_pid = session.peer_pid;
         status.negotiated = features.bits();
         status.protocol = session.backend.session().protocol_features().bits();
@@ -109,7 +127,9 @@ impl BackendService {
         (status.sources, status.sinks) = (sources, sinks);
         status.refusals += session.backend.counters().1;
         if let Some((ring, error)) = broken {
-            status.last_error = Some(format!("ring {ring} was stopped, its driver is at fault: {error}"));
+            status.last_error = Some(format!(
+                "ring {ring} was stopped, its driver is at fault: {error}"
+            ));
         } else if let Some(refusal) = session.backend.last_refusal() {
             status.last_error = Some(refusal.to_string());
         }
@@ -124,9 +144,20 @@ impl BackendService {
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::RESET_DEVICE;
         let peer_pid = stream.peer().ok().map(|peer| peer.pid);
-        let offer = Offer::new(self.options.features().bits(), protocol, self.options.queue_pairs);
-        let device = Device { slot: Arc::clone(&self.slot), regions: Vec::new() };
-        self.session = Some(Session { backend: Backend::new(stream, offer), device, peer_pid });
+        let offer = Offer::new(
+            self.options.features().bits(),
+            protocol,
+            self.options.queue_pairs,
+        );
+        let device = Device {
+            slot: Arc::clone(&self.slot),
+            regions: Vec::new(),
+        };
+        self.session = Some(Session {
+            backend: Backend::new(stream, offer),
+            device,
+            peer_pid,
+        });
         self.sessions += 1;
         self.last_error = None;
         self.deadline_ns = Some(now_ns + TICK_NS);
@@ -149,7 +180,9 @@ impl BackendService {
         now_ns: u64,
         work: impl FnOnce(&mut Backend, &mut Device) -> Result<(), SessionError>,
     ) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         if let Err(error) = work(&mut session.backend, &mut session.device) {
             self.end(&error, now_ns);
         }
@@ -174,13 +207,18 @@ impl Service for BackendService {
 
     fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
         if self.session.is_none() {
-            let Some(listener) = &self.listener else { return Ok(()) };
+            let Some(listener) = &self.listener else {
+                return Ok(());
+            };
             match listener.accept() {
                 Ok(stream) => self.begin(stream, now_ns),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     let path = self.options.path.display();
-                    return Err(PortError::io(format!("accept a front-end on {path}"), error));
+                    return Err(PortError::io(
+                        format!("accept a front-end on {path}"),
+                        error,
+                    ));
                 }
             }
             return Ok(());
@@ -242,8 +280,19 @@ impl Device {
 }
 
 fn map(region: virtnet_vhost::Region) -> Result<Region, DeviceError> {
-    let MemoryRegion { guest_addr, size, user_addr, mmap_offset } = region.layout;
-    Ok(Region::map_file(region.file, mmap_offset, size, GuestAddr(guest_addr), UserAddr(user_addr))?)
+    let MemoryRegion {
+        guest_addr,
+        size,
+        user_addr,
+        mmap_offset,
+    } = region.layout;
+    Ok(Region::map_file(
+        region.file,
+        mmap_offset,
+        size,
+        GuestAddr(guest_addr),
+        UserAddr(user_addr),
+    )?)
 }
 
 impl BackendDevice for Device {
@@ -265,12 +314,16 @@ impl BackendDevice for Device {
 
     fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), DeviceError> {
         let mut regions = self.regions.clone();
-        regions.retain(|r| (r.guest().0, r.user().0, r.size()) != (region.guest_addr, region.user_addr, region.size));
+        regions.retain(|r| {
+            (r.guest().0, r.user().0, r.size())
+                != (region.guest_addr, region.user_addr, region.size)
+        });
         self.install(regions)
     }
 
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
-        self.slot.run(move |queues| queues.start_ring(ring, setup))?
+        self.slot
+            .run(move |queues| queues.start_ring(ring, setup))?
     }
 
     fn stop_ring(&mut self, ring: usize) -> Result<u32, DeviceError> {
@@ -280,7 +333,10 @@ impl BackendDevice for Device {
 
     fn enable_ring(&mut self, ring: usize, enabled: bool) {
         // A worker that does not answer has been reported by the call before, and will be by the next.
-        drop(self.slot.run(move |queues| queues.enable_ring(ring, enabled)));
+        drop(
+            self.slot
+                .run(move |queues| queues.enable_ring(ring, enabled)),
+        );
     }
 
     fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
@@ -296,7 +352,8 @@ impl BackendDevice for Device {
     }
 
     fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
-        self.slot.run(move |queues| queues.set_addresses(ring, addresses))?
+        self.slot
+            .run(move |queues| queues.set_addresses(ring, addresses))?
     }
 
     fn disconnected(&mut self) {

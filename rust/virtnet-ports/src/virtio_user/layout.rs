@@ -24,10 +24,23 @@ impl QueueLayout {
     pub(super) fn new(size: u16, start: u64) -> Self {
         let after = |at: u64, bytes: usize| (at + bytes as u64).next_multiple_of(LINE);
         let driver_area = after(start, split::layout::desc_bytes(size));
-        let device_area = after(driver_area, split::layout::avail_bytes(size, true).max(packed::layout::EVENT_BYTES));
-        let buffers = after(device_area, split::layout::used_bytes(size, true).max(packed::layout::EVENT_BYTES));
+        let device_area = after(
+            driver_area,
+            split::layout::avail_bytes(size, true).max(packed::layout::EVENT_BYTES),
+        );
+        let buffers = after(
+            device_area,
+            split::layout::used_bytes(size, true).max(packed::layout::EVENT_BYTES),
+        );
         let end = after(buffers, BufferArea::bytes(size));
-        Self { size, driver_area, device_area, buffers, start, end }
+        Self {
+            size,
+            driver_area,
+            device_area,
+            buffers,
+            start,
+            end,
+        }
     }
 
     /// The queue in `memory`, whose first byte is at `base`.
@@ -39,7 +52,10 @@ impl QueueLayout {
     ) -> Result<QueueConfig, MemoryError> {
         let user = |offset: u64| {
             let addr = GuestAddr(base.0 + offset);
-            memory.user_addr(addr).ok_or(MemoryError::NotMapped { addr: UserAddr(addr.0), size: 1 })
+            memory.user_addr(addr).ok_or(MemoryError::NotMapped {
+                addr: UserAddr(addr.0),
+                size: 1,
+            })
         };
         Ok(QueueConfig {
             size: self.size,
@@ -53,7 +69,10 @@ impl QueueLayout {
 
     /// The queue's buffers.
     pub(super) fn buffers(&self, base: GuestAddr) -> BufferArea {
-        BufferArea { start: GuestAddr(base.0 + self.buffers), count: self.size }
+        BufferArea {
+            start: GuestAddr(base.0 + self.buffers),
+            count: self.size,
+        }
     }
 }
 
@@ -65,8 +84,17 @@ mod tests {
     fn areas_lie_one_behind_the_other_on_lines_of_their_own() {
         for size in [1, 3, 256, 32_768] {
             let queue = QueueLayout::new(size, 4096);
-            let marks = [queue.start, queue.driver_area, queue.device_area, queue.buffers, queue.end];
-            assert!(marks.is_sorted() && marks.iter().all(|at| at % LINE == 0), "{queue:?}");
+            let marks = [
+                queue.start,
+                queue.driver_area,
+                queue.device_area,
+                queue.buffers,
+                queue.end,
+            ];
+            assert!(
+                marks.is_sorted() && marks.iter().all(|at| at % LINE == 0),
+                "{queue:?}"
+            );
             assert!(queue.end - queue.buffers >= BufferArea::bytes(size) as u64);
         }
     }

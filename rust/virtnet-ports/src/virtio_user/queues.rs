@@ -45,7 +45,10 @@ pub(super) struct RingEvents {
 
 impl RingEvents {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { kick: Arc::new(EventFd::new()?), call: Arc::new(EventFd::new()?) })
+        Ok(Self {
+            kick: Arc::new(EventFd::new()?),
+            call: Arc::new(EventFd::new()?),
+        })
     }
 }
 
@@ -68,12 +71,18 @@ impl NewQueues {
             layouts.push(layout);
         }
         let memory = OwnMemory::new(end, Huge::Auto)?;
-        let base = memory.regions().first().map(|region| region.guest).unwrap_or_default();
+        let base = memory
+            .regions()
+            .first()
+            .map(|region| region.guest)
+            .unwrap_or_default();
         let failed = |source| PortError::io("make the events of a virtio-user port", source);
         let mut rings = Vec::new();
         let mut pairs = Vec::new();
         for pair in layouts.chunks_exact(2) {
-            let [receive_layout, transmit_layout] = pair else { continue };
+            let [receive_layout, transmit_layout] = pair else {
+                continue;
+            };
             let receive_config = receive_layout.config(memory.memory(), base, features)?;
             let transmit_config = transmit_layout.config(memory.memory(), base, features)?;
             let mut receive = DriverReceive::new(
@@ -92,13 +101,25 @@ impl NewQueues {
             receive.queue_mut().disarm();
             transmit.queue_mut().disarm();
             receive.publish();
-            let (receive_events, transmit_events) =
-                (RingEvents::new().map_err(failed)?, RingEvents::new().map_err(failed)?);
+            let (receive_events, transmit_events) = (
+                RingEvents::new().map_err(failed)?,
+                RingEvents::new().map_err(failed)?,
+            );
             rings.push((receive_config, receive_events.clone()));
             rings.push((transmit_config, transmit_events.clone()));
-            pairs.push(DriverPair { receive, transmit, receive_events, transmit_events, dirty: false });
+            pairs.push(DriverPair {
+                receive,
+                transmit,
+                receive_events,
+                transmit_events,
+                dirty: false,
+            });
         }
-        Ok(Self { memory, rings, pairs })
+        Ok(Self {
+            memory,
+            rings,
+            pairs,
+        })
     }
 }
 
@@ -121,7 +142,9 @@ impl DriverQueues {
         self.stop();
         for (number, pair) in queues.pairs.iter().enumerate() {
             let failed = |source| PortError::io("wait for a virtio-user port", source);
-            self.poller.add(&*pair.receive_events.call, 2 * number as u64).map_err(failed)?;
+            self.poller
+                .add(&*pair.receive_events.call, 2 * number as u64)
+                .map_err(failed)?;
         }
         self.pairs = queues.pairs;
         for pair in &self.pairs {
@@ -166,7 +189,9 @@ impl DriverQueues {
         for _ in 0..n {
             let number = self.turn;
             self.turn = if number + 1 < n { number + 1 } else { 0 };
-            let Some(pair) = self.pairs.get_mut(number) else { break };
+            let Some(pair) = self.pairs.get_mut(number) else {
+                break;
+            };
             if let Err(error) = pair.receive.receive(burst, &mut self.counters) {
                 self.break_ring(2 * number, error);
                 break;
@@ -199,7 +224,9 @@ impl DriverQueues {
 
     #[inline]
     fn tx_to(&mut self, number: usize, burst: &Burst, picks: &Picks) -> usize {
-        let Some(pair) = self.pairs.get_mut(number) else { return 0 };
+        let Some(pair) = self.pairs.get_mut(number) else {
+            return 0;
+        };
         pair.dirty = true;
         match pair.transmit.send(burst, picks, &mut self.counters) {
             Ok(accepted) => accepted,
@@ -218,12 +245,17 @@ impl DriverQueues {
         }
         for lane in 0..n {
             let mut share = Picks::default();
-            picks.iter().filter(|&i| usize::from(lanes[i]) == lane).for_each(|i| share.push(i));
+            picks
+                .iter()
+                .filter(|&i| usize::from(lanes[i]) == lane)
+                .for_each(|i| share.push(i));
             if share.is_empty() {
                 continue;
             }
             let accepted = self.tx_to(lane, burst, &share);
-            self.counters.tx_drops.add(DropReason::NoRoom, share.len() - accepted);
+            self.counters
+                .tx_drops
+                .add(DropReason::NoRoom, share.len() - accepted);
         }
         picks.len()
     }
@@ -242,7 +274,9 @@ impl DriverQueues {
 
     pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
         let down = !self.running && reason == DropReason::NoRoom;
-        self.counters.tx_drops.add(if down { DropReason::PortDown } else { reason }, n);
+        self.counters
+            .tx_drops
+            .add(if down { DropReason::PortDown } else { reason }, n);
     }
 
     // Sleeping and waking.

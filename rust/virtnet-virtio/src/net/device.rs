@@ -64,6 +64,32 @@ impl TransmitQueue {
         taken
     }
 
+    /// Takes what the driver has made available and gives it back unread, counted as `reason`; how many chains.
+    ///
+    /// [`Self::complete`] lets the driver see it.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub fn discard(
+        &mut self,
+        memory: &GuestMemory,
+        reason: DropReason,
+        counters: &mut PortCounters,
+    ) -> Result<usize, RingError> {
+        let before = self.chains.len();
+        let taken = self
+            .queue
+            .take(memory, Access::Read, CHAINS_MAX, &mut self.chains);
+        let n = self.chains.len() - before;
+        for i in before..self.chains.len() {
+            let bytes = self.chains.bytes(i).unwrap_or(0) as usize;
+            counters.received_bytes += bytes.saturating_sub(self.header_len) as u64;
+        }
+        counters.received += n as u64;
+        counters.rx_drops.add(reason, n);
+        taken
+    }
+
     /// Puts the frame of chain `i` into the burst; its length.
     #[inline]
     fn frame_of(

@@ -1,0 +1,228 @@
+//! The virtio-user port: a driver of ours at the other end of somebody's vhost-user back-end. A VM without a VM.
+//!
+//! The control half ([`service`]) connects or listens, negotiates as a front-end, and comes back when the back-end has gone.
+//! The data half ([`queues`]) is the driver's side of the rings, in memory of our own that is made anew for each session, so
+//! that a back-end that has gone cannot write to what the next one uses.
+//!
+//! In a packet's way this is the step between a burst and the rings of a device.
+
+mod layout;
+mod queues;
+mod service;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
+use virtnet_sys::Poller;
+use virtnet_virtio::{Features, QueueConfig, RingFormat};
+
+pub use service::VirtioUserStatus;
+
+use crate::{Control, Held, PortError, Served, Slot};
+use queues::DriverQueues;
+use service::FrontendService;
+
+/// What a virtio-user port is made of.
+#[derive(Clone, Debug)]
+pub struct VirtioUserOptions {
+    /// Path of the socket.
+    pub path: PathBuf,
+    /// Listen for a back-end that connects, instead of connecting again and again.
+    pub server: bool,
+    /// Queue pairs to use: 1 to 128, at most what the back-end has.
+    pub queue_pairs: u16,
+    /// Descriptors of each queue: 1 to 32768, a power of two for split rings.
+    pub queue_size: u16,
+    /// The ring format to insist on.
+    pub format: RingFormat,
+    /// Features not to accept, though they work.
+    pub without: Features,
+    /// Permissions of a socket that we listen on.
+    pub mode: u32,
+}
+
+impl VirtioUserOptions {
+    /// Connects to `path` with one queue pair of 256 descriptors, split rings, and everything that works.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            server: false,
+            queue_pairs: 1,
+            queue_size: 256,
+            format: RingFormat::Split,
+            without: Features::empty(),
+            mode: 0o600,
+        }
+    }
+
+    /// The features a port with these options accepts where they are offered.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        let mut wanted =
+            Features::VERSION_1 | Features::MRG_RXBUF | Features::EVENT_IDX | Features::IN_ORDER;
+        if self.format == RingFormat::Packed {
+            wanted |= Features::RING_PACKED;
+        }
+        if self.queue_pairs > 1 {
+            wanted |= Features::MQ;
+        }
+        wanted - self.without
+    }
+
+    fn check(&self) -> Result<(), PortError> {
+        if !(1..=128).contains(&self.queue_pairs) {
+            return Err(PortError::Option {
+                option: "queue_pairs",
+                found: self.queue_pairs.to_string(),
+                expected: "1 to 128".to_owned(),
+            });
+        }
+        if !QueueConfig::size_is_valid(self.queue_size.into(), self.format) {
+            return Err(PortError::Option {
+                option: "queue_size",
+                found: self.queue_size.to_string(),
+                expected: match self.format {
+                    RingFormat::Split => "a power of two up to 32768, for split rings".to_owned(),
+                    RingFormat::Packed => "1 to 32768".to_owned(),
+                },
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A virtio-user port, driver side.
+#[derive(Debug)]
+pub struct VirtioUserPort {
+    slot: Arc<Slot<DriverQueues>>,
+    held: Option<Held<DriverQueues>>,
+    /// Calls and the slot's bell.
+    poller: Arc<Poller>,
+    service: Arc<Served<FrontendService>>,
+}
+
+impl VirtioUserPort {
+    /// Makes a port that `control` serves; it tries to connect, or listens, when this returns.
+    ///
+    /// # Errors
+    /// An impossible option; a socket path that is in use, missing or not allowed.
+    pub fn new(options: VirtioUserOptions, control: &Control) -> Result<Self, PortError> {
+        options.check()?;
+        let failed = |source| PortError::io("make a virtio-user port", source);
+        let poller = Arc::new(Poller::new().map_err(failed)?);
+        let slot = Slot::new(DriverQueues::new(Arc::clone(&poller))).map_err(failed)?;
+        poller.add(&*slot, queues::BELL).map_err(failed)?;
+        let service = Arc::new(control.add(FrontendService::new(options, Arc::clone(&slot))?)?);
+        Ok(Self {
+            slot,
+            held: None,
+            poller,
+            service,
+        })
+    }
+
+    /// How the session stands.
+    ///
+    /// # Errors
+    /// The control thread does not answer.
+    pub fn status(&self) -> Result<VirtioUserStatus, PortError> {
+        self.service.call(|service| service.status())
+    }
+
+    /// A handle to ask for the status while the port itself is with a worker.
+    #[must_use]
+    pub fn watch(&self) -> VirtioUserWatch {
+        VirtioUserWatch(Arc::downgrade(&self.service))
+    }
+}
+
+/// Asks a port for its status, wherever the port is.
+#[derive(Clone, Debug)]
+pub struct VirtioUserWatch(Weak<Served<FrontendService>>);
+
+impl VirtioUserWatch {
+    /// How the session stands.
+    ///
+    /// # Errors
+    /// The port is gone, or the control thread does not answer.
+    pub fn status(&self) -> Result<VirtioUserStatus, PortError> {
+        let service = self.0.upgrade().ok_or(PortError::NoService)?;
+        service.call(|service| service.status())
+    }
+}
+
+impl Port for VirtioUserPort {
+    fn attach(&mut self) {
+        self.held = self.slot.take();
+    }
+
+    fn detach(&mut self) {
+        self.held = None;
+    }
+
+    #[inline]
+    fn sync(&mut self) -> bool {
+        self.held.as_mut().is_some_and(Held::sync)
+    }
+
+    #[inline]
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        self.held.as_mut().map_or(0, |queues| queues.rx(burst))
+    }
+
+    #[inline]
+    fn complete(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.complete();
+        }
+    }
+
+    #[inline]
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        self.held
+            .as_mut()
+            .map_or(0, |queues| queues.tx(burst, picks))
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.flush();
+        }
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        if let Some(queues) = &mut self.held {
+            queues.drop_tx(reason, n);
+        }
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.held
+            .as_mut()
+            .is_some_and(|held| held.has_pending() || held.arm() || held.has_pending())
+    }
+
+    fn disarm(&mut self) {
+        if let Some(queues) = &mut self.held {
+            queues.disarm();
+        }
+    }
+
+    fn counters(&self) -> PortCounters {
+        match &self.held {
+            Some(queues) => queues.counters(),
+            None => self
+                .slot
+                .run(|queues| queues.counters())
+                .unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The control half of a virtio-user port: finds a back-end, negotiates with it, and starts over when it has gone.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use virtnet_sys::{Interest, Listener, Stream, monotonic_ns};
+use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::{
+    Frontend, FrontendEvent, FrontendRing, FrontendSetup, Offered, Region, RingAddresses,
+    SessionError,
+};
+use virtnet_virtio::{Features, QueueConfig, RingFormat};
+
+use super::VirtioUserOptions;
+use super::queues::{DriverQueues, NewQueues, RingEvents};
+use crate::control::Service;
+use crate::{OwnRegion, PortError, Slot};
+
+/// How often a back-end is tried.
+const RETRY_NS: u64 = 200_000_000;
+
+/// How often a connection is asked whether it stands still.
+const TICK_NS: u64 = 1_000_000_000;
+
+/// How a virtio-user session stands.
+#[derive(Clone, Debug, Default)]
+pub struct VirtioUserStatus {
+    /// `"connecting"`, `"listening"`, `"connected"` (a back-end is there), `"running"` (packets can flow).
+    pub state: &'static str,
+    /// Features that the back-end offers.
+    pub offered: u64,
+    /// Features negotiated, while a back-end is there.
+    pub negotiated: u64,
+    /// Protocol features that the back-end offers.
+    pub protocol: u64,
+    /// `"split"` or `"packed"`, while the rings run.
+    pub ring_format: Option<&'static str>,
+    /// Queue pairs that run.
+    pub queue_pairs: usize,
+    /// Sessions so far.
+    pub sessions: u64,
+    /// What ended the last session, or why there is none.
+    pub last_error: Option<String>,
+}
+
+/// Looks after one socket.
+pub(super) struct FrontendService {
+    options: VirtioUserOptions,
+    listener: Option<Listener>,
+    session: Option<Session>,
+    slot: Arc<Slot<DriverQueues>>,
+    deadline_ns: Option<u64>,
+    sessions: u64,
+    last_error: Option<String>,
+}
+
+/// A back-end that is there.
+struct Session {
+    frontend: Frontend,
+    negotiated: Features,
+    /// Laid out and told to the back-end, until it says that it runs.
+    waiting: Option<NewQueues>,
+    running: bool,
+}
+
+impl FrontendService {
+    pub(super) fn new(
+        options: VirtioUserOptions,
+        slot: Arc<Slot<DriverQueues>>,
+    ) -> Result<Self, PortError> {
+        let listener = if options.server {
+            Some(Listener::bind_with_mode(&options.path, options.mode)?)
+        } else {
+            None
+        };
+        let deadline_ns = (!options.server).then(monotonic_ns);
+        Ok(Self {
+            options,
+            listener,
+            session: None,
+            slot,
+            deadline_ns,
+            sessions: 0,
+            last_error: None,
+        })
+    }
+
+    pub(super) fn status(&self) -> VirtioUserStatus {
+        let mut status = VirtioUserStatus {
+            state: if self.options.server {
+                "listening"
+            } else {
+                "connecting"
+            },
+            sessions: self.sessions,
+            last_error: self.last_error.clone(),
+            ..VirtioUserStatus::default()
+        };
+        let Some(session) = &self.session else {
+            return status;
+        };
+        let Offered {
+            features,
+            protocol_features,
+            ..
+        } = session.frontend.offered();
+        status.offered = features;
+        status.protocol = protocol_features.bits();
+        status.negotiated = session.negotiated.bits();
+        status.state = "connected";
+        if let Ok((running, broken)) = self.slot.run(|queues| (queues.running(), queues.broken())) {
+            status.queue_pairs = running;
+            if running > 0 {
+                status.state = "running";
+                status.ring_format = Some(RingFormat::of(session.negotiated).name());
+            }
+            if let Some((ring, error)) = broken {
+                status.last_error = Some(format!(
+                    "ring {ring} was given up, the device is at fault: {error}"
+                ));
+            }
+        }
+        status
+    }
+
+    fn begin(&mut self, stream: Stream, now_ns: u64) {
+        self.sessions += 1;
+        match Frontend::start(stream) {
+            Ok(frontend) => {
+                self.session = Some(Session {
+                    frontend,
+                    negotiated: Features::empty(),
+                    waiting: None,
+                    running: false,
+                });
+                self.deadline_ns = Some(now_ns + TICK_NS);
+            }
+            Err(error) => self.end(&error, now_ns),
+        }
+    }
+
+    /// The session is over; what the rings hold is given up.
+    fn end(&mut self, error: &dyn std::fmt::Display, now_ns: u64) {
+        self.session = None;
+        self.last_error = Some(error.to_string());
+        // When the worker does not answer in time the change waits for it all the same.
+        drop(self.slot.post(|queues: &mut DriverQueues| queues.stop()));
+        self.deadline_ns = (!self.options.server).then_some(now_ns + RETRY_NS);
+    }
+
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
+        if session.frontend.wants_write() {
+            session.frontend.on_writable()?;
+        }
+        for event in session.frontend.on_readable()? {
+            match event {
+                FrontendEvent::Offered(offered) => session.choose(&self.options, offered)?,
+                FrontendEvent::Running => {
+                    let Some(queues) = session.waiting.take() else {
+                        continue;
+                    };
+                    self.slot
+                        .run(move |data| data.start(queues))
+                        .map_err(PortError::from)??;
+                    session.running = true;
+                    self.last_error = None;
+                }
+                FrontendEvent::RingStopped { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What ends a session: its other side, or ours.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error("the back-end does not offer {missing}: {remedy}")]
+    Missing {
+        missing: String,
+        remedy: &'static str,
+    },
+}
+
+impl Session {
+    /// Decides on features, lays out the queues and tells the back-end.
+    fn choose(&mut self, options: &VirtioUserOptions, offered: Offered) -> Result<(), ServeError> {
+        let accepted = options.features() & Features::from_bits_retain(offered.features);
+        if options.format == RingFormat::Packed && !accepted.contains(Features::RING_PACKED) {
+            return Err(ServeError::Missing {
+                missing: "packed rings".to_owned(),
+                remedy: "use ring=split, or switch them on over there",
+            });
+        }
+        let most = offered.queue_pairs.unwrap_or(1);
+        if u64::from(options.queue_pairs) > most {
+            return Err(ServeError::Missing {
+                missing: format!("{} queue pairs, only {most}", options.queue_pairs),
+                remedy: "ask for fewer, or give it more",
+            });
+        }
+        let queues = NewQueues::new(options.queue_pairs, options.queue_size, accepted)?;
+        let regions = queues
+            .memory
+            .regions()
+            .iter()
+            .map(region)
+            .collect::<Result<_, _>>()?;
+        let rings = queues
+            .rings
+            .iter()
+            .map(|(config, events)| ring(config, events))
+            .collect();
+        let setup = FrontendSetup {
+            features: accepted.bits(),
+            mtu: None,
+            regions,
+            rings,
+        };
+        self.frontend.set_up(setup)?;
+        self.negotiated = accepted;
+        self.waiting = Some(queues);
+        Ok(())
+    }
+}
+
+fn region(own: &OwnRegion) -> Result<Region, PortError> {
+    let file = own.as_fd().try_clone_to_owned();
+    let file = file.map_err(|source| PortError::io("hand memory to a back-end", source))?;
+    let layout = MemoryRegion {
+        guest_addr: own.guest.0,
+        size: own.size,
+        user_addr: own.user.0,
+        mmap_offset: own.mmap_offset,
+    };
+    Ok(Region { layout, file })
+}
+
+fn ring(config: &QueueConfig, events: &RingEvents) -> FrontendRing {
+    FrontendRing {
+        size: config.size,
+        base: config.base,
+        addresses: RingAddresses {
+            descriptor_area: config.desc_area.0,
+            driver_area: config.driver_area.0,
+            device_area: config.device_area.0,
+            log_guest_addr: None,
+        },
+        kick: Arc::clone(&events.kick),
+        call: Arc::clone(&events.call),
+    }
+}
+
+impl Service for FrontendService {
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        match (&self.session, &self.listener) {
+            (Some(session), _) => Some(session.frontend.as_fd()),
+            (None, Some(listener)) => Some(listener.as_fd()),
+            (None, None) => None,
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        match &self.session {
+            Some(session) if session.frontend.wants_write() => Interest::Both,
+            _ => Interest::Readable,
+        }
+    }
+
+    fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
+        if self.session.is_some() {
+            if let Err(error) = self.serve() {
+                self.end(&error, now_ns);
+            }
+            return Ok(());
+        }
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
+        match listener.accept() {
+            Ok(stream) => self.begin(stream, now_ns),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                let path = self.options.path.display();
+                return Err(PortError::io(format!("accept a back-end on {path}"), error));
+            }
+        }
+        Ok(())
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        self.deadline_ns
+    }
+
+    fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
+        if let Some(session) = &mut self.session {
+            self.deadline_ns = Some(now_ns + TICK_NS);
+            if let Err(error) = session.frontend.on_tick(now_ns) {
+                self.end(&error, now_ns);
+            }
+            return Ok(());
+        }
+        self.deadline_ns = (!self.options.server).then_some(now_ns + RETRY_NS);
+        if !self.options.server {
+            match Stream::connect(&self.options.path) {
+                Ok(stream) => self.begin(stream, now_ns),
+                // Nobody listens yet: that is what trying again is for.
+                Err(error) => self.last_error = Some(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+}

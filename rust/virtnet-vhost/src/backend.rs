@@ -1,0 +1,453 @@
+//! The back-end's end of a connection: reads requests, has a device carry them out, answers.
+//!
+//! [`Backend::on_readable`] takes what is there, one message after the other. The session says what follows from it,
+//! the [`BackendDevice`] does it, and only then the answer goes out: an acknowledgement means done. What the session or the
+//! device refuses is answered with a non-zero acknowledgement (if one was asked for), counted, and changes nothing.
+//!
+//! An error ends the connection. The device is told once, and the owner drops the back-end and listens again.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use virtnet_sys::{EventFd, PeerCredentials, Stream};
+
+use crate::connection::{Connection, Message};
+use crate::error::{Refusal, SessionError};
+use crate::message::{Reply, Request, RequestKind, encode_reply};
+use crate::payload::{Config, MemoryRegion, Payload, VringState};
+use crate::regions::Region;
+use crate::ring_state::RingState;
+use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup};
+
+/// Why a device could not do something; the text reaches a person, the front-end only learns that it failed.
+pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The most messages one call of [`Backend::on_readable`] serves; the rest is still readable after it.
+const MESSAGES_PER_CALL: usize = 64;
+
+/// What is behind a session: it owns the memory and the queues.
+///
+/// Calls come from the thread that serves the connection, one at a time, and each is finished when it returns: the
+/// front-end may take back memory or descriptors as soon as it has its answer. An error is a refusal that changed nothing.
+pub trait BackendDevice {
+    /// These virtio features are in force from now on, without bit 30.
+    ///
+    /// # Errors
+    /// The set makes no sense for this device.
+    fn set_features(&mut self, features: u64) -> Result<(), DeviceError>;
+
+    /// This is the whole guest memory; regions that were there before and are not among these are gone.
+    ///
+    /// Running rings go on in the new memory, or break if they no longer lie in it.
+    ///
+    /// # Errors
+    /// A region cannot be mapped; the memory is as it was.
+    fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), DeviceError>;
+
+    /// Guest memory grows by a region.
+    ///
+    /// # Errors
+    /// The region cannot be mapped; the memory is as it was.
+    fn add_memory(&mut self, region: Region) -> Result<(), DeviceError>;
+
+    /// Guest memory shrinks by a region, which was added before with the same numbers.
+    ///
+    /// # Errors
+    /// It cannot be given up.
+    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), DeviceError>;
+
+    /// Begins to use a ring; what is available is processed at once, kicked or not.
+    ///
+    /// # Errors
+    /// The ring does not lie in guest memory; it stays stopped and waits for another kick.
+    fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError>;
+
+    /// Stops a running ring when all its buffers in flight are returned, and says where to begin again.
+    ///
+    /// # Errors
+    /// The ring's state is unknown; the connection ends.
+    fn stop_ring(&mut self, ring: usize) -> Result<u32, DeviceError>;
+
+    /// Enables or disables a running ring.
+    fn enable_ring(&mut self, ring: usize, enabled: bool);
+
+    /// Gives a running ring another kick.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError>;
+
+    /// Gives a running ring another call.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    fn set_call(&mut self, ring: usize, call: Option<Arc<EventFd>>) -> Result<(), DeviceError>;
+
+    /// Gives a running ring another error event.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) -> Result<(), DeviceError>;
+
+    /// Moves a running ring, or begins or ends logging it, without losing a buffer.
+    ///
+    /// # Errors
+    /// The ring would not lie in guest memory; it stays where it is.
+    fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError>;
+
+    /// Returns to the state of the beginning; all rings have been stopped, memory stays.
+    fn reset(&mut self) {}
+
+    /// The device status has changed.
+    fn set_status(&mut self, _status: u8) {}
+
+    /// No packet will be longer than this.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn set_mtu(&mut self, _mtu: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Announces a MAC address to the network, because a guest has moved here.
+    ///
+    /// # Errors
+    /// It cannot be announced.
+    fn send_rarp(&mut self, _mac: [u8; 6]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Fills in the configuration space from `offset` on; what lies beyond its end stays zero.
+    fn read_config(&mut self, _offset: u32, _buffer: &mut [u8]) {}
+
+    /// Writes to the configuration space.
+    ///
+    /// # Errors
+    /// The field is read-only: by default all of them are.
+    fn write_config(&mut self, config: &Config) -> Result<(), DeviceError> {
+        Err(format!(
+            "the configuration space is read-only at offset {}",
+            config.offset
+        )
+        .into())
+    }
+
+    /// The connection is gone: all rings stop, memory and descriptors are given up.
+    fn disconnected(&mut self);
+}
+
+/// A connection to a front-end.
+#[derive(Debug)]
+pub struct Backend {
+    connection: Connection,
+    session: BackendSession,
+    ended: bool,
+    messages: u64,
+    refusals: u64,
+    last_refusal: Option<Refusal>,
+}
+
+impl Backend {
+    /// Serves a front-end that has connected, or was connected to.
+    #[must_use]
+    pub fn new(stream: Stream, offer: Offer) -> Self {
+        Self {
+            connection: Connection::new(stream),
+            session: BackendSession::new(offer),
+            ended: false,
+            messages: 0,
+            refusals: 0,
+            last_refusal: None,
+        }
+    }
+
+    /// Serves the messages that are there; never waits.
+    ///
+    /// # Errors
+    /// The connection has ended and the device has been told; drop the back-end.
+    pub fn on_readable(&mut self, device: &mut dyn BackendDevice) -> Result<(), SessionError> {
+        let served = self.serve_some(device);
+        self.end_on_error(served, device)
+    }
+
+    /// Sends on what the front-end did not take before; to be called when [`Backend::wants_write`].
+    ///
+    /// # Errors
+    /// As [`Backend::on_readable`].
+    pub fn on_writable(&mut self, device: &mut dyn BackendDevice) -> Result<(), SessionError> {
+        let flushed = self.connection.flush();
+        self.end_on_error(flushed, device)
+    }
+
+    /// Ends a connection that stands still in the middle of a message; to be called about once a second.
+    ///
+    /// # Errors
+    /// As [`Backend::on_readable`].
+    pub fn on_tick(
+        &mut self,
+        now_ns: u64,
+        device: &mut dyn BackendDevice,
+    ) -> Result<(), SessionError> {
+        let progress = self.connection.check_progress(now_ns);
+        self.end_on_error(progress, device)
+    }
+
+    /// Ends the connection from our side; the device is told.
+    pub fn close(mut self, device: &mut dyn BackendDevice) {
+        self.end(device);
+    }
+
+    /// Tells whether an answer waits until the front-end reads.
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    /// Tells the driver, where the status is negotiated, that the device needs a reset.
+    pub fn set_needs_reset(&mut self) {
+        self.session.set_needs_reset();
+    }
+
+    /// Returns what has been agreed so far.
+    #[must_use]
+    pub fn session(&self) -> &BackendSession {
+        &self.session
+    }
+
+    /// Returns the two states of a ring.
+    #[must_use]
+    pub fn ring_state(&self, ring: usize) -> RingState {
+        self.session.ring_state(ring)
+    }
+
+    /// Returns who the front-end is.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn peer(&self) -> std::io::Result<PeerCredentials> {
+        self.connection.stream().peer()
+    }
+
+    /// Returns how many messages have been served, and how many of them were refused.
+    #[must_use]
+    pub fn counters(&self) -> (u64, u64) {
+        (self.messages, self.refusals)
+    }
+
+    /// Returns the latest refusal.
+    #[must_use]
+    pub fn last_refusal(&self) -> Option<&Refusal> {
+        self.last_refusal.as_ref()
+    }
+
+    fn serve_some(&mut self, device: &mut dyn BackendDevice) -> Result<(), SessionError> {
+        if self.ended {
+            return Err(SessionError::Disconnected);
+        }
+        for _ in 0..MESSAGES_PER_CALL {
+            let Some(message) = self.connection.receive()? else {
+                break;
+            };
+            self.messages += 1;
+            self.serve(message, device)?;
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &mut self,
+        message: Message,
+        device: &mut dyn BackendDevice,
+    ) -> Result<(), SessionError> {
+        let header = message.header;
+        if header.is_reply() {
+            return Err(SessionError::ReplyToNothing {
+                request: header.request,
+            });
+        }
+        let kind = RequestKind::from_code(header.request);
+        let done = match kind {
+            Some(kind) => self.carry_out(kind, message, device)?,
+            None => Err(Refusal::Unknown {
+                code: header.request,
+            }),
+        };
+        let (answer, refusal) = match done {
+            Ok(Done {
+                answer,
+                reservation,
+            }) => (answer, reservation),
+            // A refused question is answered by nothing, which no right answer is.
+            Err(refusal) if kind.is_some_and(|kind| kind.reply() == Reply::Own) => {
+                (Reaction::Nothing, Some(refusal))
+            }
+            Err(refusal) => (Reaction::Ack, Some(refusal)),
+        };
+        let refused = refusal.is_some();
+        if let Some(refusal) = refusal {
+            self.refusals += 1;
+            self.last_refusal = Some(refusal);
+        }
+        let code = header.request;
+        match answer {
+            Reaction::Number(number) => self.reply(code, &number),
+            Reaction::Base(state) => self.reply(code, &state),
+            Reaction::Config(config) => self.reply(code, &config),
+            Reaction::Nothing => self.reply(code, &()),
+            Reaction::Ack if header.needs_reply() && self.session.acknowledges() => {
+                self.reply(code, &u64::from(refused))
+            }
+            Reaction::Ack => Ok(()),
+        }
+    }
+
+    /// Has the session decide and the device do; the session moves on only if the device could do all of it.
+    fn carry_out(
+        &mut self,
+        kind: RequestKind,
+        message: Message,
+        device: &mut dyn BackendDevice,
+    ) -> Result<Result<Done, Refusal>, SessionError> {
+        let name = kind.name();
+        if message.misplaced {
+            return Ok(Err(Refusal::DescriptorPlace { request: name }));
+        }
+        let Some(request) = Request::decode(kind, &message.payload) else {
+            let found = message.payload.len();
+            return Ok(Err(Refusal::PayloadLength {
+                request: name,
+                expected: kind.length(),
+                found,
+            }));
+        };
+        let mut step = match self.session.handle(&request, message.fds) {
+            Ok(step) => step,
+            Err(refusal) => {
+                self.session.refused(&request);
+                return Ok(Err(refusal));
+            }
+        };
+        for action in std::mem::take(&mut step.actions) {
+            match action {
+                Action::StopRing(ring) => {
+                    let base = device
+                        .stop_ring(ring)
+                        .map_err(|source| SessionError::Device { ring, source })?;
+                    step.ring_stopped(ring, base);
+                }
+                // The request itself was right; the ring stays stopped and waits for another kick.
+                Action::StartRing(ring, setup) => {
+                    if let Err(source) = device.start_ring(ring, setup) {
+                        step.ring_failed(ring);
+                        step.reservation = Some(Refusal::Device {
+                            request: name,
+                            source,
+                        });
+                    }
+                }
+                action => {
+                    if let Err(source) = act(action, device) {
+                        self.session.refused(&request);
+                        return Ok(Err(Refusal::Device {
+                            request: name,
+                            source,
+                        }));
+                    }
+                }
+            }
+        }
+        let answer = match step.answer.clone() {
+            Answer::Ack => Reaction::Ack,
+            Answer::Number(number) => Reaction::Number(number),
+            Answer::Base(ring) => Reaction::Base(VringState {
+                index: u32::try_from(ring).unwrap_or(u32::MAX),
+                num: step.base(ring),
+            }),
+            Answer::Config(mut config) => {
+                device.read_config(config.offset, &mut config.data);
+                Reaction::Config(config)
+            }
+        };
+        let reservation = step.reservation.take();
+        self.session.commit(step);
+        Ok(Ok(Done {
+            answer,
+            reservation,
+        }))
+    }
+
+    fn reply(&mut self, code: u32, payload: &impl Payload) -> Result<(), SessionError> {
+        let mut bytes = Vec::new();
+        encode_reply(code, payload, &mut bytes);
+        self.connection.send(bytes, Vec::new())
+    }
+
+    fn end_on_error(
+        &mut self,
+        outcome: Result<(), SessionError>,
+        device: &mut dyn BackendDevice,
+    ) -> Result<(), SessionError> {
+        if outcome.is_err() {
+            self.end(device);
+        }
+        outcome
+    }
+
+    fn end(&mut self, device: &mut dyn BackendDevice) {
+        if !std::mem::replace(&mut self.ended, true) {
+            device.disconnected();
+        }
+    }
+}
+
+impl AsFd for Backend {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.stream().as_fd()
+    }
+}
+
+/// A request that was carried out.
+struct Done {
+    answer: Reaction,
+    reservation: Option<Refusal>,
+}
+
+/// What goes back over the socket.
+enum Reaction {
+    Ack,
+    Number(u64),
+    Base(VringState),
+    Config(Config),
+    Nothing,
+}
+
+/// Has the device do one thing that it can refuse. Starting and stopping a ring have consequences for the session.
+fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError> {
+    match action {
+        Action::SetFeatures(features) => device.set_features(features),
+        Action::SetMemory(regions) => device.set_memory(regions),
+        Action::AddMemory(region) => device.add_memory(region),
+        Action::RemoveMemory(region) => device.remove_memory(region),
+        Action::StartRing(ring, setup) => device.start_ring(ring, setup),
+        Action::StopRing(ring) => device.stop_ring(ring).map(drop),
+        Action::EnableRing(ring, enabled) => {
+            device.enable_ring(ring, enabled);
+            Ok(())
+        }
+        Action::SetKick(ring, kick) => device.set_kick(ring, kick),
+        Action::SetCall(ring, call) => device.set_call(ring, call),
+        Action::SetErr(ring, err) => device.set_err(ring, err),
+        Action::SetAddresses(ring, addresses) => device.set_addresses(ring, addresses),
+        Action::Reset => {
+            device.reset();
+            Ok(())
+        }
+        Action::SetStatus(status) => {
+            device.set_status(status);
+            Ok(())
+        }
+        Action::SetMtu(mtu) => device.set_mtu(mtu),
+        Action::SendRarp(mac) => device.send_rarp(mac),
+        Action::WriteConfig(config) => device.write_config(&config),
+    }
+}

@@ -1,0 +1,819 @@
+//! The back-end's side of a session, as a state machine that touches no socket and no memory.
+//!
+//! *Theory of operation.* [`BackendSession::handle`] looks at one request and says what follows from it: a [`Step`] with
+//! actions for the device and the form of the answer, or a [`Refusal`]. It changes nothing. The caller carries the
+//! actions out, and when the device agreed hands the step back to [`BackendSession::commit`]; a step that is dropped has
+//! never been. So a refused request leaves the state as it was, whoever refused it.
+//!
+//! What may come when is not written here: three columns of the table in [`message`](crate::message) (`needs`,
+//! `descriptors`, `when`) are checked before a request is looked at. Beyond that any order is served. A front-end may
+//! give a ring its size, place, start, kick and call in whatever order it likes, before or after the memory; the ring
+//! starts at the message that completes it. With the STATUS protocol feature that message is the driver's DRIVER_OK.
+//!
+//! Spec: vhost-user, Front-end message types; Ring states
+
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtnet_sys::EventFd;
+
+use crate::bits;
+use crate::error::Refusal;
+use crate::features::ProtocolFeatures;
+use crate::message::{Request, When};
+use crate::payload::{
+    Config, MAX_CONFIG_LEN, MemoryRegion, MemoryTable, SingleRegion, VringAddresses, VringFd,
+    VringState,
+};
+use crate::regions::{MAX_SLOTS, Region, Regions};
+use crate::ring_state::RingState;
+
+/// The largest ring there is.
+const MAX_RING_SIZE: u32 = 32_768;
+
+/// The most rings a message can tell apart.
+const MAX_RINGS: usize = 256;
+
+/// Where a fresh packed ring begins: slot 0 on both sides, both wrap counters 1.
+const PACKED_BASE: u32 = 0x8000_8000;
+
+/// A fresh packed ring as front-ends write it that know of one side only.
+const PACKED_BASE_HALF: u32 = 0x8000;
+
+const FEATURES_OK: u8 = 8;
+const DRIVER_OK: u8 = 4;
+const NEEDS_RESET: u8 = 64;
+
+/// What a device offers to its front-ends.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// Virtio features; bit 30 is added by the session.
+    pub features: u64,
+    /// Protocol features; those the session does not implement are left out.
+    pub protocol_features: ProtocolFeatures,
+    /// Queue pairs, as GET_QUEUE_NUM is answered.
+    pub queue_pairs: u16,
+    /// Rings in all: two for each queue pair, and one more if the control queue is served as well.
+    pub rings: usize,
+    /// The MTU a front-end may set.
+    pub mtu: RangeInclusive<u16>,
+}
+
+impl Offer {
+    /// Offers queue pairs without a control queue, and any MTU.
+    #[must_use]
+    pub fn new(features: u64, protocol_features: ProtocolFeatures, queue_pairs: u16) -> Self {
+        Self {
+            features,
+            protocol_features,
+            queue_pairs,
+            rings: 2 * usize::from(queue_pairs),
+            mtu: 68..=u16::MAX,
+        }
+    }
+}
+
+/// Where the three areas of a ring lie, as user addresses of the front-end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RingAddresses {
+    /// The Descriptor Area: descriptor table, or descriptor ring.
+    pub descriptor_area: u64,
+    /// The Driver Area: available ring, or driver event suppression.
+    pub driver_area: u64,
+    /// The Device Area: used ring, or device event suppression.
+    pub device_area: u64,
+    /// Where writes to the Device Area are logged, as a guest physical address; `None` if they are not.
+    pub log_guest_addr: Option<u64>,
+}
+
+impl From<VringAddresses> for RingAddresses {
+    fn from(wire: VringAddresses) -> Self {
+        Self {
+            descriptor_area: wire.desc,
+            driver_area: wire.avail,
+            device_area: wire.used,
+            log_guest_addr: (wire.flags & 1 != 0).then_some(wire.log_guest_addr),
+        }
+    }
+}
+
+/// All that is needed to run a ring.
+#[derive(Debug, Clone)]
+pub struct RingSetup {
+    /// How many descriptors it has.
+    pub size: u16,
+    /// Where to begin: the next available index of a split ring, or both positions of a packed one.
+    pub base: u32,
+    /// Where it lies.
+    pub addresses: RingAddresses,
+    /// Says that there are available buffers; without it the ring has to be polled.
+    pub kick: Option<Arc<EventFd>>,
+    /// To be signalled when there are used buffers; without it the driver polls.
+    pub call: Option<Arc<EventFd>>,
+    /// To be signalled when the ring is broken.
+    pub err: Option<Arc<EventFd>>,
+    /// Whether it is enabled.
+    pub enabled: bool,
+}
+
+/// What a device has to do because of a request.
+#[derive(Debug)]
+pub enum Action {
+    /// These virtio features are in force.
+    SetFeatures(u64),
+    /// This is the guest memory; the one before is gone.
+    SetMemory(Vec<Region>),
+    /// Guest memory grows.
+    AddMemory(Region),
+    /// Guest memory shrinks.
+    RemoveMemory(MemoryRegion),
+    /// Begin to use a ring.
+    StartRing(usize, RingSetup),
+    /// Stop using a ring, and say where.
+    StopRing(usize),
+    /// A running ring is enabled or disabled.
+    EnableRing(usize, bool),
+    /// A running ring has another kick.
+    SetKick(usize, Option<Arc<EventFd>>),
+    /// A running ring has another call.
+    SetCall(usize, Option<Arc<EventFd>>),
+    /// A running ring has another error event.
+    SetErr(usize, Option<Arc<EventFd>>),
+    /// A running ring lies elsewhere, or is logged from now on.
+    SetAddresses(usize, RingAddresses),
+    /// The device is as it was in the beginning; all its rings have been stopped.
+    Reset,
+    /// The device status is this.
+    SetStatus(u8),
+    /// No packet will be longer.
+    SetMtu(u16),
+    /// Announce this MAC address.
+    SendRarp([u8; 6]),
+    /// Write to the configuration space.
+    WriteConfig(Config),
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// An acknowledgement, if one is asked for.
+    Ack,
+    /// A number.
+    Number(u64),
+    /// The place where a ring stopped.
+    Base(usize),
+    /// A part of the configuration space, of this length.
+    Config(Config),
+}
+
+/// What follows from a request.
+#[derive(Debug)]
+#[must_use = "a step that is not committed has not been made"]
+pub struct Step {
+    /// For the device, in this order.
+    pub actions: Vec<Action>,
+    /// For the front-end.
+    pub answer: Answer,
+    /// What is not as it should be although the request was carried out.
+    pub reservation: Option<Refusal>,
+    next: State,
+}
+
+/// The back-end's side of a session.
+#[derive(Debug)]
+pub struct BackendSession {
+    offer: Offer,
+    state: State,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    features: Option<u64>,
+    features_refused: bool,
+    protocol: ProtocolFeatures,
+    regions: Regions,
+    rings: Vec<Ring>,
+    status: u8,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Ring {
+    size: Option<u16>,
+    base: Option<u32>,
+    addresses: Option<RingAddresses>,
+    kick: Option<Arc<EventFd>>,
+    call: Option<Arc<EventFd>>,
+    err: Option<Arc<EventFd>>,
+    state: RingState,
+    /// Whether the device uses it: it is started and has all it needs.
+    runs: bool,
+}
+
+impl BackendSession {
+    /// Begins a session in which nothing has been said.
+    #[must_use]
+    pub fn new(mut offer: Offer) -> Self {
+        offer.protocol_features &= ProtocolFeatures::BACKEND;
+        offer.features &= !bits::PROTOCOL_FEATURES;
+        offer.rings = offer.rings.min(MAX_RINGS);
+        let state = State {
+            rings: vec![Ring::default(); offer.rings],
+            ..State::default()
+        };
+        Self { offer, state }
+    }
+
+    /// Says what follows from a request that came with these descriptors, and changes nothing.
+    ///
+    /// # Errors
+    /// The request is not carried out, and why. The descriptors are closed.
+    pub fn handle(&self, request: &Request, fds: Vec<OwnedFd>) -> Result<Step, Refusal> {
+        let ring = self.check_table(request, fds.len())?;
+        let mut step = Step {
+            actions: Vec::new(),
+            answer: Answer::Ack,
+            reservation: None,
+            next: self.state.clone(),
+        };
+        self.dispatch(request, ring, fds, &mut step)?;
+        Ok(step)
+    }
+
+    /// Makes a step whose actions have been carried out.
+    pub fn commit(&mut self, step: Step) {
+        self.state = step.next;
+    }
+
+    /// Notes that a request was refused, by the session or by the device.
+    ///
+    /// Only one refusal is remembered: after refused features the driver must not see FEATURES_OK.
+    pub fn refused(&mut self, request: &Request) {
+        if matches!(request, Request::SetFeatures(_)) {
+            self.state.features_refused = true;
+        }
+    }
+
+    /// Notes that the device cannot go on before it is reset; GET_STATUS says so from now on.
+    pub fn set_needs_reset(&mut self) {
+        self.state.status |= NEEDS_RESET;
+    }
+
+    /// Tells whether a message that asks for an acknowledgement gets one.
+    #[must_use]
+    pub fn acknowledges(&self) -> bool {
+        self.state.protocol.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Returns the virtio features that were accepted, without bit 30.
+    #[must_use]
+    pub fn features(&self) -> Option<u64> {
+        self.state
+            .features
+            .map(|features| features & !bits::PROTOCOL_FEATURES)
+    }
+
+    /// Returns the protocol features that were accepted.
+    #[must_use]
+    pub fn protocol_features(&self) -> ProtocolFeatures {
+        self.state.protocol
+    }
+
+    /// Returns the two states of a ring.
+    #[must_use]
+    pub fn ring_state(&self, ring: usize) -> RingState {
+        self.state
+            .rings
+            .get(ring)
+            .map_or_else(RingState::default, |ring| ring.state)
+    }
+
+    /// Tells whether the device uses a ring: it is started and nothing it needs is missing.
+    #[must_use]
+    pub fn ring_runs(&self, ring: usize) -> bool {
+        self.state.rings.get(ring).is_some_and(|ring| ring.runs)
+    }
+
+    /// The features that may be accepted, with bit 30 if there is something behind it.
+    fn offered_features(&self) -> u64 {
+        let more = if self.offer.protocol_features.is_empty() {
+            0
+        } else {
+            bits::PROTOCOL_FEATURES
+        };
+        self.offer.features | more
+    }
+
+    /// Checks a request against its line in the table; returns the ring it names, or zero.
+    fn check_table(&self, request: &Request, fds: usize) -> Result<usize, Refusal> {
+        let (kind, name) = (request.kind(), request.kind().name());
+        let (least, most) = request.descriptor_count();
+        if fds < least || fds > most {
+            return Err(Refusal::DescriptorCount {
+                request: name,
+                expected: least,
+                found: fds,
+            });
+        }
+        if kind.when() == When::Never {
+            return Err(Refusal::NotServed { request: name });
+        }
+        let (needs, negotiated) = (kind.needs(), self.state.protocol);
+        if !negotiated.contains(needs) {
+            return Err(Refusal::NotNegotiated {
+                request: name,
+                needs,
+                negotiated,
+            });
+        }
+        let Some(named) = request.ring() else {
+            return Ok(0);
+        };
+        let rings = self.state.rings.len();
+        let ring = usize::try_from(named).ok().filter(|&ring| ring < rings);
+        let ring = ring.ok_or(Refusal::RingIndex {
+            request: name,
+            ring: named,
+            rings,
+        })?;
+        if kind.when() == When::Stopped && self.state.rings[ring].runs {
+            return Err(Refusal::RingRuns {
+                request: name,
+                ring,
+            });
+        }
+        Ok(ring)
+    }
+
+    fn dispatch(
+        &self,
+        request: &Request,
+        ring: usize,
+        fds: Vec<OwnedFd>,
+        step: &mut Step,
+    ) -> Result<(), Refusal> {
+        let name = request.kind().name();
+        match request {
+            Request::GetFeatures => step.answer = Answer::Number(self.offered_features()),
+            Request::SetFeatures(features) => self.set_features(*features, step)?,
+            Request::SetOwner => {}
+            Request::ResetOwner => step.stop_all(),
+            Request::GetProtocolFeatures => {
+                step.answer = Answer::Number(self.offer.protocol_features.bits())
+            }
+            Request::SetProtocolFeatures(accepted) => self.set_protocol_features(*accepted, step),
+            Request::GetQueueNum => step.answer = Answer::Number(self.offer.queue_pairs.into()),
+            Request::GetMaxMemSlots => step.answer = Answer::Number(MAX_SLOTS as u64),
+
+            Request::SetMemTable(MemoryTable(layouts)) => {
+                step.next.regions = Regions::table(name, layouts)?;
+                let regions = layouts.iter().zip(fds).map(|(layout, file)| Region {
+                    layout: *layout,
+                    file,
+                });
+                step.actions.push(Action::SetMemory(regions.collect()));
+                step.start_complete(name)?;
+            }
+            Request::AddMemReg(SingleRegion(layout)) => {
+                step.next.regions.add(name, *layout)?;
+                let regions = fds.into_iter().map(|file| {
+                    Action::AddMemory(Region {
+                        layout: *layout,
+                        file,
+                    })
+                });
+                step.actions.extend(regions);
+                step.start_complete(name)?;
+            }
+            Request::RemMemReg(SingleRegion(layout)) => {
+                let removed = step.next.regions.remove(name, *layout)?;
+                step.actions.push(Action::RemoveMemory(removed));
+            }
+
+            Request::SetVringNum(VringState { num, .. }) => {
+                step.next.rings[ring].size = Some(self.ring_size(*num)?);
+                step.start_named(name, ring)?;
+            }
+            Request::SetVringBase(VringState { num, .. }) => {
+                if self.state.is_split() && *num > u32::from(u16::MAX) {
+                    return Err(value(name, "the base of a split ring", *num, "below 65536"));
+                }
+                step.next.rings[ring].base = Some(*num);
+                step.start_named(name, ring)?;
+            }
+            Request::SetVringAddr(wire) => self.set_addresses(ring, (*wire).into(), step)?,
+            Request::SetVringKick(word) => {
+                let kick = event(name, *word, fds)?;
+                step.next.rings[ring].kick.clone_from(&kick);
+                step.next.rings[ring].state.started = true;
+                if step.next.rings[ring].runs {
+                    step.actions.push(Action::SetKick(ring, kick));
+                } else {
+                    step.start_named(name, ring)?;
+                }
+            }
+            Request::SetVringCall(word) => {
+                let call = event(name, *word, fds)?;
+                step.next.rings[ring].call.clone_from(&call);
+                step.if_running(ring, Action::SetCall(ring, call));
+            }
+            Request::SetVringErr(word) => {
+                let err = event(name, *word, fds)?;
+                step.next.rings[ring].err.clone_from(&err);
+                step.if_running(ring, Action::SetErr(ring, err));
+            }
+            Request::SetVringEnable(VringState { num, .. }) => {
+                if *num > 1 {
+                    return Err(value(name, "the switch", *num, "0 or 1"));
+                }
+                step.next.rings[ring].state.enabled = *num == 1;
+                step.if_running(ring, Action::EnableRing(ring, *num == 1));
+            }
+            Request::GetVringBase(_) => {
+                step.answer = Answer::Base(ring);
+                step.stop(ring);
+            }
+
+            Request::ResetDevice => step.reset(),
+            Request::SetStatus(status) => self.set_status(*status, step)?,
+            Request::GetStatus => step.answer = Answer::Number(self.state.status.into()),
+            Request::NetSetMtu(mtu) => {
+                let mtu = u16::try_from(*mtu)
+                    .ok()
+                    .filter(|mtu| self.offer.mtu.contains(mtu))
+                    .ok_or(Refusal::Value {
+                        request: name,
+                        what: "the MTU",
+                        found: *mtu,
+                        expected: "one the device can carry",
+                    })?;
+                step.actions.push(Action::SetMtu(mtu));
+            }
+            Request::SendRarp(word) => {
+                let [a, b, c, d, e, f, _, _] = word.to_ne_bytes();
+                if a & 1 != 0 {
+                    let expected = "that of one station";
+                    return Err(Refusal::Value {
+                        request: name,
+                        what: "the MAC address",
+                        found: *word,
+                        expected,
+                    });
+                }
+                step.actions.push(Action::SendRarp([a, b, c, d, e, f]));
+            }
+            Request::GetConfig(config) => step.answer = Answer::Config(check_config(name, config)?),
+            Request::SetConfig(config) => step
+                .actions
+                .push(Action::WriteConfig(check_config(name, config)?)),
+
+            // Lines of the table that nothing here serves yet: they need protocol features that are not offered.
+            _ => return Err(Refusal::NotServed { request: name }),
+        }
+        Ok(())
+    }
+
+    fn set_features(&self, features: u64, step: &mut Step) -> Result<(), Refusal> {
+        let offered = self.offered_features();
+        let unoffered = features & !offered;
+        if unoffered != 0 {
+            return Err(Refusal::FeaturesNotOffered { unoffered, offered });
+        }
+        let changed = features ^ self.state.features.unwrap_or(features);
+        if changed & !bits::LOG_ALL != 0 && self.state.rings.iter().any(|ring| ring.runs) {
+            return Err(Refusal::FeaturesWhileRunning { changed });
+        }
+        step.next.features = Some(features);
+        step.next.features_refused = false;
+        step.actions
+            .push(Action::SetFeatures(features & !bits::PROTOCOL_FEATURES));
+        if features & bits::PROTOCOL_FEATURES == 0 {
+            for ring in 0..step.next.rings.len() {
+                step.next.rings[ring].state.enabled = true;
+                step.if_running(ring, Action::EnableRing(ring, true));
+            }
+        }
+        step.start_complete("SET_FEATURES")
+    }
+
+    /// Takes what was offered and leaves the rest: no front-end checks whether this is refused.
+    fn set_protocol_features(&self, accepted: u64, step: &mut Step) {
+        let accepted = ProtocolFeatures::from_bits_retain(accepted);
+        let unoffered = accepted.difference(self.offer.protocol_features);
+        if !unoffered.is_empty() {
+            step.reservation = Some(Refusal::ProtocolFeaturesNotOffered { unoffered });
+        }
+        step.next.protocol = accepted.intersection(self.offer.protocol_features);
+    }
+
+    fn ring_size(&self, num: u32) -> Result<u16, Refusal> {
+        let expected = "a power of two (packed: any number) from 1 to 32768";
+        let possible =
+            (1..=MAX_RING_SIZE).contains(&num) && (!self.state.is_split() || num.is_power_of_two());
+        let size = u16::try_from(num).ok().filter(|_| possible);
+        size.ok_or_else(|| value("SET_VRING_NUM", "the size of a ring", num, expected))
+    }
+
+    fn set_addresses(
+        &self,
+        ring: usize,
+        addresses: RingAddresses,
+        step: &mut Step,
+    ) -> Result<(), Refusal> {
+        let name = "SET_VRING_ADDR";
+        check_alignment(name, addresses, self.state.is_packed())?;
+        step.next.rings[ring].addresses = Some(addresses);
+        if step.next.rings[ring].runs {
+            step.next.check_mapped(name, ring)?;
+            step.actions.push(Action::SetAddresses(ring, addresses));
+            return Ok(());
+        }
+        step.start_named(name, ring)
+    }
+
+    fn set_status(&self, status: u64, step: &mut Step) -> Result<(), Refusal> {
+        let request = "SET_STATUS";
+        let Ok(mut status) = u8::try_from(status) else {
+            let (what, expected) = ("the device status", "below 256");
+            return Err(Refusal::Value {
+                request,
+                what,
+                found: status,
+                expected,
+            });
+        };
+        if status == 0 {
+            step.reset();
+        } else {
+            if self.state.features_refused {
+                status &= !FEATURES_OK;
+            }
+            step.next.status = status | self.state.status & NEEDS_RESET;
+        }
+        step.actions.push(Action::SetStatus(status));
+        step.start_complete(request)
+    }
+}
+
+impl Step {
+    /// Notes where a ring stopped.
+    pub(crate) fn ring_stopped(&mut self, ring: usize, base: u32) {
+        if let Some(ring) = self
+            .next
+            .rings
+            .get_mut(ring)
+            .filter(|_| self.answer == Answer::Base(ring))
+        {
+            ring.base = Some(base);
+        }
+    }
+
+    /// Notes that the device could not start a ring: it waits for another kick.
+    pub(crate) fn ring_failed(&mut self, ring: usize) {
+        if let Some(ring) = self.next.rings.get_mut(ring) {
+            ring.runs = false;
+            ring.state.started = false;
+            ring.kick = None;
+        }
+    }
+
+    /// Returns the position to report for a ring, once its actions are carried out.
+    pub(crate) fn base(&self, ring: usize) -> u32 {
+        self.next.base(ring)
+    }
+
+    fn if_running(&mut self, ring: usize, action: Action) {
+        if self.next.rings[ring].runs {
+            self.actions.push(action);
+        }
+    }
+
+    /// Starts the ring a request named if that was all it lacked; it has to be possible then.
+    fn start_named(&mut self, request: &'static str, ring: usize) -> Result<(), Refusal> {
+        if self.next.is_complete(ring) {
+            self.next.check_mapped(request, ring)?;
+            self.start(request, ring)?;
+        }
+        Ok(())
+    }
+
+    /// Starts every ring that lacks nothing any more; one whose memory may still come goes on waiting.
+    fn start_complete(&mut self, request: &'static str) -> Result<(), Refusal> {
+        for ring in 0..self.next.rings.len() {
+            if self.next.is_complete(ring) && self.next.check_mapped(request, ring).is_ok() {
+                self.start(request, ring)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, request: &'static str, index: usize) -> Result<(), Refusal> {
+        let packed = self.next.is_packed();
+        let base = self.next.base(index);
+        let ring = &mut self.next.rings[index];
+        let (Some(size), Some(addresses)) = (ring.size, ring.addresses) else {
+            return Ok(());
+        };
+        check_alignment(request, addresses, packed)?;
+        if packed {
+            let slots = [base & 0x7fff, base >> 16 & 0x7fff];
+            if slots.iter().any(|&slot| slot >= u32::from(size)) {
+                return Err(value(
+                    request,
+                    "the base of a packed ring",
+                    base,
+                    "two slots within its size",
+                ));
+            }
+        } else if !size.is_power_of_two() || base > u32::from(u16::MAX) {
+            let (size, what) = (size.into(), "the size of a split ring, or its base,");
+            return Err(value(
+                request,
+                what,
+                size,
+                "a power of two, with a base below 65536",
+            ));
+        }
+        ring.runs = true;
+        let setup = RingSetup {
+            size,
+            base,
+            addresses,
+            kick: ring.kick.clone(),
+            call: ring.call.clone(),
+            err: ring.err.clone(),
+            enabled: ring.state.enabled,
+        };
+        self.actions.push(Action::StartRing(index, setup));
+        Ok(())
+    }
+
+    /// Stops a ring. It keeps its call and error events, which some front-ends send only once; a new kick starts it.
+    fn stop(&mut self, index: usize) {
+        self.if_running(index, Action::StopRing(index));
+        let ring = &mut self.next.rings[index];
+        ring.runs = false;
+        ring.state.started = false;
+        ring.kick = None;
+    }
+
+    fn stop_all(&mut self) {
+        let enabled = self
+            .next
+            .features
+            .is_some_and(|features| features & bits::PROTOCOL_FEATURES == 0);
+        for ring in 0..self.next.rings.len() {
+            self.stop(ring);
+            self.next.rings[ring].state.enabled = enabled;
+        }
+    }
+
+    fn reset(&mut self) {
+        self.stop_all();
+        self.next.rings.iter_mut().for_each(|ring| ring.base = None);
+        self.next.status = 0;
+        self.next.features_refused = false;
+        self.actions.push(Action::Reset);
+    }
+}
+
+impl State {
+    fn is_packed(&self) -> bool {
+        self.features
+            .is_some_and(|features| features & bits::RING_PACKED != 0)
+    }
+
+    /// Tells whether the rings are known to be split; before the features are known they may be either.
+    fn is_split(&self) -> bool {
+        self.features.is_some() && !self.is_packed()
+    }
+
+    /// Returns where a ring begins, in the full form: a fresh packed ring begins at slot 0 on both sides.
+    fn base(&self, ring: usize) -> u32 {
+        match (
+            self.is_packed(),
+            self.rings.get(ring).and_then(|ring| ring.base),
+        ) {
+            (true, None | Some(PACKED_BASE_HALF)) => PACKED_BASE,
+            (_, base) => base.unwrap_or(0),
+        }
+    }
+
+    /// Tells whether a ring has been started, does not run yet, and has all it needs.
+    fn is_complete(&self, ring: usize) -> bool {
+        let driver_ok =
+            !self.protocol.contains(ProtocolFeatures::STATUS) || self.status & DRIVER_OK != 0;
+        let ring = &self.rings[ring];
+        ring.state.started
+            && !ring.runs
+            && ring.size.is_some()
+            && ring.addresses.is_some()
+            && self.features.is_some()
+            && !self.regions.is_empty()
+            && driver_ok
+    }
+
+    /// Checks that the areas of a ring begin in memory there is; whoever maps them checks the rest.
+    fn check_mapped(&self, request: &'static str, ring: usize) -> Result<(), Refusal> {
+        let Some(addresses) = self.rings[ring].addresses else {
+            return Ok(());
+        };
+        let areas = [
+            ("Descriptor Area", addresses.descriptor_area),
+            ("Driver Area", addresses.driver_area),
+            ("Device Area", addresses.device_area),
+        ];
+        match areas
+            .into_iter()
+            .find(|(_, address)| !self.regions.contains_user(*address))
+        {
+            Some((area, address)) => Err(Refusal::RingUnmapped {
+                request,
+                ring,
+                area,
+                address,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_alignment(
+    request: &'static str,
+    addresses: RingAddresses,
+    packed: bool,
+) -> Result<(), Refusal> {
+    let driver_alignment = if packed { 4 } else { 2 };
+    let areas = [
+        (
+            "the Descriptor Area",
+            addresses.descriptor_area,
+            16,
+            "a multiple of 16",
+        ),
+        (
+            "the Driver Area",
+            addresses.driver_area,
+            driver_alignment,
+            "a multiple of 2 (packed: 4)",
+        ),
+        (
+            "the Device Area",
+            addresses.device_area,
+            4,
+            "a multiple of 4",
+        ),
+    ];
+    for (what, address, alignment, expected) in areas {
+        if !address.is_multiple_of(alignment) {
+            return Err(Refusal::Value {
+                request,
+                what,
+                found: address,
+                expected,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_config(request: &'static str, config: &Config) -> Result<Config, Refusal> {
+    let end = usize::try_from(config.offset)
+        .ok()
+        .and_then(|offset| offset.checked_add(config.data.len()));
+    if end.is_none_or(|end| end > MAX_CONFIG_LEN) {
+        let (what, expected) = ("the offset", "within 256 bytes, with all that is asked for");
+        return Err(Refusal::Value {
+            request,
+            what,
+            found: config.offset.into(),
+            expected,
+        });
+    }
+    Ok(config.clone())
+}
+
+/// Takes the event that came with a message, if one did.
+fn event(
+    request: &'static str,
+    word: VringFd,
+    fds: Vec<OwnedFd>,
+) -> Result<Option<Arc<EventFd>>, Refusal> {
+    debug_assert_eq!(word.has_fd(), !fds.is_empty(), "the table has been checked");
+    let event = fds.into_iter().next().map(EventFd::from_owned).transpose();
+    Ok(event
+        .map_err(|source| Refusal::DescriptorKind { request, source })?
+        .map(Arc::new))
+}
+
+fn value(request: &'static str, what: &'static str, found: u32, expected: &'static str) -> Refusal {
+    Refusal::Value {
+        request,
+        what,
+        found: found.into(),
+        expected,
+    }
+}
+
+#[cfg(test)]
+mod tests;
