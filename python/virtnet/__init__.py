@@ -1,5 +1,60 @@
-"""Virtual networks in Python at Rust speed."""
+"""Virtual networks in Python at Rust speed.
+
+Three doors, one engine; each lower door is what the upper one is made of::
+
+    Net                       networks: describe, run, change while they run
+    VhostUserPort, ...        ports: bursts by hand, packets as numpy columns
+    NetFeature, ...           features by name, and what the specifications call things
+
+Everything public is here. ``_virtnet`` is the compiled half and private.
+"""
 
 from virtnet._virtnet import __version__, build_info
+from virtnet.burst import Burst, Columns, Frames, View
+from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
+from virtnet.features import NetFeature, ProtocolFeature, RingFeature
+from virtnet.net import Net
+from virtnet.nodes import Function, Node, PortNode, QemuArgs
+from virtnet.ports import MemoryPort, PcapPort, Port, TapPort, VhostUserPort, VirtioUserPort, memory_pair, open_port
+from virtnet.probing import Offer, probe
+from virtnet.spec import PortSpec
+from virtnet.stats import Balance, FunctionStats, NetStats, PortStats
 
-__all__ = ["__version__", "build_info"]
+__all__ = [
+    "Balance",
+    "Burst",
+    "Columns",
+    "ConfigError",
+    "Frames",
+    "Function",
+    "FunctionStats",
+    "GuestError",
+    "MemoryPort",
+    "Net",
+    "NetFeature",
+    "NetStats",
+    "Node",
+    "Offer",
+    "PcapPort",
+    "PeerError",
+    "PeerGone",
+    "Port",
+    "PortError",
+    "PortNode",
+    "PortSpec",
+    "PortStats",
+    "ProtocolFeature",
+    "QemuArgs",
+    "RingFeature",
+    "StateError",
+    "TapPort",
+    "VhostUserPort",
+    "View",
+    "VirtioUserPort",
+    "VirtnetError",
+    "__version__",
+    "build_info",
+    "memory_pair",
+    "open_port",
+    "probe",
+]

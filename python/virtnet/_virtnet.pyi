@@ -1,10 +1,87 @@
-"""The compiled half of the package: private, use what `virtnet` exports."""
+"""The compiled half of the package: private, use what `virtnet` exports.
 
-from typing import Final
+Everything here takes checked values and plain data: ports are described by the options of `virtnet.spec`, snapshots
+are dictionaries. It raises the exceptions of `virtnet.errors`. What waits lets other threads run and returns at least
+every 100 ms to answer Ctrl-C. Objects may be used from any thread.
+"""
 
-__all__ = ["__version__", "build_info"]
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, final
+
+from numpy.typing import NDArray
+
+__all__ = ["Engine", "Port", "__version__", "build_info", "memory_pair", "parse", "probe"]
 
 __version__: Final[str]
 
+#: Name, kind and options of a port or function in a graph. A port's options hold ``where`` beside those of its kind;
+#: a memory port's hold ``port``, one end of a `memory_pair`, which the engine takes over.
+_Node: TypeAlias = tuple[str, str, Mapping[str, Any]]
+
+#: Packets as they cross the border: their bytes end to end; where each starts and its length as uint32; ten bytes of
+#: offload metadata each, laid out as the first ten of the virtio-net header.
+_Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray]
+
 def build_info() -> dict[str, str]:
     """Version, profile (``release`` or ``debug``) and target of the compiled module."""
+
+def parse(data: bytearray, starts: NDArray[Any], lengths: NDArray[Any]) -> dict[str, bytes]:
+    """The columns of `virtnet.Columns` but for ``length`` and ``offload``, each a packed native-endian array."""
+
+def probe(path: str, timeout_s: float) -> dict[str, Any]:
+    """Attaches to a back-end as a front-end and tells what it offers, then leaves.
+
+    Returns:
+        ``features`` and ``protocol_features`` as words, ``queue_pairs`` and ``memory_slots`` as numbers,
+        ``None`` where the back-end does not tell.
+    """
+
+def memory_pair(capacity: int) -> tuple[Port, Port]:
+    """Two ports back to back, each holding up to ``capacity`` packets that the other has not taken."""
+
+@final
+class Port:
+    """One port, used by hand."""
+
+    def __new__(cls, kind: str, where: str, options: Mapping[str, Any]) -> Port:
+        """Opens it: binds or connects the socket, attaches the interface, opens the file."""
+
+    def rx(self, max_packets: int, timeout_s: float | None) -> _Packets:
+        """Waits until packets are there, for ``timeout_s`` at most (``None``: for ever), and takes them."""
+
+    def tx(self, data: bytearray, starts: NDArray[Any], lengths: NDArray[Any], offloads: NDArray[Any]) -> int:
+        """Sends packets; how many were accepted, counted from the front."""
+
+    def wait_connected(self, timeout_s: float | None) -> bool:
+        """Waits until somebody is at the other end and ready for packets; whether that happened in time."""
+
+    def stats(self) -> dict[str, Any]:
+        """The fields of `virtnet.PortStats`."""
+
+    def close(self) -> None:
+        """Gives everything back. Whatever is called afterwards raises ``StateError``, but for this and ``stats``."""
+
+@final
+class Engine:
+    """Workers, and the graph they run."""
+
+    def __new__(cls, cpus: Sequence[int], poll: Literal["adaptive", "busy", "interrupt"]) -> Engine:
+        """Starts the workers, on the given processors (empty: anywhere), with nothing to do."""
+
+    def apply(self, nodes: Sequence[_Node], cables: Sequence[tuple[str, str]]) -> None:
+        """Makes the graph the one described, whole or not at all.
+
+        A node that was there under the same name, kind and options goes on as it was; ports that are new are opened,
+        those that are no longer there are closed.
+
+        Functions are ``switch`` (``ageing_s: float``), ``wire``, ``sink`` (``copy: bool``), ``source``
+        (``frame: bytes``, ``rate_pps: float | None``, ``count: int | None``) and ``echo``.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """``ports`` and ``functions`` by name with the fields of `virtnet.PortStats` and `virtnet.FunctionStats`, and
+        ``gone``, the fields of `virtnet.Balance` for what was removed.
+        """
+
+    def stop(self) -> None:
+        """Stops the workers and closes the ports. Counters stay readable; again does nothing."""

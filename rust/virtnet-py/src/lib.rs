@@ -10,11 +10,19 @@
 use pyo3::prelude::*;
 
 mod build;
+mod columns;
+mod errors;
+mod packets;
+mod ports;
+mod stats;
 
 /// The module `virtnet._virtnet`.
 #[pymodule]
 fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(columns::parse, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
+    module.add_class::<ports::Port>()?;
     Ok(())
 }

@@ -1,0 +1,490 @@
+r"""Packets that move together, as arrays.
+
+A :class:`Burst` owns one run of bytes with its packets end to end. ``burst.columns`` are the fields of the headers,
+parsed once, one array a field; ``burst.frames`` are the packets' bytes. Both are views: they show the burst's memory
+and can be written where that means something, and they raise :class:`~virtnet.StateError` once the burst is released.
+What numpy computes from a view, and ``np.asarray(view)``, is an array of its own that stays.
+
+A part of a burst, chosen by a mask, by numbers or by a slice, is a burst that shares the memory.
+
+Example:
+    >>> import virtnet as vn
+    >>> burst = vn.Burst([bytes(12) + b"\x08\x06" + bytes(46)] * 3)
+    >>> burst.columns.eth_type == 0x0806
+    array([ True,  True,  True])
+    >>> len(burst[[0, 2]])
+    2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, SupportsBytes, overload
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from virtnet import _virtnet
+from virtnet.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+__all__ = ["Burst", "Columns", "Frames", "View"]
+
+#: The longest frame: headers and tags before 65,535 bytes of IPv6 payload.
+FRAME_MAX = 65_589
+
+#: What the sender of a packet left to be done; the first ten bytes of the virtio-net header.
+#: Spec: virtio 1.4, 5.1.9, Device Operation.
+OFFLOAD = np.dtype(
+    [
+        ("flags", "u1"),
+        ("gso_type", "u1"),
+        ("hdr_len", "<u2"),
+        ("gso_size", "<u2"),
+        ("csum_start", "<u2"),
+        ("csum_offset", "<u2"),
+    ]
+)
+
+#: Anything that has a packet's bytes: ``bytes``, an array, a packet of Scapy's.
+Frame = bytes | bytearray | memoryview | SupportsBytes
+
+
+@dataclass(slots=True)
+class _Lease:
+    """Whether the memory of a burst may still be looked at; shared by its parts and views."""
+
+    held: bool = True
+
+    def check(self) -> None:
+        if not self.held:
+            raise StateError("the burst is released: copy what you keep with np.array(view) before that")
+
+
+@dataclass(frozen=True, slots=True)
+class _Packets:
+    """Packets end to end in ``data``, with where each starts, its length and its offload metadata."""
+
+    data: bytearray
+    starts: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    offloads: NDArray[np.void]
+    lease: _Lease
+
+    def pick(self, key: Any) -> _Packets:
+        return _Packets(self.data, self.starts[key], self.lengths[key], self.offloads[key], self.lease)
+
+
+class View(NDArrayOperatorsMixin):
+    """An array that shows the memory of a burst and raises once that is released.
+
+    It computes and indexes like a numpy array. ``np.asarray(view)`` and :meth:`copy` are arrays of their own.
+
+    Raises:
+        StateError: by every use after the burst was released.
+    """
+
+    __slots__ = ("_array", "_lease")
+
+    def __init__(self, array: NDArray[Any], lease: _Lease) -> None:
+        """Used by bursts; there is no reason to make one by hand."""
+        self._array = array
+        self._lease = lease
+
+    def _checked(self) -> NDArray[Any]:
+        self._lease.check()
+        return self._array
+
+    def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> NDArray[Any]:
+        """A copy, for numpy."""
+        if copy is False:
+            raise ValueError("a view of a burst becomes an array by being copied")
+        return np.array(self._checked(), dtype=dtype)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Computes with the memory itself, without a copy."""
+        given = [_plain(one) for one in inputs]
+        if out := kwargs.get("out"):
+            kwargs["out"] = tuple(_plain(one) for one in out)
+            getattr(ufunc, method)(*given, **kwargs)
+            return out[0] if len(out) == 1 else out
+        return getattr(ufunc, method)(*given, **kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A number, an array of its own (chosen by mask or numbers), or a view again (a slice)."""
+        found = self._checked()[key]
+        if isinstance(found, np.ndarray) and found.base is not None and np.may_share_memory(found, self._array):
+            return View(found, self._lease)
+        return found
+
+    def __setitem__(self, key: Any, value: ArrayLike) -> None:
+        """Writes into the burst; columns are read-only."""
+        array = self._checked()
+        if not array.flags.writeable:
+            raise ValueError("columns are what was parsed: write to burst.frames to change a packet")
+        array[key] = value
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._checked())
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows."""
+        return (self[i] for i in range(len(self)))
+
+    def __bytes__(self) -> bytes:
+        """The bytes, copied."""
+        return self._checked().tobytes()
+
+    def __repr__(self) -> str:
+        """What an array shows, or that the burst is gone."""
+        return f"View({self._array!r})" if self._lease.held else "<View of a released burst>"
+
+    __hash__ = None  # type: ignore[assignment] # compares item by item, like an array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the items."""
+        return self._array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, and columns where a row has several items."""
+        return self._array.shape
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return self._array.size
+
+    def copy(self) -> NDArray[Any]:
+        """An array of its own."""
+        return self._checked().copy()
+
+    def tolist(self) -> list[Any]:
+        """Python's own numbers."""
+        return self._checked().tolist()  # type: ignore[no-any-return] # numpy cannot say how deep the list is
+
+    def sum(self) -> Any:
+        """All items added up."""
+        return self._checked().sum()
+
+    def mean(self) -> Any:
+        """The average item."""
+        return self._checked().mean()
+
+    def min(self) -> Any:
+        """The smallest item."""
+        return self._checked().min()
+
+    def max(self) -> Any:
+        """The largest item."""
+        return self._checked().max()
+
+    def any(self) -> bool:
+        """Whether some item is not zero."""
+        return bool(self._checked().any())
+
+    def all(self) -> bool:
+        """Whether no item is zero."""
+        return bool(self._checked().all())
+
+
+def _plain(value: Any) -> Any:
+    """The array that a view shows; anything else as it is."""
+    return value._checked() if isinstance(value, View) else value  # noqa: SLF001 - a method of View but for its place
+
+
+class Columns:
+    """The header fields of a burst, one array each, parsed when first asked for.
+
+    A field that a packet does not have is 0; ``vlan`` is -1 without a tag. Addresses are numbers: Ethernet's of 48
+    bits, IPv4's of 32 bits, IPv6's two of 64 bits.
+
+    Attributes:
+        length: ``uint32[n]``, bytes of each frame.
+        eth_dst, eth_src: ``uint64[n]``.
+        eth_type: ``uint16[n]``, behind any VLAN tags.
+        vlan: ``int16[n]``, number of the outer VLAN.
+        ip_version: ``uint8[n]``, 4, 6 or 0.
+        ip_proto: ``uint8[n]``, the transport protocol, behind IPv6 extension headers.
+        ip_ttl: ``uint8[n]``, or hop limit.
+        ip_src, ip_dst: ``uint32[n]``, IPv4's.
+        ip6_src, ip6_dst: ``uint64[n, 2]``, IPv6's.
+        l4_src, l4_dst: ``uint16[n]``, ports of TCP, UDP and SCTP; 0 in a fragment that does not have them.
+        tcp_flags: ``uint8[n]``.
+        payload: ``uint32[n]``, where the bytes behind the parsed headers begin.
+        offload: structured, what the sender left to be done (checksum, segmentation); can be written.
+    """
+
+    NAMES = (
+        "length",
+        "eth_dst",
+        "eth_src",
+        "eth_type",
+        "vlan",
+        "ip_version",
+        "ip_proto",
+        "ip_ttl",
+        "ip_src",
+        "ip_dst",
+        "ip6_src",
+        "ip6_dst",
+        "l4_src",
+        "l4_dst",
+        "tcp_flags",
+        "payload",
+        "offload",
+    )
+
+    length: View
+    eth_dst: View
+    eth_src: View
+    eth_type: View
+    vlan: View
+    ip_version: View
+    ip_proto: View
+    ip_ttl: View
+    ip_src: View
+    ip_dst: View
+    ip6_src: View
+    ip6_dst: View
+    l4_src: View
+    l4_dst: View
+    tcp_flags: View
+    payload: View
+    offload: View
+
+    _DTYPES = {  # noqa: RUF012 - never changed
+        "eth_dst": "u8",
+        "eth_src": "u8",
+        "eth_type": "u2",
+        "vlan": "i2",
+        "ip_version": "u1",
+        "ip_proto": "u1",
+        "ip_ttl": "u1",
+        "ip_src": "u4",
+        "ip_dst": "u4",
+        "ip6_src": "(2,)u8",
+        "ip6_dst": "(2,)u8",
+        "l4_src": "u2",
+        "l4_dst": "u2",
+        "tcp_flags": "u1",
+        "payload": "u4",
+    }
+
+    def __init__(self, packets: _Packets) -> None:
+        """Used by bursts."""
+        self._packets = packets
+        self._parsed: dict[str, NDArray[Any]] | None = None
+
+    def __getattr__(self, name: str) -> View:
+        """The column of that name."""
+        if name not in self.NAMES:
+            raise AttributeError(f"there is no column {name!r}: there are {', '.join(self.NAMES)}")
+        packets = self._packets
+        packets.lease.check()
+        if name == "length":
+            return View(_read_only(packets.lengths), packets.lease)
+        if name == "offload":
+            return View(packets.offloads, packets.lease)
+        return View(self._parse()[name], packets.lease)
+
+    def __getitem__(self, name: str) -> View:
+        """The column of that name, as an attribute gives it."""
+        try:
+            return getattr(self, name)  # type: ignore[no-any-return] # always a View, see __getattr__
+        except AttributeError as error:
+            raise KeyError(str(error)) from error
+
+    def __iter__(self) -> Iterator[str]:
+        """The columns' names."""
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        """Number of columns."""
+        return len(self.NAMES)
+
+    def __dir__(self) -> list[str]:
+        """The columns and nothing else of interest."""
+        return list(self.NAMES)
+
+    def __repr__(self) -> str:
+        """Names of the columns."""
+        return f"Columns({', '.join(self.NAMES)})"
+
+    def to_dict(self) -> dict[str, NDArray[Any]]:
+        """Every column as an array of its own, for a table: ``pandas.DataFrame(burst.columns.to_dict())``.
+
+        Columns with several numbers a row become several: ``ip6_src_0``, ``offload_flags``.
+        """
+        table: dict[str, NDArray[Any]] = {}
+        for name in self.NAMES:
+            array = self[name].copy()
+            if array.dtype.names:
+                table |= {f"{name}_{part}": array[part].copy() for part in array.dtype.names}
+            elif array.ndim > 1:
+                table |= {f"{name}_{i}": array[:, i].copy() for i in range(array.shape[1])}
+            else:
+                table[name] = array
+        return table
+
+    def _parse(self) -> dict[str, NDArray[Any]]:
+        if self._parsed is None:
+            packets = self._packets
+            parsed = _virtnet.parse(packets.data, packets.starts, packets.lengths)
+            self._parsed = {name: np.frombuffer(parsed[name], np.dtype(dtype)) for name, dtype in self._DTYPES.items()}
+        return self._parsed
+
+
+class Frames(Sequence[View]):
+    """The packets of a burst as bytes: ``frames[i]`` is ``uint8[length]`` and can be written."""
+
+    def __init__(self, packets: _Packets) -> None:
+        """Used by bursts."""
+        self._packets = packets
+
+    def __len__(self) -> int:
+        """Number of packets."""
+        self._packets.lease.check()
+        return len(self._packets.lengths)
+
+    @overload
+    def __getitem__(self, key: int) -> View: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[View]: ...
+    def __getitem__(self, key: int | slice) -> View | list[View]:
+        """The bytes of a packet, or of some."""
+        packets = self._packets
+        packets.lease.check()
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        start, length = int(packets.starts[key]), int(packets.lengths[key])
+        return View(np.frombuffer(packets.data, np.uint8, length, start), packets.lease)
+
+    def __repr__(self) -> str:
+        """How many there are."""
+        return f"Frames({len(self)} packets)"
+
+
+class Burst:
+    """Packets that arrived together or are to be sent together.
+
+    Args:
+        frames: the packets, each 1 to 65_589 bytes; copied.
+
+    Raises:
+        ConfigError: a frame is empty or longer than any network carries.
+    """
+
+    def __init__(self, frames: Iterable[Frame] = ()) -> None:
+        """Makes a burst of packets that you have."""
+        parts = [bytes(frame) for frame in frames]
+        for i, part in enumerate(parts):
+            if not 1 <= len(part) <= FRAME_MAX:
+                raise ConfigError(f"a frame has 1 to {FRAME_MAX} bytes, frame {i} has {len(part)}")
+        lengths = np.array([len(part) for part in parts], np.uint32)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.uint32) if parts else lengths
+        self._packets = _Packets(bytearray(b"".join(parts)), starts, lengths, np.zeros(len(parts), OFFLOAD), _Lease())
+        self._columns: Columns | None = None
+
+    @classmethod
+    def _of(cls, packets: _Packets) -> Burst:
+        burst = cls.__new__(cls)
+        burst._packets = packets  # noqa: SLF001 - a constructor
+        burst._columns = None  # noqa: SLF001
+        return burst
+
+    @property
+    def columns(self) -> Columns:
+        """The header fields, one array each."""
+        self._packets.lease.check()
+        if self._columns is None:
+            self._columns = Columns(self._packets)
+        return self._columns
+
+    @property
+    def frames(self) -> Frames:
+        """The packets' bytes."""
+        self._packets.lease.check()
+        return Frames(self._packets)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all packets."""
+        self._packets.lease.check()
+        return int(self._packets.lengths.sum())
+
+    @overload
+    def __getitem__(self, key: int) -> View: ...
+    @overload
+    def __getitem__(self, key: slice | ArrayLike | View) -> Burst: ...
+    def __getitem__(self, key: Any) -> View | Burst:
+        """One packet's bytes (a number), or a burst of some (a slice, a mask, numbers) that shares the memory."""
+        self._packets.lease.check()
+        if isinstance(key, int | np.integer):
+            return self.frames[int(key)]
+        picks = key if isinstance(key, slice) else np.asarray(key)
+        if isinstance(picks, np.ndarray) and picks.size == 0:
+            picks = picks.astype(np.intp)  # an empty list has no type to tell masks from numbers by
+        return self._of(self._packets.pick(picks))
+
+    def __len__(self) -> int:
+        """Number of packets."""
+        self._packets.lease.check()
+        return len(self._packets.lengths)
+
+    def __iter__(self) -> Iterator[View]:
+        """The packets' bytes."""
+        return iter(self.frames)
+
+    def release(self) -> None:
+        """Lets go of the memory: from now on the burst, its parts and their views raise. Again does nothing."""
+        lease = self._packets.lease
+        lease.held = False
+        empty = np.empty(0, np.uint32)
+        self._packets = _Packets(bytearray(), empty, empty, np.empty(0, OFFLOAD), lease)
+        self._columns = None
+
+    def __enter__(self) -> Self:
+        """The burst, released at the end of the block."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Releases it."""
+        self.release()
+
+    def __repr__(self) -> str:
+        """How many packets of how many bytes."""
+        if not self._packets.lease.held:
+            return "<Burst, released>"
+        return f"<Burst of {len(self)} packets, {self.n_bytes} bytes>"
+
+    @classmethod
+    def _rx(cls, port: _virtnet.Port, max_packets: int, timeout_s: float | None) -> Burst:
+        """What has arrived at a port."""
+        data, starts, lengths, offloads = port.rx(max_packets, timeout_s)
+        return cls._of(
+            _Packets(
+                data,
+                np.frombuffer(starts, np.uint32),
+                np.frombuffer(lengths, np.uint32),
+                np.frombuffer(offloads, OFFLOAD),
+                _Lease(),
+            )
+        )
+
+    def _tx(self, port: _virtnet.Port) -> int:
+        """Gives the packets to a port; how many it took."""
+        packets = self._packets
+        packets.lease.check()
+        return port.tx(packets.data, packets.starts, packets.lengths, packets.offloads)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,150 @@
+"""Runs a network for a command: watches it, shows it, reports at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+
+from virtnet import __version__
+from virtnet.cli.tables import ports_table, totals_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from virtnet.net import Net
+    from virtnet.stats import NetStats
+
+__all__ = ["Meter", "interruptible", "run"]
+
+SAMPLE_S = 0.25
+
+
+@dataclass
+class _Slope:
+    """How fast a counter grew, between the first and the last time it did."""
+
+    began: tuple[float, int] | None = None
+    ended: tuple[float, int] | None = None
+    last: tuple[float, int] = (0.0, 0)
+    now: float = 0.0
+
+    def sample(self, at: float, value: int) -> None:
+        before_at, before = self.last
+        if value > before and before_at:
+            self.began = self.began or self.last
+            self.ended = (at, value)
+        self.now = (value - before) / (at - before_at) if before_at and at > before_at else 0.0
+        self.last = (at, value)
+
+    @property
+    def mean(self) -> float:
+        if self.began is None or self.ended is None:
+            return 0.0
+        return (self.ended[1] - self.began[1]) / (self.ended[0] - self.began[0])
+
+
+@dataclass
+class Meter:
+    """Turns snapshots into rates, by port and direction."""
+
+    slopes: dict[tuple[str, str], _Slope] = field(default_factory=dict)
+
+    def sample(self, stats: NetStats) -> None:
+        """Takes a snapshot of now."""
+        at = time.monotonic()
+        for name, port in stats.ports.items():
+            for counter in ("received", "sent", "received_bytes", "sent_bytes"):
+                self.slopes.setdefault((name, counter), _Slope()).sample(at, getattr(port, counter))
+
+    def mean(self, port: str, counter: str) -> float:
+        """The rate while packets passed, without the time before the first and after the last."""
+        return self.slopes.get((port, counter), _Slope()).mean
+
+    def now(self, port: str, counter: str) -> float:
+        """The rate between the last two snapshots."""
+        return self.slopes.get((port, counter), _Slope()).now
+
+
+def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None:
+    """Runs a network until Ctrl-C or for a time, and reports."""
+    meter = Meter()
+    with interruptible():
+        net.start()
+        started = time.monotonic()
+        try:
+            with contextlib.suppress(KeyboardInterrupt), _shown(net, meter, quiet=as_json) as show:
+                deadline = None if seconds is None else started + seconds
+                while deadline is None or (left := deadline - time.monotonic()) > 0:
+                    if net.wait(SAMPLE_S if deadline is None else min(SAMPLE_S, left)):
+                        break
+                    meter.sample(net.stats())
+                    show()
+        finally:
+            _ignore_interrupts()
+            net.stop()
+    stats = net.stats()
+    meter.sample(stats)
+    elapsed = time.monotonic() - started
+    if as_json:
+        print(json.dumps(report(command, stats, meter, elapsed)))
+        return
+    console = Console()
+    console.print(ports_table(stats, meter.mean, title=f"{command}, {elapsed:.1f} s"))
+    console.print(totals_line(stats))
+
+
+def report(command: str, stats: NetStats, meter: Meter, seconds: float) -> dict[str, Any]:
+    """The final object: what happened at each port, and whether it adds up."""
+    ports = {}
+    for name, port in stats.ports.items():
+        ports[name] = port.to_dict() | {
+            "received_pps": round(meter.mean(name, "received"), 1),
+            "sent_pps": round(meter.mean(name, "sent"), 1),
+            "received_bytes_per_s": round(meter.mean(name, "received_bytes"), 1),
+            "sent_bytes_per_s": round(meter.mean(name, "sent_bytes"), 1),
+        }
+    return {"virtnet": __version__, "command": command, "seconds": round(seconds, 3), **stats.to_dict(), "ports": ports}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In the block Ctrl-C and a request to end (SIGTERM) raise ``KeyboardInterrupt``, whatever a shell arranged."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _ignore_interrupts() -> None:
+    """What is left to do is short and must be done whole."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _shown(net: Net, meter: Meter, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A live table on a terminal; otherwise one line that says what runs."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        ports = ", ".join(f"{name} {port.kind}" for name, port in net.stats().ports.items())
+        print(f"running: {ports}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        yield lambda: None
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def show() -> None:
+            live.update(ports_table(net.stats(), meter.now, title="Ctrl-C ends it"), refresh=True)
+
+        show()
+        yield show

@@ -1,0 +1,542 @@
+"""Networks: describe, run, change while they run.
+
+::
+
+    with Net() as net:
+        vm1 = net.vhost_user("vm1.sock")
+        vm2 = net.vhost_user("vm2.sock", queue_pairs=2)
+        switch = net.switch(ageing_s=300)
+        vm1 >> switch << vm2
+        print(vm1.qemu_args())
+        net.serve()
+
+A network is nodes (ports and functions) by name and cables between them. ``a >> b`` and ``b << a`` plug in the same
+cable, which carries packets both ways; ``>>`` gives back its right side and ``<<`` its left, so chains read as they
+are cabled.
+
+Before :meth:`Net.start` a network is only described, and nothing is opened. While it runs, each change takes effect
+when it is made, whole or not at all: a port that cannot be opened raises where it was asked for, and everybody else
+loses no packet. Changes that belong together go into a ``with net.change():`` block.
+"""
+
+from __future__ import annotations
+
+import html
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from virtnet import _virtnet
+from virtnet.errors import ConfigError, StateError
+from virtnet.nodes import Function, Node, PortNode
+from virtnet.ports import MemoryPort
+from virtnet.spec import PortSpec
+from virtnet.stats import Balance, FunctionStats, NetStats, PortStats
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from virtnet.burst import Frame
+    from virtnet.ports import Features
+
+__all__ = ["Net"]
+
+Poll = Literal["adaptive", "busy", "interrupt"]
+POLLS: tuple[Poll, ...] = ("adaptive", "busy", "interrupt")
+
+#: Names need to be told apart in tables and texts.
+NAME_MAX = 64
+
+#: How many cables each kind of function takes.
+CABLES: dict[str, tuple[int, str]] = {
+    "switch": (4096, "many"),
+    "wire": (2, "two"),
+    "sink": (4096, "many"),
+    "source": (1, "one"),
+    "echo": (4096, "many"),
+}
+
+#: The shortest frame that Ethernet carries, without its checksum.
+FRAME_MIN = 60
+ETHERNET_LEN = 14
+FRAME_MAX = 65_535
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One node of the description, and what a program holds of it."""
+
+    handle: Node
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A network's description: immutable, so that a change that fails leaves it as it was."""
+
+    nodes: dict[str, _Node] = field(default_factory=dict)
+    cables: tuple[tuple[str, str], ...] = ()
+
+    def cables_of(self, name: str) -> list[str]:
+        """Who is at the other ends of a node's cables."""
+        return [b if a == name else a for a, b in self.cables if name in {a, b}]
+
+
+class Net:
+    """A network of ports and functions.
+
+    Args:
+        cpus: the processors its workers are pinned to, one worker each; none means one worker, anywhere.
+        poll: what workers do when there is nothing to do: ``adaptive`` looks again while traffic flows and sleeps when
+            it stops, ``busy`` never sleeps, ``interrupt`` always does.
+    """
+
+    def __init__(self, *, cpus: Sequence[int] = (), poll: Poll = "adaptive") -> None:
+        """Begins a description; nothing is opened."""
+        if poll not in POLLS:
+            raise ConfigError(f"poll is adaptive, busy or interrupt, found {poll!r}")
+        self._cpus = [_cpu(number) for number in cpus]
+        self._poll: Poll = poll
+        self._lock = threading.RLock()
+        self._plan = _Plan()
+        self._engine: _virtnet.Engine | None = None
+        self._before_change: _Plan | None = None
+        self._last = NetStats()
+        self._end = threading.Event()
+
+    # Ports.
+
+    def port(self, spec: str | PortSpec, *, name: str | None = None) -> PortNode:
+        """Adds a port of any kind, by its textual form or specification.
+
+        Args:
+            spec: such as ``"vhost-user:vm1.sock,queue_pairs=2"``.
+            name: what to call it; made from what it is if not given.
+
+        Raises:
+            ConfigError: the text is no port, or the name is taken.
+            PortError: the network runs and the system refused.
+        """
+        if isinstance(spec, str):
+            spec = PortSpec.parse(spec)
+        options = {**spec.options, "where": spec.where}
+        node = PortNode(self, self._name(name, Path(spec.where).stem or spec.kind), spec)
+        if spec.kind == "memory":
+            inner, outer = _virtnet.memory_pair(spec.options["capacity"])
+            options["port"] = inner
+            node.end = MemoryPort(spec, outer)
+        self._add(node, options)
+        return node
+
+    def vhost_user(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        client: bool = False,
+        queue_pairs: int = 1,
+        mtu: int | None = None,
+        without: Features | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a network device that a driver attaches to; options as for :class:`~virtnet.VhostUserPort`."""
+        options = {"client": client, "queue_pairs": queue_pairs, "mtu": mtu, "without": without}
+        return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)
+
+    def virtio_user(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        server: bool = False,
+        queue_pairs: int = 1,
+        queue_size: int = 256,
+        ring: Literal["split", "packed"] = "split",
+        in_order: bool = False,
+        mac: str | None = None,
+        without: Features | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a driver that attaches to a vhost-user back-end; options as for :class:`~virtnet.VirtioUserPort`."""
+        options = {
+            "server": server,
+            "queue_pairs": queue_pairs,
+            "queue_size": queue_size,
+            "ring": ring,
+            "in_order": in_order,
+            "mac": mac,
+            "without": without,
+        }
+        return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)
+
+    def tap(self, interface: str, *, mtu: int | None = None, name: str | None = None) -> PortNode:
+        """Adds an interface of the kernel; options as for :class:`~virtnet.TapPort`."""
+        return self.port(PortSpec.of("tap", interface, mtu=mtu), name=name)
+
+    def pcap(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["write", "read"] = "write",
+        overwrite: bool = False,
+        repeat: int = 1,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a capture file; options as for :class:`~virtnet.PcapPort`."""
+        return self.port(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, repeat=repeat), name=name)
+
+    def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
+        """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""
+        return self.port(PortSpec.of("memory", name, capacity=capacity), name=name)
+
+    # Functions.
+
+    def switch(self, *, ageing_s: float = 300.0, name: str | None = None) -> Function:
+        """Adds a switch, which learns who is behind which cable and floods what is for nobody it knows.
+
+        Args:
+            ageing_s: seconds after which a station that was not heard of is forgotten.
+            name: what to call it.
+        """
+        if not 0 < ageing_s < float("inf"):
+            raise ConfigError(f"ageing_s is a number of seconds above 0, found {ageing_s!r}")
+        return self._function("switch", name, {"ageing_s": float(ageing_s)})
+
+    def wire(self, a: Node | None = None, b: Node | None = None, *, name: str | None = None) -> Function:
+        """Adds a wire, which hands what comes in at one end out at the other, and plugs in the nodes given."""
+        with self.change():
+            wire = self._function("wire", name, {})
+            for node in (a, b):
+                if node is not None:
+                    self.cable(node, wire)
+        return wire
+
+    def sink(self, *, copy: bool = False, name: str | None = None) -> Function:
+        """Adds a sink, which takes all packets and counts them.
+
+        Args:
+            copy: copy whole packets out of their senders' memory first, as a program that keeps them would.
+            name: what to call it.
+        """
+        return self._function("sink", name, {"copy": bool(copy)})
+
+    def source(
+        self,
+        frame: Frame | None = None,
+        *,
+        size: int | None = None,
+        rate_pps: float | None = None,
+        count: int | None = None,
+        name: str | None = None,
+    ) -> Function:
+        """Adds a source, which makes the same packet again and again.
+
+        Args:
+            frame: the packet; a broadcast UDP datagram to port 9 (discard) if not given.
+            size: its bytes, without Ethernet's checksum; the frame is cut or filled up with zeros.
+            rate_pps: packets a second, as many as its port takes if not given.
+            count: how many packets in all, without end if not given.
+            name: what to call it.
+        """
+        if rate_pps is not None and not 0 < rate_pps < float("inf"):
+            raise ConfigError(f"rate_pps is a number above 0, or None for no limit, found {rate_pps!r}")
+        if count is not None and count < 0:
+            raise ConfigError(f"count is a number from 0, or None for no end, found {count!r}")
+        packet = bytes(frame) if frame is not None else discard_frame(size or FRAME_MIN)
+        if size is not None:
+            packet = packet[:size].ljust(size, b"\0")
+        if not ETHERNET_LEN <= len(packet) <= FRAME_MAX:
+            raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {len(packet)}")
+        return self._function("source", name, {"frame": packet, "rate_pps": rate_pps, "count": count})
+
+    def echo(self, *, name: str | None = None) -> Function:
+        """Adds an echo, which swaps the MAC addresses of every packet and sends it back."""
+        return self._function("echo", name, {})
+
+    # Cables and changes.
+
+    def cable(self, a: Node, b: Node) -> None:
+        """Plugs a cable between two nodes, as ``a >> b`` does. Between two ports it is a wire of its own.
+
+        Raises:
+            ConfigError: a node is of another network, or has no free end for a cable.
+        """
+        with self.change():
+            for node in (a, b):
+                if node.net is not self:
+                    raise ConfigError(f"a cable joins nodes of one network, {node.name!r} belongs to another")
+                self._known(node.name)
+            if a.name == b.name:
+                raise ConfigError(f"a cable joins two nodes, found {a.name!r} at both ends")
+            if isinstance(a, PortNode) and isinstance(b, PortNode):
+                self.wire(a, b, name=f"{a.name}-{b.name}")
+                return
+            if a.name in self._plan.cables_of(b.name):
+                raise ConfigError(f"{a.name!r} and {b.name!r} are joined already")
+            for node in (a, b):
+                most, words = CABLES.get(node.kind, (1, "one"))
+                plugged = self._plan.cables_of(node.name)
+                if len(plugged) >= most:
+                    raise ConfigError(
+                        f"a {node.kind} takes {words} cable{'s' if most > 1 else ''}, and {node.name!r} is joined to "
+                        f"{' and '.join(map(repr, plugged))} already: put a switch between, or unplug it first"
+                    )
+            self._plan = replace(self._plan, cables=(*self._plan.cables, (a.name, b.name)))
+
+    def unplug(self, a: Node, b: Node) -> None:
+        """Takes the cable between two nodes away.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self.change():
+            ends = {a.name, b.name}
+            cables = tuple(cable for cable in self._plan.cables if set(cable) != ends)
+            if len(cables) == len(self._plan.cables):
+                raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
+            self._plan = replace(self._plan, cables=cables)
+
+    def remove(self, node: Node | str) -> None:
+        """Takes a node and its cables away; a port is closed. Its packets stay in the balance of :meth:`stats`.
+
+        Raises:
+            ConfigError: there is no such node.
+        """
+        name = node if isinstance(node, str) else node.name
+        with self.change():
+            self._known(name)
+            nodes = {other: node for other, node in self._plan.nodes.items() if other != name}
+            cables = tuple(cable for cable in self._plan.cables if name not in cable)
+            self._plan = _Plan(nodes, cables)
+
+    @contextmanager
+    def change(self) -> Iterator[Self]:
+        """Makes what is done in the block one change: it takes effect at the end, whole or not at all.
+
+        Raises:
+            VirtnetError: it cannot be done; the network is and runs as before.
+        """
+        with self._lock:
+            if self._before_change is not None:
+                yield self  # part of a larger change
+                return
+            self._before_change = before = self._plan
+            try:
+                yield self
+                if self._engine is not None and self._plan != before:
+                    self._apply(self._engine)
+            except BaseException:
+                self._plan = before
+                raise
+            finally:
+                self._before_change = None
+
+    # Life.
+
+    def start(self) -> Self:
+        """Opens the ports and starts the workers. A network that was stopped starts afresh, with counters at 0.
+
+        Raises:
+            StateError: it runs already.
+            PortError: the system refused a port; nothing runs, nothing is open.
+        """
+        with self._lock:
+            if self._engine is not None:
+                raise StateError("the network runs already")
+            engine = _virtnet.Engine(self._cpus, self._poll)
+            try:
+                self._apply(engine)
+            except BaseException:
+                engine.stop()
+                raise
+            self._end.clear()
+            self._engine = engine
+        return self
+
+    def stop(self) -> None:
+        """Stops the workers and closes the ports. The last counters stay readable; again does nothing."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.stop()
+                self._last = _snapshot(engine.stats())
+            self._end.set()
+
+    def serve(self, seconds: float | None = None) -> None:
+        """Runs until Ctrl-C, until :meth:`stop` is called elsewhere, or for a time; starts what is not started.
+
+        When the time is over or Ctrl-C was pressed, the network stops. In the main thread a request to end
+        (SIGTERM) does the same.
+        """
+        if not self.running:
+            self.start()
+        with _ended_by_sigterm(self._end):
+            try:
+                self.wait(seconds)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                self.stop()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until the network is stopped elsewhere; whether that happened within the time given."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._end.is_set():
+            left = 3600.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._end.wait(left)
+        return True
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started."""
+        return self._engine is not None
+
+    def stats(self) -> NetStats:
+        """The counters now; of a network that was stopped, those at its end."""
+        with self._lock:
+            return _snapshot(self._engine.stats()) if self._engine is not None else self._last
+
+    def __enter__(self) -> Self:
+        """Starts it; the end of the block stops it."""
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        """Stops it."""
+        self.stop()
+
+    # Looking at it.
+
+    @property
+    def cables(self) -> tuple[tuple[str, str], ...]:
+        """The cables, as pairs of names."""
+        return self._plan.cables
+
+    def __getitem__(self, name: str) -> Node:
+        """The node of that name."""
+        with self._lock:
+            return self._known(name).handle
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a node of that name."""
+        return name in self._plan.nodes
+
+    def __iter__(self) -> Iterator[Node]:
+        """The nodes, in the order they were added."""
+        return iter([node.handle for node in self._plan.nodes.values()])
+
+    def __len__(self) -> int:
+        """Number of nodes."""
+        return len(self._plan.nodes)
+
+    def __repr__(self) -> str:
+        """What it is made of and whether it runs."""
+        state = "running" if self.running else "not running"
+        plan = self._plan
+        ports = sum(isinstance(node.handle, PortNode) for node in plan.nodes.values())
+        return f"<Net {state}: {ports} ports, {len(plan.nodes) - ports} functions, {len(plan.cables)} cables>"
+
+    def _repr_html_(self) -> str:
+        """A table of the ports, for notebooks."""
+        stats = self.stats()
+        heads = ["port", "", "state", "received", "sent", "dropped"]
+        rows = [
+            [node.name, str(node.spec), node.state, port.received, port.sent, sum(port.drops.values())]
+            for node in self
+            if isinstance(node, PortNode)
+            for port in [stats.ports.get(node.name, PortStats())]
+        ]
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>{_html_table(heads, rows)}"
+
+    # Inside.
+
+    def _name(self, given: str | None, base: str) -> str:
+        """The name given, or one made from ``base`` that is free."""
+        if given is not None:
+            return given
+        base = base[: NAME_MAX - 8]
+        names = [base, *(f"{base}-{i}" for i in range(2, len(self._plan.nodes) + 3))]
+        return next(name for name in names if name not in self._plan.nodes)
+
+    def _function(self, kind: str, name: str | None, options: dict[str, Any]) -> Function:
+        function = Function(self, self._name(name, kind), kind)
+        self._add(function, options)
+        return function
+
+    def _add(self, node: Node, options: dict[str, Any]) -> None:
+        name = node.name
+        with self.change():
+            if not name or len(name) > NAME_MAX or not name.isprintable():
+                raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
+            if name in self._plan.nodes:
+                taken = self._plan.nodes[name].handle
+                raise ConfigError(f"the name {name!r} is taken by a {taken.kind}: give another with name=")
+            self._plan = replace(self._plan, nodes={**self._plan.nodes, name: _Node(node, options)})
+
+    def _known(self, name: str) -> _Node:
+        if name not in self._plan.nodes:
+            there = ", ".join(self._plan.nodes) or "nothing yet"
+            raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
+        return self._plan.nodes[name]
+
+    def _apply(self, engine: _virtnet.Engine) -> None:
+        plan = self._plan
+        nodes = [(name, node.handle.kind, node.options) for name, node in plan.nodes.items()]
+        engine.apply(nodes, plan.cables)
+
+
+def _cpu(number: int) -> int:
+    if type(number) is not int or number < 0:
+        raise ConfigError(f"cpus are numbers of processors from 0, found {number!r}")
+    return number
+
+
+def _snapshot(raw: dict[str, Any]) -> NetStats:
+    return NetStats(
+        {name: PortStats(**port) for name, port in raw["ports"].items()},
+        {name: FunctionStats(**function) for name, function in raw["functions"].items()},
+        Balance(**raw["gone"]),
+    )
+
+
+def _html_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    def row(tag: str, cells: Iterable[Any]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>"
+
+
+@contextmanager
+def _ended_by_sigterm(end: threading.Event) -> Iterator[None]:
+    """While the block runs, SIGTERM sets ``end``; only the main thread may arrange that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: end.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def discard_frame(size: int) -> bytes:
+    """A broadcast UDP datagram from nobody to the discard port, in a frame of ``size`` bytes at least."""
+    ip_len = max(size, FRAME_MIN) - ETHERNET_LEN
+    udp = b"".join(n.to_bytes(2, "big") for n in (9, 9, ip_len - 20, 0))
+    header = bytearray.fromhex("4500000000000000401100000000000000000000")
+    header[2:4] = ip_len.to_bytes(2, "big")
+    header[12:20] = bytes([198, 18, 0, 1, 198, 18, 0, 2])  # kept for benchmarks, RFC 2544
+    header[10:12] = _checksum(header).to_bytes(2, "big")
+    ethernet = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00"
+    return (ethernet + header + udp).ljust(size, b"\0")
+
+
+def _checksum(data: bytes | bytearray) -> int:
+    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

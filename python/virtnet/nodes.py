@@ -1,0 +1,188 @@
+"""What a network is made of, as a program holds it: ports and functions.
+
+A node is a name in its network. Making one is the network's business (``net.vhost_user(...)``, ``net.switch()``);
+joining them is done with ``>>`` and ``<<``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from virtnet.errors import ConfigError, StateError
+from virtnet.ports import describe
+from virtnet.stats import FunctionStats, PortStats
+
+if TYPE_CHECKING:
+    from virtnet.net import Net
+    from virtnet.ports import MemoryPort
+    from virtnet.spec import PortSpec
+
+    Other = TypeVar("Other", bound="Node")
+
+__all__ = ["Function", "Node", "PortNode", "QemuArgs"]
+
+
+class Node:
+    """A port or a function of a network.
+
+    Attributes:
+        net: the network.
+        name: its name there.
+        kind: what it is.
+    """
+
+    def __init__(self, net: Net, name: str, kind: str) -> None:
+        """Made by the network."""
+        self.net = net
+        self.name = name
+        self.kind = kind
+
+    def __rshift__(self, other: Other) -> Other:
+        """Plugs in a cable to ``other``, which it gives back."""
+        if not isinstance(other, Node):
+            return NotImplemented
+        self.net.cable(self, other)
+        return other
+
+    def __lshift__(self, other: Node) -> Node:
+        """Plugs in a cable to ``other``; gives back this node."""
+        if not isinstance(other, Node):
+            return NotImplemented
+        self.net.cable(self, other)
+        return self
+
+    def remove(self) -> None:
+        """Takes it out of the network, with its cables."""
+        self.net.remove(self)
+
+    @property
+    def state(self) -> str:
+        """How it is, in a few words."""
+        if self.name not in self.net:
+            return "removed"
+        return "running" if self.net.running else "not running"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both mean the same node."""
+        return isinstance(other, Node) and (self.net, self.name) == (other.net, other.name)
+
+    def __hash__(self) -> int:
+        """By network and name."""
+        return hash((id(self.net), self.name))
+
+    def __repr__(self) -> str:
+        """What it is and how it is."""
+        return f"<{self.kind} {self.name!r}: {self.state}>"
+
+
+class Function(Node):
+    """A network function: what happens to packets between ports."""
+
+    def stats(self) -> FunctionStats:
+        """What it did so far."""
+        return self.net.stats().functions.get(self.name, FunctionStats(self.kind))
+
+
+class PortNode(Node):
+    """A port of a network.
+
+    Attributes:
+        spec: what it is to be.
+        end: of a memory port, the other end, to be used by hand.
+    """
+
+    def __init__(self, net: Net, name: str, spec: PortSpec) -> None:
+        """Made by the network."""
+        super().__init__(net, name, spec.kind)
+        self.spec = spec
+        self.end: MemoryPort | None = None
+
+    def stats(self) -> PortStats:
+        """What has passed so far, and what was agreed with the other end."""
+        return self.net.stats().ports.get(self.name, PortStats(self.kind))
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is at the other end now."""
+        return self.net.running and self.stats().connected
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        """Waits until somebody is at the other end and ready for packets; whether that happened in time.
+
+        Raises:
+            StateError: the network does not run, or the port was removed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self.connected:
+            if not self.net.running or self.name not in self.net:
+                raise StateError(f"nobody can attach to {self.name!r}: it is {self.state}")
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    @property
+    def state(self) -> str:
+        """How it is, in a few words."""
+        state = super().state
+        return describe(self.stats()) if state == "running" else state
+
+    def qemu_args(self, *, memory: str = "512M", mac: str | None = None, packed: bool = False) -> QemuArgs:
+        """The arguments for QEMU that put a network card on the other end of this port.
+
+        Args:
+            memory: the guest's memory, which must be shared with this process.
+            mac: the guest's MAC address, QEMU's choice if not given.
+            packed: ask the guest's driver for packed rings.
+
+        Returns:
+            A list for :mod:`subprocess`; printed, a line for a shell.
+
+        Raises:
+            ConfigError: this is no vhost-user port.
+
+        Example:
+            >>> import virtnet as vn
+            >>> print(vn.Net().vhost_user("/run/vm1.sock").qemu_args(memory="1G")[:4])
+            ['-m', '1G', '-object', 'memory-backend-memfd,id=memory,size=1G,share=on']
+        """
+        if self.kind != "vhost-user":
+            raise ConfigError(f"QEMU attaches to vhost-user ports, and {self.name!r} is a {self.kind} port")
+        pairs = self.spec.options["queue_pairs"]
+        path = str(Path(self.spec.where).absolute()).replace(",", ",,")
+        # As client QEMU comes back by itself when this end was restarted; as server it waits here for us.
+        chardev = "server=on,wait=off" if self.spec.options["client"] else "reconnect-ms=1000"
+        queues = f",queues={pairs}" if pairs > 1 else ""
+        device = ["virtio-net-pci", "netdev=net0"]
+        device += [f"mac={mac}"] if mac else []
+        # One vector for each queue, one for the control queue, one for changes of the configuration.
+        device += ["mq=on", f"vectors={2 * pairs + 2}"] if pairs > 1 else []
+        device += ["packed=on"] if packed else []
+        device += [f"host_mtu={mtu}"] if (mtu := self.spec.options["mtu"]) else []
+        return QemuArgs(
+            [
+                "-m",
+                memory,
+                "-object",
+                f"memory-backend-memfd,id=memory,size={memory},share=on",
+                "-machine",
+                "memory-backend=memory",
+                "-chardev",
+                f"socket,id=char0,path={path},{chardev}",
+                "-netdev",
+                f"vhost-user,id=net0,chardev=char0{queues}",
+                "-device",
+                ",".join(device),
+            ]
+        )
+
+
+class QemuArgs(list[str]):
+    """Arguments for QEMU: a list for :mod:`subprocess`, a line for a shell when printed."""
+
+    def __str__(self) -> str:
+        """The arguments, quoted for a shell."""
+        return shlex.join(self)

@@ -1,0 +1,280 @@
+"""Ports by hand: bursts in, bursts out, like a poll-mode driver.
+
+::
+
+    with VhostUserPort("vm1.sock") as port:        # a guest attaches here
+        while True:
+            burst = port.rx(timeout_s=1.0)
+            port.tx(burst[burst.columns.ip_proto == 17])
+
+Every kind of port has the same face. ``rx`` is into the program, ``tx`` out of it, whatever the other end calls it.
+A port opens when it is made and closes with its block, or by :meth:`Port.close`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from virtnet import _virtnet
+from virtnet.burst import Burst
+from virtnet.errors import ConfigError, StateError
+from virtnet.spec import PortSpec
+from virtnet.stats import PortStats
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from virtnet.burst import Frame
+    from virtnet.features import NetFeature, RingFeature
+
+    Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
+
+__all__ = ["MemoryPort", "PcapPort", "Port", "TapPort", "VhostUserPort", "VirtioUserPort", "memory_pair", "open_port"]
+
+#: What one ``rx`` brings at most, when nothing else is said.
+RX_MAX = 256
+
+
+class Port:
+    """A place where packets enter and leave; made by its subclasses, :func:`open_port` and :func:`memory_pair`.
+
+    Threads: may be used from any; a second waits while the first is in ``rx`` or ``tx``.
+    """
+
+    def __init__(self, spec: PortSpec, native: _virtnet.Port | None = None) -> None:
+        """Opens the port that is specified."""
+        self.spec = spec
+        self._closed = False
+        self._native = native or _virtnet.Port(spec.kind, spec.where, dict(spec.options))
+
+    def rx(self, timeout_s: float | None = 0.0, *, max_packets: int = RX_MAX) -> Burst:
+        """Takes packets that have arrived.
+
+        Args:
+            timeout_s: seconds to wait for the first one; 0 only looks, ``None`` waits for ever. Ctrl-C ends the wait.
+            max_packets: how many to take at most.
+
+        Returns:
+            The packets, none when the time is over.
+
+        Raises:
+            StateError: the port is closed.
+        """
+        if timeout_s is not None and not timeout_s >= 0:
+            raise ConfigError(f"timeout_s is a number of seconds from 0, or None for ever, found {timeout_s!r}")
+        if max_packets < 1:
+            raise ConfigError(f"max_packets is at least 1, found {max_packets!r}")
+        return Burst._rx(self._open(), max_packets, timeout_s)  # noqa: SLF001 - how bursts are made
+
+    def tx(self, packets: Burst | Iterable[Frame]) -> int:
+        """Sends packets: a burst, or anything that has their bytes.
+
+        Returns:
+            How many were accepted, counted from the front; the rest found no room. An accepted packet that the other
+            end cannot take (nobody there, too big) is counted in ``stats().tx_drops``.
+
+        Raises:
+            StateError: the port is closed, or the burst released.
+            ConfigError: a frame is empty or longer than any network carries.
+        """
+        burst = packets if isinstance(packets, Burst) else Burst(packets)
+        return burst._tx(self._open())  # noqa: SLF001 - the same
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        """Waits until somebody is at the other end and ready for packets; whether that happened in time."""
+        return self._open().wait_connected(timeout_s)
+
+    def stats(self) -> PortStats:
+        """What has passed, and what was agreed with the other end. Stays readable after the port is closed."""
+        return PortStats(**self._native.stats())
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is at the other end now."""
+        return not self._closed and self.stats().connected
+
+    def close(self) -> None:
+        """Gives everything back: the socket, the memory, the interface. Again does nothing."""
+        self._closed = True
+        self._native.close()
+
+    def _open(self) -> _virtnet.Port:
+        if self._closed:
+            raise StateError(f"the port {self.spec} is closed")
+        return self._native
+
+    def __enter__(self) -> Self:
+        """The port, closed at the end of the block."""
+        self._open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """What it is and how it is."""
+        if self._closed:
+            return f"<{type(self).__name__} {self.spec}, closed>"
+        return f"<{type(self).__name__} {self.spec}, {describe(self.stats())}>"
+
+
+class VhostUserPort(Port):
+    """A network device for somebody else's driver: QEMU or DPDK attaches to its socket.
+
+    Args:
+        path: the socket.
+        client: connect to a socket on which the other end listens, again and again, rather than listen.
+        queue_pairs: how many pairs of queues to offer.
+        mtu: the largest payload of a frame to tell the guest.
+        without: features not to offer, as flags or names.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        client: bool = False,
+        queue_pairs: int = 1,
+        mtu: int | None = None,
+        without: Features | None = None,
+    ) -> None:
+        """Listens, or starts to connect."""
+        options = {"client": client, "queue_pairs": queue_pairs, "mtu": mtu, "without": without}
+        super().__init__(PortSpec.of("vhost-user", str(path), **options))
+
+
+class VirtioUserPort(Port):
+    """A driver for somebody else's network device: it attaches to a vhost-user back-end as a guest would.
+
+    Args:
+        path: the socket.
+        server: listen, for back-ends that connect.
+        queue_pairs: how many pairs of queues to use.
+        queue_size: descriptors in each.
+        ring: the format of the rings.
+        in_order: ask for buffers to be used in the order they were made available.
+        mac: the station's address; one is made up if it is not given.
+        without: features not to accept, as flags or names.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        server: bool = False,
+        queue_pairs: int = 1,
+        queue_size: int = 256,
+        ring: Literal["split", "packed"] = "split",
+        in_order: bool = False,
+        mac: str | None = None,
+        without: Features | None = None,
+    ) -> None:
+        """Connects, or starts to listen."""
+        options = {
+            "server": server,
+            "queue_pairs": queue_pairs,
+            "queue_size": queue_size,
+            "ring": ring,
+            "in_order": in_order,
+            "mac": mac,
+            "without": without,
+        }
+        super().__init__(PortSpec.of("virtio-user", str(path), **options))
+
+
+class TapPort(Port):
+    """An interface of the Linux kernel, made if there is none of that name. Needs CAP_NET_ADMIN.
+
+    Args:
+        name: the interface.
+        mtu: the largest payload of a frame to set.
+    """
+
+    def __init__(self, name: str, *, mtu: int | None = None) -> None:
+        """Makes or attaches the interface."""
+        super().__init__(PortSpec.of("tap", name, mtu=mtu))
+
+
+class PcapPort(Port):
+    """A capture file: what is sent is written, or what was written is received.
+
+    Args:
+        path: the file.
+        mode: ``write`` or ``read``.
+        overwrite: write over a file that exists.
+        repeat: how often to read the file, 0 without end.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["write", "read"] = "write",
+        overwrite: bool = False,
+        repeat: int = 1,
+    ) -> None:
+        """Opens the file."""
+        super().__init__(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, repeat=repeat))
+
+
+class MemoryPort(Port):
+    """One of two ports back to back; see :func:`memory_pair`."""
+
+
+def memory_pair(*, capacity: int = 1024) -> tuple[MemoryPort, MemoryPort]:
+    """Two ports back to back in this process: what one sends the other receives.
+
+    Args:
+        capacity: packets that may be on their way in each direction.
+
+    Example:
+        >>> a, b = memory_pair()
+        >>> a.tx([bytes(60)])
+        1
+        >>> b.rx()
+        <Burst of 1 packets, 60 bytes>
+    """
+    spec = PortSpec.of("memory", "pair", capacity=capacity)
+    left, right = _virtnet.memory_pair(spec.options["capacity"])
+    return MemoryPort(spec, left), MemoryPort(spec, right)
+
+
+_CLASSES: dict[str, type[Port]] = {
+    "vhost-user": VhostUserPort,
+    "virtio-user": VirtioUserPort,
+    "tap": TapPort,
+    "pcap": PcapPort,
+}
+
+
+def open_port(spec: str | PortSpec) -> Port:
+    """Opens the port of a textual form: ``open_port("virtio-user:vm1.sock,ring=packed")``.
+
+    Raises:
+        ConfigError: the text is no port, or a memory port, which :func:`memory_pair` makes.
+        PortError: the system refused.
+    """
+    if isinstance(spec, str):
+        spec = PortSpec.parse(spec)
+    if spec.kind not in _CLASSES:
+        raise ConfigError(f"{spec} cannot be opened alone: memory_pair() makes two ports back to back")
+    cls = _CLASSES[spec.kind]
+    port = cls.__new__(cls)
+    Port.__init__(port, spec)
+    return port
+
+
+def describe(stats: PortStats) -> str:
+    """The state of a port in a few words."""
+    parts: list[Any] = []
+    if stats.kind in {"vhost-user", "virtio-user"}:
+        parts.append("connected" if stats.connected else "nobody there")
+        if stats.ring:
+            pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
+            parts.append(f"{stats.ring}, {pairs}")
+    parts += [f"{stats.received} received", f"{stats.sent} sent"]
+    if dropped := sum(stats.drops.values()):
+        parts.append(f"{dropped} dropped")
+    return ", ".join(parts)

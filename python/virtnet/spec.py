@@ -1,0 +1,289 @@
+"""What a port is to be, as text and as a value: ``KIND:WHERE[,option=value...]``.
+
+One form serves the command line, :class:`~virtnet.Net` and files alike::
+
+    vhost-user:vm1.sock
+    vhost-user:vm1.sock,client=on,queue_pairs=2
+    virtio-user:vm1.sock,ring=packed
+    tap:tap0
+    pcap:out.pcap
+
+A comma that belongs to a name is written twice. Every option has a default, and what is written back leaves defaults
+out. A mistake is answered with what would have been right.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from virtnet.errors import ConfigError
+from virtnet.features import NetFeature, RingFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["PortSpec"]
+
+#: What a socket address can hold, less the closing zero.
+SOCKET_PATH_MAX = 107
+#: What Linux takes for the name of an interface, less the closing zero.
+INTERFACE_NAME_MAX = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a kind of port: how its value is read, checked and written.
+
+    ``check`` takes text or a value and returns the value, or raises ``ValueError`` when it is none.
+    """
+
+    name: str
+    expects: str
+    check: Callable[[Any], Any]
+    write: Callable[[Any], str] = str
+    default: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of port: what stands behind the colon, and its options."""
+
+    name: str
+    where: str
+    check_where: Callable[[str], None]
+    options: tuple[Option, ...]
+
+    def option(self, name: str) -> Option:
+        """The option of that name."""
+        found = next((option for option in self.options if option.name == name), None)
+        if found is None:
+            names = [option.name for option in self.options]
+            takes = f"it takes {_listed(names)}" if names else "it takes none"
+            raise ConfigError(f"a {self.name} port has no option {name!r}: {takes}{_meant(name, names)}")
+        return found
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """What a port is to be. Make one with :meth:`parse` or :meth:`of`, which check it; ``str()`` writes it back.
+
+    Attributes:
+        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``pcap`` or ``memory``.
+        where: the socket, interface or file.
+        options: every option of the kind with its value, defaults included.
+
+    Example:
+        >>> spec = PortSpec.parse("vhost-user:vm1.sock,queue_pairs=2")
+        >>> spec.where, spec.options["queue_pairs"], spec.options["client"]
+        ('vm1.sock', 2, False)
+        >>> str(spec)
+        'vhost-user:vm1.sock,queue_pairs=2'
+    """
+
+    kind: str
+    where: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> PortSpec:
+        """Reads the textual form.
+
+        Raises:
+            ConfigError: the text is none; the message says what was expected.
+        """
+        kind, colon, rest = text.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"{text!r} is no port: expected KIND:WHERE[,option=value...], where KIND is {_listed(KINDS)}, "
+                "such as vhost-user:vm1.sock"
+            )
+        where, *settings = [part.replace("\0", ",") for part in rest.replace(",,", "\0").split(",")]
+        options: dict[str, str] = {}
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            if not equals or not name:
+                raise ConfigError(f"expected option=value after the comma in {text!r}, found {setting!r}")
+            if name in options:
+                raise ConfigError(f"the option {name!r} stands twice in {text!r}")
+            options[name] = value
+        return cls.of(kind, where, **options)
+
+    @classmethod
+    def of(cls, kind: str, where: str, **options: Any) -> PortSpec:
+        """Makes a specification from values or their text; ``None`` means the default.
+
+        Raises:
+            ConfigError: there is no such kind or option, or a value is out of its range.
+        """
+        found = KINDS.get(kind)
+        if found is None:
+            raise ConfigError(f"there is no kind of port {kind!r}: expected {_listed(KINDS)}{_meant(kind, KINDS)}")
+        if not where:
+            raise ConfigError(f"a {kind} port needs {found.where} after the colon, found {where!r}")
+        found.check_where(where)
+        values = {option.name: option.default for option in found.options}
+        for name, given in options.items():
+            option = found.option(name)
+            if given is None:
+                continue
+            try:
+                values[name] = option.check(given)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{kind} option {name}: expected {option.expects}, found {given!r}") from error
+        return cls(kind, where, values)
+
+    def __str__(self) -> str:
+        """The textual form, without what is default."""
+        kind = KINDS[self.kind]
+        options = (
+            f",{option.name}={option.write(self.options[option.name])}"
+            for option in kind.options
+            if self.options[option.name] != option.default
+        )
+        return f"{self.kind}:{self.where.replace(',', ',,')}{''.join(options)}"
+
+    def __hash__(self) -> int:
+        """Equal specifications read the same."""
+        return hash(str(self))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that was probably meant."""
+    close = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _switch(name: str, *, default: bool = False) -> Option:
+    """An option that is on or off."""
+
+    def check(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        return {"on": True, "off": False}[value] if value in {"on", "off"} else _no()
+
+    return Option(name, "on or off", check, lambda on: "on" if on else "off", default)
+
+
+def _count(name: str, low: int, high: int, default: int | None = None) -> Option:
+    """An option that is a whole number in a range."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            return _no()
+        number = int(value)
+        return number if low <= number <= high else _no()
+
+    return Option(name, f"a whole number from {low} to {high}", check, str, default)
+
+
+def _choice(name: str, choices: tuple[str, ...], default: str) -> Option:
+    """An option that is one of a few words."""
+    return Option(name, _listed(choices), lambda value: value if value in choices else _no(), str, default)
+
+
+def _features(name: str) -> Option:
+    """An option that is a set of negotiable features, as names joined by ``+`` or as flags; its value is a word."""
+    by_name = {str(member.name).lower(): member.value for word in (NetFeature, RingFeature) for member in word}
+
+    def check(value: Any) -> int:
+        if isinstance(value, NetFeature | RingFeature):
+            return int(value.value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value if 0 <= value < 1 << 64 else _no()
+        if not isinstance(value, str):
+            return sum({check(one) for one in value})
+        word = 0
+        for one in value.lower().split("+"):
+            word |= by_name[one] if one in by_name else _no()
+        return word
+
+    def write(word: int) -> str:
+        return "+".join([*NetFeature.within(word).names(), *RingFeature.within(word).names()])
+
+    return Option(name, "names of features joined by +, such as mrg_rxbuf+event_idx", check, write, 0)
+
+
+def _mac(name: str) -> Option:
+    """An option that is a station's MAC address."""
+
+    def check(value: Any) -> str:
+        text = str(value).lower()
+        if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text) or int(text[:2], 16) & 1:
+            raise ValueError
+        return text
+
+    return Option(name, "the MAC address of one station, such as 52:54:00:12:34:56", check)
+
+
+def _no() -> NoReturn:
+    raise ValueError
+
+
+def _socket_path(where: str) -> None:
+    length = len(where.encode())
+    if length > SOCKET_PATH_MAX or "\0" in where:
+        raise ConfigError(
+            f"a socket's path has at most {SOCKET_PATH_MAX} bytes, {where!r} has {length}: "
+            "use a path relative to the working directory or a shorter one"
+        )
+
+
+def _interface_name(where: str) -> None:
+    if len(where.encode()) > INTERFACE_NAME_MAX or where in {".", ".."} or re.search(r"[\s/:\0]", where):
+        raise ConfigError(
+            f"an interface's name has at most {INTERFACE_NAME_MAX} bytes and neither spaces, colons nor slashes, "
+            f"found {where!r}"
+        )
+
+
+def _anything(where: str) -> None:
+    if "\0" in where:
+        raise ConfigError(f"a name without zero bytes was expected, found {where!r}")
+
+
+_QUEUE_PAIRS = _count("queue_pairs", 1, 128, 1)
+_WITHOUT = _features("without")
+
+#: The kinds of port, by name. What these tables let through is what Rust reads.
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "vhost-user",
+            "a socket's path",
+            _socket_path,
+            (_switch("client"), _QUEUE_PAIRS, _count("mtu", 68, 65535), _WITHOUT),
+        ),
+        Kind(
+            "virtio-user",
+            "a socket's path",
+            _socket_path,
+            (
+                _switch("server"),
+                _QUEUE_PAIRS,
+                _count("queue_size", 1, 32768, 256),
+                _choice("ring", ("split", "packed"), "split"),
+                _switch("in_order"),
+                _mac("mac"),
+                _WITHOUT,
+            ),
+        ),
+        Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535),)),
+        Kind(
+            "pcap",
+            "a file's path",
+            _anything,
+            (_choice("mode", ("write", "read"), "write"), _switch("overwrite"), _count("repeat", 0, 2**32 - 1, 1)),
+        ),
+        Kind("memory", "a name", _anything, (_count("capacity", 1, 65536, 1024),)),
+    )
+}

@@ -1,0 +1,187 @@
+"""Counters as values: a snapshot never changes, and two of them subtract.
+
+``received`` is what came into the network, ``sent`` what left it. Every packet is accounted for: what a port received,
+a source made and a switch copied is what was sent, what a sink took and what was dropped, by reason.
+:meth:`NetStats.balance` says whether it adds up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtnet.features import NetFeature, ProtocolFeature, RingFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats"]
+
+
+def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
+    """Counts by reason, added up; reasons that have not happened are left out."""
+    total: Counter[str] = Counter()
+    for counts in drops:
+        total.update(counts)
+    return {reason: n for reason, n in sorted(total.items()) if n}
+
+
+@dataclass(frozen=True, slots=True)
+class PortStats:
+    """What has passed a port, and what was agreed with its other end.
+
+    Attributes:
+        received: packets that came in by this port, with those in ``rx_drops``.
+        sent: packets that left by this port.
+        rx_drops: of ``received``, those that went no further, by reason.
+        tx_drops: packets that were to leave by this port and did not, by reason.
+        notifications: kicks or calls written to the other end.
+        connected: whether somebody is at the other end now.
+        features: the negotiated word, ``None`` when there is nobody or nothing to negotiate.
+        ring: ``split`` or ``packed``, ``None`` likewise.
+        queue_pairs: pairs of queues in use, 0 when there are none.
+    """
+
+    kind: str = "memory"
+    received: int = 0
+    sent: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    rx_drops: dict[str, int] = field(default_factory=dict)
+    tx_drops: dict[str, int] = field(default_factory=dict)
+    notifications: int = 0
+    connected: bool = False
+    features: int | None = None
+    protocol_features: int | None = None
+    ring: str | None = None
+    queue_pairs: int = 0
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Packets dropped at this port in either direction, by reason."""
+        return _sum(self.rx_drops, self.tx_drops)
+
+    @property
+    def net_features(self) -> NetFeature:
+        """The negotiated features of the network device."""
+        return NetFeature.within(self.features or 0)
+
+    @property
+    def ring_features(self) -> RingFeature:
+        """The negotiated features of rings and transport."""
+        return RingFeature.within(self.features or 0)
+
+    @property
+    def protocol(self) -> ProtocolFeature:
+        """The negotiated features of the vhost-user protocol."""
+        return ProtocolFeature(self.protocol_features or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; features by name."""
+        return {
+            "kind": self.kind,
+            "received": self.received,
+            "sent": self.sent,
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
+            "drops": self.drops,
+            "notifications": self.notifications,
+            "connected": self.connected,
+            "features": [*self.net_features.names(), *self.ring_features.names()],
+            "protocol_features": self.protocol.names(),
+            "ring": self.ring,
+            "queue_pairs": self.queue_pairs,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStats:
+    """What a network function did to the packets it met.
+
+    Attributes:
+        generated: packets it made.
+        consumed: packets it took for good.
+        copied: packets it made from others, such as a flood's second and further copies.
+        drops: packets it dropped, by reason.
+    """
+
+    kind: str = "switch"
+    generated: int = 0
+    consumed: int = 0
+    copied: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Where all packets came from and where they went."""
+
+    received: int = 0
+    generated: int = 0
+    copied: int = 0
+    sent: int = 0
+    consumed: int = 0
+    dropped: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Packets that are unaccounted for: 0, always, when nothing is on its way."""
+        return self.received + self.generated + self.copied - self.sent - self.consumed - self.dropped
+
+    @property
+    def exact(self) -> bool:
+        """Whether every packet is accounted for."""
+        return self.missing == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"exact": self.exact}
+
+
+@dataclass(frozen=True, slots=True)
+class NetStats:
+    """A network's counters at one moment, by name.
+
+    Attributes:
+        ports: the ports that are there.
+        functions: the network functions that are there.
+        gone: the sums of all that were there once and have been removed.
+    """
+
+    ports: dict[str, PortStats] = field(default_factory=dict)
+    functions: dict[str, FunctionStats] = field(default_factory=dict)
+    gone: Balance = field(default_factory=Balance)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Packets dropped anywhere, by reason."""
+        return _sum(
+            *(port.drops for port in self.ports.values()),
+            *(function.drops for function in self.functions.values()),
+        )
+
+    def balance(self) -> Balance:
+        """Adds up where all packets came from and where they went."""
+        ports, functions, gone = self.ports.values(), self.functions.values(), self.gone
+        return Balance(
+            received=gone.received + sum(port.received for port in ports),
+            generated=gone.generated + sum(function.generated for function in functions),
+            copied=gone.copied + sum(function.copied for function in functions),
+            sent=gone.sent + sum(port.sent for port in ports),
+            consumed=gone.consumed + sum(function.consumed for function in functions),
+            dropped=gone.dropped + sum(self.drops.values()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "ports": {name: port.to_dict() for name, port in self.ports.items()},
+            "functions": {name: function.to_dict() for name, function in self.functions.items()},
+            "network_drops": _sum(*(function.drops for function in self.functions.values())),
+            "balance": self.balance().to_dict(),
+        }

@@ -1,0 +1,236 @@
+//! Ports used by hand: what `virtnet.Port` stands on.
+//!
+//! A port here has no worker; the calling thread plays its part for the length of one call, with the interpreter detached.
+//! A wait comes back to Python at least every [`SLICE`], so that Ctrl-C is answered.
+//!
+//! A second thread that calls the same port waits for the first. Closing does not wait for a port in `rx`: that gives up
+//! when it next looks.
+
+use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict, PyTuple};
+use virtnet_packet::{Burst, Picks, PortCounters, memory_pair as packet_memory_pair};
+
+use crate::errors::{ConfigError, StateError};
+use crate::packets::Packets;
+use crate::stats;
+
+/// The longest time that is waited without looking whether Ctrl-C was pressed.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// A port that wakes nobody is looked at this often, at first and when nothing comes.
+const NAP_MIN: Duration = Duration::from_micros(20);
+const NAP_MAX: Duration = Duration::from_millis(2);
+
+/// Two ports back to back.
+#[pyfunction]
+pub(crate) fn memory_pair(capacity: usize) -> (Port, Port) {
+    let (left, right) = packet_memory_pair(capacity);
+    let port = |port| Port::new("memory", Box::new(port));
+    (port(left), port(right))
+}
+
+/// One port, used by hand.
+#[pyclass(frozen, module = "virtnet._virtnet")]
+#[derive(Debug)]
+pub(crate) struct Port {
+    kind: &'static str,
+    hand: Mutex<Hand>,
+    closed: AtomicBool,
+}
+
+/// The port itself, the burst that it fills, and what was taken beyond what was asked for; without a port after closing.
+#[derive(Debug)]
+struct Hand {
+    port: Option<Box<dyn virtnet_packet::Port>>,
+    burst: Burst,
+    rest: Packets,
+    last: PortCounters,
+}
+
+#[pymethods]
+impl Port {
+    #[new]
+    fn open(kind: &str, r#where: &str, options: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let _ = options;
+        Err(ConfigError::new_err(format!(
+            "a {kind} port cannot be opened by hand, found {where}"
+        )))
+    }
+
+    fn rx<'py>(
+        &self,
+        py: Python<'py>,
+        max_packets: usize,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let deadline = Deadline::after(timeout_s);
+        loop {
+            let packets = py.detach(|| self.take(max_packets, deadline.slice()))?;
+            if packets.len() > 0 || deadline.is_over() {
+                return packets.into_python(py);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    fn tx(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyByteArray>,
+        starts: PyBuffer<u32>,
+        lengths: PyBuffer<u32>,
+        offloads: &Bound<'_, PyAny>,
+    ) -> PyResult<usize> {
+        let offloads: Vec<u8> = offloads.call_method0("tobytes")?.extract()?;
+        let packets = Packets::from_python(py, data, &starts, &lengths, &offloads)?;
+        py.detach(|| self.give(&packets))
+    }
+
+    fn wait_connected(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
+        let deadline = Deadline::after(timeout_s);
+        py.check_signals()?;
+        let _ = deadline;
+        Ok(!self.is_closed())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counters = py.detach(|| self.hand().counters());
+        let stats = stats::port(py, self.kind, &counters)?;
+        stats.set_item("connected", !self.is_closed())?;
+        Ok(stats)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        self.closed.store(true, Ordering::Release);
+        py.detach(|| self.hand().close());
+    }
+}
+
+impl Port {
+    fn new(kind: &'static str, port: Box<dyn virtnet_packet::Port>) -> Self {
+        let hand = Hand {
+            port: Some(port),
+            burst: Burst::new(),
+            rest: Packets::default(),
+            last: PortCounters::default(),
+        };
+        Self {
+            kind,
+            hand: Mutex::new(hand),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn hand(&self) -> MutexGuard<'_, Hand> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn closed_error() -> PyErr {
+        StateError::new_err("the port is closed")
+    }
+
+    /// Takes packets; waits until `until` when there are none.
+    fn take(&self, max_packets: usize, until: Instant) -> PyResult<Packets> {
+        let mut packets = Packets::default();
+        let mut nap = NAP_MIN;
+        loop {
+            if self.is_closed() {
+                return Err(Self::closed_error());
+            }
+            self.hand().take(&mut packets, max_packets)?;
+            let now = Instant::now();
+            if packets.len() > 0 || now >= until {
+                return Ok(packets);
+            }
+            std::thread::sleep(nap.min(until - now));
+            nap = (nap * 2).min(NAP_MAX);
+        }
+    }
+
+    fn give(&self, packets: &Packets) -> PyResult<usize> {
+        if self.is_closed() {
+            return Err(Self::closed_error());
+        }
+        self.hand().give(packets)
+    }
+}
+
+impl Hand {
+    /// Appends packets until there are `max_packets` or no more.
+    fn take(&mut self, packets: &mut Packets, max_packets: usize) -> PyResult<()> {
+        let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
+        port.sync();
+        mem::swap(packets, &mut self.rest);
+        while packets.len() < max_packets {
+            self.burst.clear();
+            let n = port.rx(&mut self.burst);
+            packets.append(&self.burst);
+            port.complete();
+            if n == 0 {
+                break;
+            }
+        }
+        self.rest = packets.split_off(max_packets);
+        Ok(())
+    }
+
+    fn give(&mut self, packets: &Packets) -> PyResult<usize> {
+        let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
+        port.sync();
+        let mut given = 0;
+        while given < packets.len() {
+            self.burst.clear();
+            let n = packets.fill(given, &mut self.burst);
+            let accepted = port.tx(&self.burst, &Picks::first(n));
+            given += accepted;
+            if accepted < n {
+                break;
+            }
+        }
+        port.flush();
+        Ok(given)
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.port.as_ref().map_or(self.last, |port| port.counters())
+    }
+
+    fn close(&mut self) {
+        self.last = self.counters();
+        self.port = None;
+    }
+}
+
+/// The end of a wait.
+struct Deadline(Option<Instant>);
+
+impl Deadline {
+    fn after(seconds: Option<f64>) -> Self {
+        // A time too long to add up is as good as none.
+        Self(seconds.and_then(|seconds| {
+            Duration::try_from_secs_f64(seconds)
+                .ok()
+                .and_then(|time| Instant::now().checked_add(time))
+        }))
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.is_some_and(|end| Instant::now() >= end)
+    }
+
+    /// When to look up from waiting.
+    fn slice(&self) -> Instant {
+        let slice = Instant::now() + SLICE;
+        self.0.map_or(slice, |end| end.min(slice))
+    }
+}
