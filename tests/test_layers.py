@@ -18,7 +18,7 @@ TABLE = """
 | 0 | `virtnet-sys` | Linux | – | here |
 | 0 | `virtnet-packet` | the vocabulary | mem | forbid |
 | 1 | `virtnet-virtio` | virtqueues and virtio-net | packet, mem | forbid |
-| 1 | `virtnet-engine` | what happens to a burst | packet | forbid |
+| 1 | `virtnet-engine` | what happens to a burst | packet, sys | forbid |
 | 2 | `virtnet-vhost` | vhost-user | virtio, mem, sys | forbid |
 | 3 | `virtnet-ports` | every port to the outside | packet, virtio, vhost, mem, sys | forbid |
 | 4 | `virtnet-py` | PyO3 classes | engine, ports, packet, virtio, mem | forbid |
