@@ -378,7 +378,7 @@ fn run(
         };
         if rests {
             let due = worker.due();
-            bed.sleep(worker, now, due, || !mailbox.flag.load(Ordering::Acquire));
+            bed.sleep(worker, now, due);
         } else {
             std::hint::spin_loop();
         }

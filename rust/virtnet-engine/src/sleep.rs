@@ -38,15 +38,9 @@ impl Bed {
         })
     }
 
-    /// Sleeps until something arrives, `may_sleep` becomes false, or the time is `until`; or not at all if something is
-    /// there already. Returns whether it slept.
-    pub(crate) fn sleep(
-        &mut self,
-        worker: &mut Worker,
-        now: u64,
-        until: Option<u64>,
-        may_sleep: impl FnOnce() -> bool,
-    ) -> bool {
+    /// Sleeps until something arrives, a command comes, or the time is `until`; or not at all if something is there
+    /// already.
+    pub(crate) fn sleep(&mut self, worker: &mut Worker, now: u64, until: Option<u64>) {
         let mut longest = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let mut waiting = longest == Some(Duration::ZERO);
         for (slot, node) in worker.ports_mut() {
@@ -55,9 +49,7 @@ impl Bed {
                 longest = Some(longest.map_or(BLIND_NAP, |time| time.min(BLIND_NAP)));
             }
         }
-        // The flag is set before the event is signalled: either it is seen here, or the event ends the wait.
-        let sleeps = !waiting && may_sleep();
-        if sleeps {
+        if !waiting {
             worker.count_sleep();
             if self.poller.wait(&mut self.events, longest).is_err() {
                 debug_assert!(false, "the descriptors of a worker are its own");
@@ -69,7 +61,6 @@ impl Bed {
         for (_, node) in worker.ports_mut() {
             node.port.disarm();
         }
-        sleeps
     }
 
     /// Sees to it that the port's descriptor, which may have become another one, ends the sleep.
