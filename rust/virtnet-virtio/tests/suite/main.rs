@@ -7,5 +7,6 @@
     reason = "tests choose their numbers and fail loudly"
 )]
 
+mod oracle;
 mod rings;
 mod support;

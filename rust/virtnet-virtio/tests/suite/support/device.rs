@@ -14,6 +14,10 @@ pub(crate) trait Device {
     fn room(&self) -> usize;
     /// Whether chains can be given back in any order.
     fn any_order(&self) -> bool;
+    /// Whether it calls only when the driver wants that.
+    fn knows_suppression(&self) -> bool {
+        true
+    }
     /// Address and length of the buffers of chain `i`.
     fn buffers(&self, i: usize) -> Vec<(u64, u32)>;
     fn give(&mut self, i: usize, len: u32);

@@ -2,11 +2,15 @@
 
 pub(crate) mod device;
 pub(crate) mod driver;
+pub(crate) mod theirs;
 pub(crate) mod world;
 
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtnet_mem::{GuestAddr, GuestMemory, UserAddr};
+use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
 use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
 /// Guest memory as one who is not careful sees it: bytes at addresses. An address outside it fails the test.
@@ -140,9 +144,9 @@ impl Setup {
         let start = u32::from(self.bits(self.start));
         QueueConfig {
             size: self.size,
-            desc_area: UserAddr(self.desc()),
-            driver_area: UserAddr(self.driver_area()),
-            device_area: UserAddr(self.device_area()),
+            desc_area: user(self.desc()),
+            driver_area: user(self.driver_area()),
+            device_area: user(self.device_area()),
             base: if self.is_packed() {
                 start | start << 16
             } else {
@@ -152,10 +156,15 @@ impl Setup {
         }
     }
 
-    /// Memory that holds the rings and `data` bytes behind them, all zero.
-    pub(crate) fn memory(&self, data: u64) -> Arc<GuestMemory> {
+    /// Memory that holds the rings and `data` bytes behind them, all zero, and the file behind it.
+    ///
+    /// The front-end has it at other addresses than the guest.
+    pub(crate) fn memory(&self, data: u64) -> (Arc<GuestMemory>, File) {
         let len = next_page(self.data() + data) - self.desc();
-        GuestMemory::anonymous(len, GuestAddr(self.desc())).unwrap()
+        let file = zero_file(len);
+        let region = region_of(&file, 0, len, self.desc());
+        let memory = GuestMemory::new(vec![region]).unwrap();
+        (Arc::new(memory), file)
     }
 
     /// Whether a side that wrote `word` is to be notified when the other one has gone from `old` to `new`: looks at every
@@ -197,6 +206,35 @@ impl Setup {
             _ => new > old,
         }
     }
+}
+
+/// Where the front-end has what the guest has at `addr`.
+pub(crate) fn user(addr: u64) -> UserAddr {
+    UserAddr(addr + 0x7f00_0000_0000)
+}
+
+/// A nameless file of `len` zeros.
+pub(crate) fn zero_file(len: u64) -> File {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let (process, n) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let shared = Path::new("/dev/shm");
+    let folder = if shared.is_dir() {
+        shared.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    let path = folder.join(format!("virtnet-virtio-{process}-{n}"));
+    let file = File::create_new(&path).unwrap();
+    file.set_len(len).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    file
+}
+
+/// `len` bytes of `file` from `offset` on, at guest address `addr`.
+pub(crate) fn region_of(file: &File, offset: u64, len: u64, addr: u64) -> Region {
+    let fd = file.try_clone().unwrap().into();
+    Region::map_file(fd, offset, len, GuestAddr(addr), user(addr)).unwrap()
 }
 
 fn next_page(addr: u64) -> u64 {

@@ -8,6 +8,7 @@ use virtnet_virtio::{Access, DriverBuffer, DriverQueue, Used};
 
 use super::device::{Device, NaiveDevice, OurDevice};
 use super::driver::{Driver, NaiveDriver};
+use super::theirs::TheirDevice;
 use super::{Ram, Random, Setup};
 
 /// One step of one side.
@@ -56,12 +57,20 @@ impl Step {
     }
 }
 
-/// Who plays which side: ours both, or a naive one against ours.
+/// Who plays which side: ours both, or ours against a naive one, or our driver against another implementation's device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pair {
     Ours,
     NaiveDriver { indirect: bool },
     NaiveDevice,
+    TheirDevice,
+}
+
+impl Pair {
+    /// Theirs has split rings without in-order batches only.
+    pub(crate) fn can_be(self, setup: &Setup) -> bool {
+        self != Self::TheirDevice || !(setup.is_packed() || setup.in_order)
+    }
 }
 
 /// Bytes of a place for a buffer; a buffer is somewhere inside.
@@ -125,7 +134,7 @@ impl World {
     pub(crate) fn new(setup: Setup, pair: Pair, access: Access) -> Self {
         let n_cells = u64::from(setup.size) + 64;
         let tables = setup.data() + n_cells * CELL;
-        let memory = setup.memory(n_cells * CELL + NaiveDriver::table_bytes(&setup));
+        let (memory, file) = setup.memory(n_cells * CELL + NaiveDriver::table_bytes(&setup));
         let ram = Ram(memory);
         let driver: Box<dyn Driver> = match pair {
             Pair::NaiveDriver { indirect } => {
@@ -136,10 +145,10 @@ impl World {
                 Box::new(DriverQueue::new(&setup.config(), &ram.0).unwrap())
             }
         };
-        let device: Box<dyn Device> = if pair == Pair::NaiveDevice {
-            Box::new(NaiveDevice::new(setup, &ram))
-        } else {
-            Box::new(OurDevice::new(&setup, &ram))
+        let device: Box<dyn Device> = match pair {
+            Pair::NaiveDevice => Box::new(NaiveDevice::new(setup, &ram)),
+            Pair::TheirDevice => Box::new(TheirDevice::new(&setup, &file)),
+            Pair::Ours | Pair::NaiveDriver { .. } => Box::new(OurDevice::new(&setup, &ram)),
         };
         Self {
             access,
@@ -377,7 +386,8 @@ impl World {
         let (old, new) = (self.device_at, self.device_at + moved);
         let due = self.setup.call_is_due(&self.ram, old, new);
         let call = self.device.publish();
-        let may_call = moved > 0 && std::mem::take(&mut self.just_started);
+        let may_call = moved > 0
+            && (std::mem::take(&mut self.just_started) || !self.device.knows_suppression());
         assert!(
             call == due || (call && may_call),
             "call from {old} to {new}: {call}"
