@@ -1,12 +1,11 @@
 #!/bin/sh
-# Installs what the peer tests need on a Debian machine, as root:
-#
-#     sudo tests/peers/install.sh
+# Installs what the peer tests need on a Debian machine. Run it as the user who runs the tests; what needs root is done
+# with sudo.
 #
 # - QEMU 10 or newer. Debian 12's own 7.2 crashes under TCG with a vhost-user device, so there the backports suite is
 #   added to apt, on the mirror that apt already uses;
 # - DPDK's testpmd with the vhost and virtio drivers (the independent peer);
-# - the programs a guest is made of: busybox-static, iperf3, ethtool, iproute2, tcpdump;
+# - the programs a guest is made of (busybox-static, iperf3, ethtool, iproute2, tcpdump), and lz4 to unpack its kernel;
 # - a Debian cloud kernel. Its package is only downloaded, into $VIRTNET_CACHE/kernel (default: $XDG_CACHE_HOME/virtnet
 #   or ~/.cache/virtnet), never installed: image.py builds the guest from it without further rights.
 #
@@ -20,8 +19,14 @@ packages='busybox-static iperf3 ethtool iproute2 tcpdump dpdk-dev lz4'
 say() { echo "install.sh: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+    command -v sudo >/dev/null || fail "neither root nor sudo: cannot run $*"
+    sudo "$@"
+}
+
 apt() {
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 -o APT::Sandbox::User=root \
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
         --no-install-recommends "$@"
 }
 
@@ -49,8 +54,8 @@ suite() { . /etc/os-release && echo "$VERSION_CODENAME"; }
 # The mirror is the one that already serves this release's main suite.
 add_backports() {
     release=$(suite)
-    apt-get indextargets --format '$(RELEASE)' | grep -qx "$release-backports" && return
-    mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(SITE)' "Identifier: Packages" |
+    if apt-get indextargets --format '$(CODENAME)' | grep -qx "$release-backports"; then return; fi
+    mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(SITE)' "Identifier: Packages" |
         sed -n "s/^$release main //p" | head -n 1)
     [ -n "$mirror" ] || fail "apt has no source for $release main: cannot tell which mirror has $release-backports"
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -60,7 +65,7 @@ add_backports() {
         echo "Suites: $release-backports"
         echo "Components: main"
         [ ! -e "$keyring" ] || echo "Signed-By: $keyring"
-    } >/etc/apt/sources.list.d/virtnet-backports.sources
+    } | as_root tee /etc/apt/sources.list.d/virtnet-backports.sources >/dev/null
     say "added $release-backports to apt"
     apt update
 }
@@ -82,7 +87,7 @@ download_kernel() {
     image=$(apt-cache depends "linux-image-cloud-$(dpkg --print-architecture)" | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
     [ -n "$image" ] || fail "apt knows no cloud kernel for $(dpkg --print-architecture)"
     mkdir -p "$cache/kernel/partial"
-    (cd "$cache/kernel/partial" && apt download "$image" && mv linux-image-*.deb ..)
+    (cd "$cache/kernel/partial" && apt-get -qq -o APT::Sandbox::User=root download "$image" && mv linux-image-*.deb ..)
     rmdir "$cache/kernel/partial"
 }
 
@@ -90,7 +95,6 @@ needed=$(missing)
 if [ -z "$needed" ] && [ "$(qemu_major)" -ge "$wanted_qemu" ] && kernel_downloaded; then
     exit 0
 fi
-[ "$(id -u)" = 0 ] || fail "must run as root to install: $(echo $needed) (QEMU $(qemu_major), wanted $wanted_qemu)"
 apt update
 # shellcheck disable=SC2086  # a list of names
 [ -z "$needed" ] || apt install $needed
