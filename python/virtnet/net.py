@@ -155,7 +155,7 @@ class Net:
         queue_pairs: int = 1,
         queue_size: int = 256,
         ring: Literal["split", "packed"] = "split",
-        in_order: bool = False,
+        in_order: bool = True,
         mac: str | None = None,
         without: Features | None = None,
         name: str | None = None,
@@ -182,11 +182,13 @@ class Net:
         *,
         mode: Literal["write", "read"] = "write",
         overwrite: bool = False,
-        repeat: int = 1,
+        loop: bool = False,
+        timed: bool = False,
         name: str | None = None,
     ) -> PortNode:
         """Adds a capture file; options as for :class:`~virtnet.PcapPort`."""
-        return self.port(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, repeat=repeat), name=name)
+        spec = PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed)
+        return self.port(spec, name=name)
 
     def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
         """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""

@@ -167,7 +167,7 @@ class VirtioUserPort(Port):
         queue_pairs: int = 1,
         queue_size: int = 256,
         ring: Literal["split", "packed"] = "split",
-        in_order: bool = False,
+        in_order: bool = True,
         mac: str | None = None,
         without: Features | None = None,
     ) -> None:
@@ -204,7 +204,8 @@ class PcapPort(Port):
         path: the file.
         mode: ``write`` or ``read``.
         overwrite: write over a file that exists.
-        repeat: how often to read the file, 0 without end.
+        loop: read the file again and again.
+        timed: wait between packets as long as was recorded, instead of reading as fast as possible.
     """
 
     def __init__(
@@ -213,10 +214,11 @@ class PcapPort(Port):
         *,
         mode: Literal["write", "read"] = "write",
         overwrite: bool = False,
-        repeat: int = 1,
+        loop: bool = False,
+        timed: bool = False,
     ) -> None:
         """Opens the file."""
-        super().__init__(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, repeat=repeat))
+        super().__init__(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed))
 
 
 class MemoryPort(Port):

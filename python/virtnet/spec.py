@@ -272,7 +272,7 @@ KINDS: dict[str, Kind] = {
                 _QUEUE_PAIRS,
                 _count("queue_size", 1, 32768, 256),
                 _choice("ring", ("split", "packed"), "split"),
-                _switch("in_order"),
+                _switch("in_order", default=True),
                 _mac("mac"),
                 _WITHOUT,
             ),
@@ -282,7 +282,7 @@ KINDS: dict[str, Kind] = {
             "pcap",
             "a file's path",
             _anything,
-            (_choice("mode", ("write", "read"), "write"), _switch("overwrite"), _count("repeat", 0, 2**32 - 1, 1)),
+            (_choice("mode", ("write", "read"), "write"), _switch("overwrite"), _switch("loop"), _switch("timed")),
         ),
         Kind("memory", "a name", _anything, (_count("capacity", 1, 65536, 1024),)),
     )

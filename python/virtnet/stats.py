@@ -41,6 +41,9 @@ class PortStats:
         features: the negotiated word, ``None`` when there is nobody or nothing to negotiate.
         ring: ``split`` or ``packed``, ``None`` likewise.
         queue_pairs: pairs of queues in use, 0 when there are none.
+        state: ``listening``, ``connecting``, ``connected`` or ``running``, ``None`` where there is no session.
+        sessions: how often somebody has come to the other end.
+        last_error: what ended the last session or was refused last.
     """
 
     kind: str = "memory"
@@ -56,6 +59,9 @@ class PortStats:
     protocol_features: int | None = None
     ring: str | None = None
     queue_pairs: int = 0
+    state: str | None = None
+    sessions: int = 0
+    last_error: str | None = None
 
     @property
     def drops(self) -> dict[str, int]:
@@ -92,6 +98,9 @@ class PortStats:
             "protocol_features": self.protocol.names(),
             "ring": self.ring,
             "queue_pairs": self.queue_pairs,
+            "state": self.state,
+            "sessions": self.sessions,
+            "last_error": self.last_error,
         }
 
 

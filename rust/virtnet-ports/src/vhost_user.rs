@@ -35,6 +35,8 @@ pub struct VhostUserOptions {
     pub client: bool,
     /// The most queue pairs a front-end may use: 1 to 128.
     pub queue_pairs: u16,
+    /// The longest packet a front-end may announce, in bytes behind Ethernet's header; `None`: any.
+    pub mtu: Option<u16>,
     /// Features not to offer, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -49,6 +51,7 @@ impl VhostUserOptions {
             path: path.into(),
             client: false,
             queue_pairs: 1,
+            mtu: None,
             without: Features::empty(),
             mode: 0o600,
         }

@@ -11,9 +11,12 @@ use pyo3::prelude::*;
 
 mod build;
 mod columns;
+mod engine;
 mod errors;
+mod open;
 mod packets;
 mod ports;
+mod probe;
 mod stats;
 
 /// The module `virtnet._virtnet`.
@@ -23,6 +26,8 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(columns::parse, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
+    module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
+    module.add_class::<engine::Engine>()?;
     module.add_class::<ports::Port>()?;
     Ok(())
 }

@@ -15,8 +15,10 @@ use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyTuple};
 use virtnet_packet::{Burst, Picks, PortCounters, memory_pair as packet_memory_pair};
+use virtnet_ports::Control;
 
-use crate::errors::{ConfigError, StateError};
+use crate::errors::{StateError, port_error};
+use crate::open::{Opened, Watch, open};
 use crate::packets::Packets;
 use crate::stats;
 
@@ -31,7 +33,7 @@ const NAP_MAX: Duration = Duration::from_millis(2);
 #[pyfunction]
 pub(crate) fn memory_pair(capacity: usize) -> (Port, Port) {
     let (left, right) = packet_memory_pair(capacity);
-    let port = |port| Port::new("memory", Box::new(port));
+    let port = |port| Port::new("memory", Box::new(port), Watch::Always, None);
     (port(left), port(right))
 }
 
@@ -39,8 +41,9 @@ pub(crate) fn memory_pair(capacity: usize) -> (Port, Port) {
 #[pyclass(frozen, module = "virtnet._virtnet")]
 #[derive(Debug)]
 pub(crate) struct Port {
-    kind: &'static str,
+    kind: String,
     hand: Mutex<Hand>,
+    watch: Watch,
     closed: AtomicBool,
 }
 
@@ -51,16 +54,26 @@ struct Hand {
     burst: Burst,
     rest: Packets,
     last: PortCounters,
+    /// Serves the port's socket; it goes after the port.
+    control: Option<Control>,
 }
 
 #[pymethods]
 impl Port {
     #[new]
-    fn open(kind: &str, r#where: &str, options: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let _ = options;
-        Err(ConfigError::new_err(format!(
-            "a {kind} port cannot be opened by hand, found {where}"
-        )))
+    fn open(
+        py: Python<'_>,
+        kind: &str,
+        r#where: &str,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let options = options.copy()?;
+        options.set_item("where", r#where)?;
+        let control = py
+            .detach(|| Control::start("virtnet-port"))
+            .map_err(port_error)?;
+        let Opened { port, watch } = open(kind, &options, &control)?;
+        Ok(Self::new(kind, port, watch, Some(control)))
     }
 
     fn rx<'py>(
@@ -94,16 +107,24 @@ impl Port {
 
     fn wait_connected(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
         let deadline = Deadline::after(timeout_s);
-        py.check_signals()?;
-        let _ = deadline;
-        Ok(!self.is_closed())
+        loop {
+            py.check_signals()?;
+            if self.is_closed() {
+                return Err(Self::closed_error());
+            }
+            if py.detach(|| self.watch.session()).connected {
+                return Ok(true);
+            }
+            if deadline.is_over() {
+                return Ok(false);
+            }
+            py.detach(|| std::thread::sleep(NAP_MAX));
+        }
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = py.detach(|| self.hand().counters());
-        let stats = stats::port(py, self.kind, &counters)?;
-        stats.set_item("connected", !self.is_closed())?;
-        Ok(stats)
+        let (counters, session) = py.detach(|| (self.hand().counters(), self.session()));
+        stats::port(py, &self.kind, &counters, &session)
     }
 
     fn close(&self, py: Python<'_>) {
@@ -113,17 +134,39 @@ impl Port {
 }
 
 impl Port {
-    fn new(kind: &'static str, port: Box<dyn virtnet_packet::Port>) -> Self {
+    fn new(
+        kind: &str,
+        port: Box<dyn virtnet_packet::Port>,
+        watch: Watch,
+        control: Option<Control>,
+    ) -> Self {
         let hand = Hand {
             port: Some(port),
             burst: Burst::new(),
             rest: Packets::default(),
             last: PortCounters::default(),
+            control,
         };
         Self {
-            kind,
+            kind: kind.to_owned(),
             hand: Mutex::new(hand),
+            watch,
             closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Gives the port itself to somebody who will run it; this end is closed.
+    pub(crate) fn take_over(&self) -> PyResult<Box<dyn virtnet_packet::Port>> {
+        let port = self.hand().port.take().ok_or_else(Self::closed_error)?;
+        self.closed.store(true, Ordering::Release);
+        Ok(port)
+    }
+
+    fn session(&self) -> stats::Session {
+        if self.is_closed() {
+            stats::Session::default()
+        } else {
+            self.watch.session()
         }
     }
 
@@ -169,6 +212,8 @@ impl Hand {
     /// Appends packets until there are `max_packets` or no more.
     fn take(&mut self, packets: &mut Packets, max_packets: usize) -> PyResult<()> {
         let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
+        // Between two calls nobody polls, and the control side changes the port by itself.
+        port.attach();
         port.sync();
         mem::swap(packets, &mut self.rest);
         while packets.len() < max_packets {
@@ -180,12 +225,15 @@ impl Hand {
                 break;
             }
         }
+        port.detach();
         self.rest = packets.split_off(max_packets);
         Ok(())
     }
 
     fn give(&mut self, packets: &Packets) -> PyResult<usize> {
         let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
+        // Between two calls nobody polls, and the control side changes the port by itself.
+        port.attach();
         port.sync();
         let mut given = 0;
         while given < packets.len() {
@@ -198,6 +246,7 @@ impl Hand {
             }
         }
         port.flush();
+        port.detach();
         Ok(given)
     }
 
@@ -208,6 +257,7 @@ impl Hand {
     fn close(&mut self) {
         self.last = self.counters();
         self.port = None;
+        self.control = None;
     }
 }
 

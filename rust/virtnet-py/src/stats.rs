@@ -2,13 +2,71 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use virtnet_engine::{FunctionStats, NetBalance};
 use virtnet_packet::{DropCounters, PortCounters};
+use virtnet_ports::{VhostUserStatus, VirtioUserStatus};
 
-/// The counters of a port.
+/// How a port and whoever is at its other end get on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Session {
+    pub(crate) connected: bool,
+    state: Option<&'static str>,
+    features: Option<u64>,
+    protocol_features: Option<u64>,
+    ring: Option<&'static str>,
+    queue_pairs: usize,
+    sessions: u64,
+    last_error: Option<String>,
+}
+
+impl Session {
+    /// There is nobody to come or go.
+    pub(crate) fn always() -> Self {
+        Self {
+            connected: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<VhostUserStatus> for Session {
+    fn from(status: VhostUserStatus) -> Self {
+        let there = status.ring_format.is_some();
+        Self {
+            connected: status.state == "running",
+            state: Some(status.state),
+            features: there.then_some(status.negotiated),
+            protocol_features: there.then_some(status.protocol),
+            ring: status.ring_format,
+            queue_pairs: status.sources.min(status.sinks),
+            sessions: status.sessions,
+            last_error: status.last_error,
+        }
+    }
+}
+
+impl From<VirtioUserStatus> for Session {
+    fn from(status: VirtioUserStatus) -> Self {
+        let there = status.ring_format.is_some();
+        Self {
+            connected: status.state == "running",
+            state: Some(status.state),
+            features: there.then_some(status.negotiated),
+            protocol_features: there.then_some(status.protocol),
+            ring: status.ring_format,
+            queue_pairs: status.queue_pairs,
+            sessions: status.sessions,
+            last_error: status.last_error,
+        }
+    }
+}
+
+/// The counters of a port, and how its session stands.
 pub(crate) fn port<'py>(
     py: Python<'py>,
     kind: &str,
     counters: &PortCounters,
+    session: &Session,
 ) -> PyResult<Bound<'py, PyDict>> {
     let stats = PyDict::new(py);
     stats.set_item("kind", kind)?;
@@ -19,6 +77,40 @@ pub(crate) fn port<'py>(
     stats.set_item("rx_drops", drops(py, &counters.rx_drops)?)?;
     stats.set_item("tx_drops", drops(py, &counters.tx_drops)?)?;
     stats.set_item("notifications", counters.notifications)?;
+    stats.set_item("connected", session.connected)?;
+    stats.set_item("state", session.state)?;
+    stats.set_item("features", session.features)?;
+    stats.set_item("protocol_features", session.protocol_features)?;
+    stats.set_item("ring", session.ring)?;
+    stats.set_item("queue_pairs", session.queue_pairs)?;
+    stats.set_item("sessions", session.sessions)?;
+    stats.set_item("last_error", session.last_error.as_deref())?;
+    Ok(stats)
+}
+
+/// What a function has counted.
+pub(crate) fn function<'py>(
+    py: Python<'py>,
+    function: &FunctionStats,
+) -> PyResult<Bound<'py, PyDict>> {
+    let stats = PyDict::new(py);
+    stats.set_item("kind", function.kind.name())?;
+    stats.set_item("generated", function.counters.generated)?;
+    stats.set_item("consumed", function.counters.consumed)?;
+    stats.set_item("copied", function.counters.copied)?;
+    stats.set_item("drops", drops(py, &function.counters.drops)?)?;
+    Ok(stats)
+}
+
+/// Both sides of the books.
+pub(crate) fn balance<'py>(py: Python<'py>, balance: &NetBalance) -> PyResult<Bound<'py, PyDict>> {
+    let stats = PyDict::new(py);
+    stats.set_item("received", balance.received)?;
+    stats.set_item("generated", balance.generated)?;
+    stats.set_item("copied", balance.copied)?;
+    stats.set_item("sent", balance.sent)?;
+    stats.set_item("consumed", balance.consumed)?;
+    stats.set_item("dropped", balance.dropped)?;
     Ok(stats)
 }
 

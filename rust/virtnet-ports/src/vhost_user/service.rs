@@ -144,11 +144,14 @@ impl BackendService {
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::RESET_DEVICE;
         let peer_pid = stream.peer().ok().map(|peer| peer.pid);
-        let offer = Offer::new(
+        let mut offer = Offer::new(
             self.options.features().bits(),
             protocol,
             self.options.queue_pairs,
         );
+        if let Some(mtu) = self.options.mtu {
+            offer.mtu = 68..=mtu;
+        }
         let device = Device {
             slot: Arc::clone(&self.slot),
             regions: Vec::new(),

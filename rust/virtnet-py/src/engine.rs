@@ -1,0 +1,388 @@
+//! The engine that a `virtnet.Net` runs on: the graph by name, made what Python describes, whole or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::PyDict;
+use virtnet_engine::{
+    Change, Echo, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Sink,
+    Snapshot, Source, SourceOrders, Switch, SwitchOptions, Wire,
+};
+use virtnet_ports::Control;
+
+use crate::errors::{ConfigError, StateError, engine_error, port_error};
+use crate::open::{Opened, Watch, get, open};
+use crate::stats;
+
+/// Workers, and the graph they run.
+#[pyclass(frozen, module = "virtnet._virtnet")]
+#[derive(Debug)]
+pub(crate) struct Engine {
+    engine: RustEngine,
+    /// Serves the sockets of all ports. Dropped after them, so that they can still say goodbye.
+    control: Control,
+    network: Mutex<Network>,
+}
+
+/// What runs, by name.
+#[derive(Debug, Default)]
+struct Network {
+    nodes: BTreeMap<String, Known>,
+    cables: BTreeMap<(String, String), (Place, Place)>,
+    next_id: u32,
+    /// The counters at the end.
+    last: Option<(Snapshot, BTreeMap<NodeId, stats::Session>)>,
+}
+
+/// A node that runs, and what it was made of.
+#[derive(Debug)]
+struct Known {
+    id: NodeId,
+    kind: String,
+    options: Py<PyDict>,
+    /// How a port's session stands; functions have none.
+    watch: Option<Watch>,
+}
+
+type Described<'py> = (String, String, Bound<'py, PyDict>);
+
+#[pymethods]
+impl Engine {
+    #[new]
+    fn start(py: Python<'_>, cpus: Vec<usize>, poll: &str) -> PyResult<Self> {
+        let poll = match poll {
+            "busy" => Poll::Busy,
+            "interrupt" => Poll::Interrupt,
+            _ => Poll::Adaptive,
+        };
+        py.detach(|| {
+            let options = EngineOptions {
+                name: "virtnet".to_owned(),
+                cpus,
+                poll,
+            };
+            Ok(Self {
+                engine: RustEngine::new(options).map_err(|error| engine_error(&error))?,
+                control: Control::start("virtnet-control").map_err(port_error)?,
+                network: Mutex::default(),
+            })
+        })
+    }
+
+    fn apply(
+        &self,
+        py: Python<'_>,
+        nodes: Vec<Described<'_>>,
+        cables: Vec<(String, String)>,
+    ) -> PyResult<()> {
+        let mut network = self.network(py);
+        if network.last.is_some() {
+            return Err(StateError::new_err("the network has been stopped"));
+        }
+        let plan = network.plan(py, &nodes, &cables, &self.control)?;
+        let Plan { change, next } = plan;
+        let removed = py.detach(|| {
+            self.engine
+                .apply(change)
+                .map_err(|rejected| engine_error(&rejected.error))
+                .map(drop)
+        });
+        removed?;
+        *network = next;
+        Ok(())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let network = self.network(py);
+        let (snapshot, sessions) = match &network.last {
+            Some((snapshot, sessions)) => (snapshot.clone(), sessions.clone()),
+            None => py.detach(|| {
+                let snapshot = self
+                    .engine
+                    .snapshot()
+                    .map_err(|error| engine_error(&error))?;
+                Ok::<_, PyErr>((snapshot, network.sessions()))
+            })?,
+        };
+        network.stats(py, &snapshot, &sessions)
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let mut network = self.network(py);
+        if network.last.is_some() {
+            return Ok(());
+        }
+        let running = &mut *network;
+        py.detach(|| {
+            let sessions = running.sessions();
+            let remains = self.engine.stop().map_err(|error| engine_error(&error))?;
+            running.last = Some((remains.snapshot, sessions));
+            // The ports close their sockets on the control thread, so they go before it does.
+            drop(remains.nodes);
+            self.control.stop();
+            Ok(())
+        })
+    }
+}
+
+impl Engine {
+    /// Waits without holding up other Python threads.
+    fn network(&self, py: Python<'_>) -> MutexGuard<'_, Network> {
+        self.network
+            .lock_py_attached(py)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A change, and the network after it.
+struct Plan {
+    change: Change,
+    next: Network,
+}
+
+impl Network {
+    /// Works out what has to change, and opens what is new. Nothing has happened yet when this fails.
+    fn plan(
+        &self,
+        py: Python<'_>,
+        nodes: &[Described<'_>],
+        cables: &[(String, String)],
+        control: &Control,
+    ) -> PyResult<Plan> {
+        let mut change = Change::new();
+        let mut next = Self {
+            next_id: self.next_id,
+            ..Self::default()
+        };
+        for (name, known) in &self.nodes {
+            if !stays(py, name, known, nodes)? {
+                change = change.remove(known.id);
+            }
+        }
+        for (name, kind, options) in nodes {
+            if let Some(known) = self.nodes.get(name)
+                && stays(py, name, known, nodes)?
+            {
+                next.nodes.insert(name.clone(), known.clone_ref(py));
+                continue;
+            }
+            let id = NodeId(next.next_id);
+            next.next_id += 1;
+            let (node, watch) = make(kind, options, control)?;
+            change = change.add(id, node);
+            let known = Known {
+                id,
+                kind: kind.clone(),
+                options: options.copy()?.unbind(),
+                watch,
+            };
+            next.nodes.insert(name.clone(), known);
+        }
+        let change = next.cable(self, change, cables)?;
+        Ok(Plan { change, next })
+    }
+
+    /// Keeps the cables that stay where they are, takes out those that go, plugs new ones into free gates.
+    fn cable(
+        &mut self,
+        before: &Self,
+        mut change: Change,
+        cables: &[(String, String)],
+    ) -> PyResult<Change> {
+        let wanted: BTreeSet<&(String, String)> = cables.iter().collect();
+        let mut taken: BTreeSet<Place> = BTreeSet::new();
+        for (ends, &(a, b)) in &before.cables {
+            let there = |name: &String| {
+                self.nodes
+                    .get(name)
+                    .zip(before.nodes.get(name))
+                    .is_some_and(|(now, then)| now.id == then.id)
+            };
+            match (wanted.contains(ends), there(&ends.0), there(&ends.1)) {
+                (true, true, true) => {
+                    self.cables.insert(ends.clone(), (a, b));
+                    taken.extend([a, b]);
+                }
+                // A cable goes with a node that goes.
+                (_, true, true) => change = change.disconnect(a),
+                _ => {}
+            }
+        }
+        for ends in cables {
+            if self.cables.contains_key(ends) {
+                continue;
+            }
+            let mut free = |name: &String| {
+                let known = self.nodes.get(name);
+                let id = known
+                    .ok_or_else(|| ConfigError::new_err(format!("there is no node {name:?}")))?
+                    .id;
+                let gate = (0..=u16::MAX)
+                    .map(|gate| Place::new(id, gate))
+                    .find(|place| !taken.contains(place));
+                let place =
+                    gate.ok_or_else(|| ConfigError::new_err(format!("{name:?} has no gate left")))?;
+                taken.insert(place);
+                Ok::<_, PyErr>(place)
+            };
+            let (a, b) = (free(&ends.0)?, free(&ends.1)?);
+            change = change.connect(a, b);
+            self.cables.insert(ends.clone(), (a, b));
+        }
+        Ok(change)
+    }
+
+    fn sessions(&self) -> BTreeMap<NodeId, stats::Session> {
+        let ports = self
+            .nodes
+            .values()
+            .filter_map(|known| Some((known.id, known.watch.as_ref()?)));
+        ports.map(|(id, watch)| (id, watch.session())).collect()
+    }
+
+    fn stats<'py>(
+        &self,
+        py: Python<'py>,
+        snapshot: &Snapshot,
+        sessions: &BTreeMap<NodeId, stats::Session>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (ports, functions) = (PyDict::new(py), PyDict::new(py));
+        let mut gone = snapshot.balance;
+        let nobody = stats::Session::default();
+        for (name, known) in &self.nodes {
+            if let Some(found) = snapshot.ports.iter().find(|port| port.node == known.id) {
+                let mut counters = found.counters;
+                counters.rx_drops.merge(&found.drops);
+                take_off(
+                    &mut gone,
+                    &NetBalance {
+                        received: counters.received,
+                        sent: counters.sent,
+                        dropped: counters.rx_drops.total() + counters.tx_drops.total(),
+                        ..NetBalance::default()
+                    },
+                );
+                let session = sessions.get(&known.id).unwrap_or(&nobody);
+                ports.set_item(name, stats::port(py, &known.kind, &counters, session)?)?;
+            }
+            if let Some(found) = snapshot
+                .functions
+                .iter()
+                .find(|function| function.node == known.id)
+            {
+                take_off(
+                    &mut gone,
+                    &NetBalance {
+                        generated: found.counters.generated,
+                        consumed: found.counters.consumed,
+                        copied: found.counters.copied,
+                        dropped: found.counters.drops.total(),
+                        ..NetBalance::default()
+                    },
+                );
+                functions.set_item(name, stats::function(py, found)?)?;
+            }
+        }
+        let all = PyDict::new(py);
+        all.set_item("ports", ports)?;
+        all.set_item("functions", functions)?;
+        all.set_item("gone", stats::balance(py, &gone)?)?;
+        all.set_item("worker", worker(py, snapshot)?)?;
+        Ok(all)
+    }
+}
+
+fn worker<'py>(py: Python<'py>, snapshot: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
+    let stats = PyDict::new(py);
+    stats.set_item("breaths", snapshot.worker.breaths)?;
+    stats.set_item("busy_breaths", snapshot.worker.busy_breaths)?;
+    stats.set_item("sleeps", snapshot.worker.sleeps)?;
+    stats.set_item(
+        "cpu_s",
+        Duration::from_nanos(snapshot.worker.cpu_ns).as_secs_f64(),
+    )?;
+    Ok(stats)
+}
+
+/// What is left of the books without one node. The engine counts each node in, so nothing goes below zero.
+fn take_off(books: &mut NetBalance, node: &NetBalance) {
+    books.received = books.received.saturating_sub(node.received);
+    books.generated = books.generated.saturating_sub(node.generated);
+    books.copied = books.copied.saturating_sub(node.copied);
+    books.sent = books.sent.saturating_sub(node.sent);
+    books.consumed = books.consumed.saturating_sub(node.consumed);
+    books.dropped = books.dropped.saturating_sub(node.dropped);
+}
+
+/// Whether a node that runs is described again as it is.
+fn stays(py: Python<'_>, name: &str, known: &Known, nodes: &[Described<'_>]) -> PyResult<bool> {
+    for (other, kind, options) in nodes {
+        if other == name && *kind == known.kind {
+            return known.options.bind(py).eq(options);
+        }
+    }
+    Ok(false)
+}
+
+impl Known {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        Self {
+            id: self.id,
+            kind: self.kind.clone(),
+            options: self.options.clone_ref(py),
+            watch: self.watch.clone(),
+        }
+    }
+}
+
+/// Makes a function, or opens a port.
+fn make(
+    kind: &str,
+    options: &Bound<'_, PyDict>,
+    control: &Control,
+) -> PyResult<(Node, Option<Watch>)> {
+    let invalid = |error| engine_error(&error);
+    let function: Node = match kind {
+        "switch" => {
+            let ageing =
+                Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
+            Switch::new(SwitchOptions {
+                ageing,
+                ..SwitchOptions::default()
+            })
+            .map_err(invalid)?
+            .into()
+        }
+        "wire" => Wire::new().into(),
+        "sink" if get(options, "copy")? => Sink::copying().into(),
+        "sink" => Sink::new().into(),
+        "source" => {
+            let frame: Vec<u8> = get(options, "frame")?;
+            let orders = SourceOrders {
+                rate: rate(options)?,
+                count: get(options, "count")?,
+            };
+            Source::of_frame(&frame, orders).map_err(invalid)?.into()
+        }
+        "echo" => Echo::new().into(),
+        _ => {
+            let Opened { port, watch } = open(kind, options, control)?;
+            return Ok((Node::Port(port), Some(watch)));
+        }
+    };
+    Ok((function, None))
+}
+
+/// Packets per second as a whole number, at least one.
+fn rate(options: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
+    let rate: Option<f64> = get(options, "rate_pps")?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float becomes the nearest number there is"
+    )]
+    Ok(rate.map(|rate| rate.max(1.0).round() as u64))
+}

@@ -1,0 +1,163 @@
+//! From the options of `virtnet.spec` to a port: what a kind of port is called there is opened here.
+
+use std::path::Path;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use virtnet_packet::Port;
+use virtnet_ports::{
+    Control, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch,
+    VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
+};
+use virtnet_virtio::{Features, RingFormat};
+
+use crate::errors::{ConfigError, port_error};
+use crate::ports;
+use crate::stats::Session;
+
+/// A port, and whoever can be asked how its session stands.
+pub(crate) struct Opened {
+    pub(crate) port: Box<dyn Port>,
+    pub(crate) watch: Watch,
+}
+
+/// Asks a port how its session stands, wherever the port is.
+#[derive(Clone, Debug)]
+pub(crate) enum Watch {
+    VhostUser(VhostUserWatch),
+    VirtioUser(VirtioUserWatch),
+    /// There is no session: the other end is there as long as the port is.
+    Always,
+}
+
+impl Watch {
+    /// How the session stands; as if nobody were there when the port is gone.
+    pub(crate) fn session(&self) -> Session {
+        match self {
+            Self::VhostUser(watch) => watch
+                .status()
+                .map_or_else(|_| Session::default(), Session::from),
+            Self::VirtioUser(watch) => watch
+                .status()
+                .map_or_else(|_| Session::default(), Session::from),
+            Self::Always => Session::always(),
+        }
+    }
+}
+
+/// Opens a port; `control` serves its socket if it has one.
+pub(crate) fn open(kind: &str, options: &Bound<'_, PyDict>, control: &Control) -> PyResult<Opened> {
+    let py = options.py();
+    match kind {
+        "vhost-user" => {
+            let options = VhostUserOptions {
+                client: get(options, "client")?,
+                queue_pairs: get(options, "queue_pairs")?,
+                mtu: get(options, "mtu")?,
+                without: Features::from_bits_retain(get(options, "without")?),
+                ..VhostUserOptions::new(get::<String>(options, "where")?)
+            };
+            let port = py
+                .detach(|| VhostUserPort::new(options, control))
+                .map_err(port_error)?;
+            Ok(Opened {
+                watch: Watch::VhostUser(port.watch()),
+                port: Box::new(port),
+            })
+        }
+        "virtio-user" => {
+            let in_order = if get(options, "in_order")? {
+                Features::empty()
+            } else {
+                Features::IN_ORDER
+            };
+            let format = match get::<String>(options, "ring")?.as_str() {
+                "packed" => RingFormat::Packed,
+                _ => RingFormat::Split,
+            };
+            let options = VirtioUserOptions {
+                server: get(options, "server")?,
+                queue_pairs: get(options, "queue_pairs")?,
+                queue_size: get(options, "queue_size")?,
+                format,
+                without: Features::from_bits_retain(get(options, "without")?) | in_order,
+                ..VirtioUserOptions::new(get::<String>(options, "where")?)
+            };
+            let port = py
+                .detach(|| VirtioUserPort::new(options, control))
+                .map_err(port_error)?;
+            Ok(Opened {
+                watch: Watch::VirtioUser(port.watch()),
+                port: Box::new(port),
+            })
+        }
+        "tap" => {
+            let (name, mtu): (String, Option<u32>) = (get(options, "where")?, get(options, "mtu")?);
+            let port = py.detach(|| TapPort::open(&name)).map_err(port_error)?;
+            if let (Some(mtu), Some(interface)) = (mtu, port.interface()) {
+                interface
+                    .set_mtu(mtu)
+                    .map_err(|error| port_error(error.into()))?;
+            }
+            Ok(Opened {
+                port: Box::new(port),
+                watch: Watch::Always,
+            })
+        }
+        "pcap" => open_pcap(options),
+        "memory" => {
+            let end: Bound<'_, ports::Port> = get(options, "port")?;
+            Ok(Opened {
+                port: end.get().take_over()?,
+                watch: Watch::Always,
+            })
+        }
+        _ => Err(ConfigError::new_err(format!(
+            "there is no kind of port {kind:?}"
+        ))),
+    }
+}
+
+fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {
+    let path: String = get(options, "where")?;
+    let mode = match get::<String>(options, "mode")?.as_str() {
+        "read" => {
+            let pace = if get(options, "timed")? {
+                Pace::Recorded
+            } else {
+                Pace::Fast
+            };
+            PcapMode::Read {
+                looped: get(options, "loop")?,
+                pace,
+            }
+        }
+        _ => PcapMode::Write,
+    };
+    if matches!(mode, PcapMode::Write)
+        && Path::new(&path).exists()
+        && !get::<bool>(options, "overwrite")?
+    {
+        return Err(ConfigError::new_err(format!(
+            "{path} exists already: choose another name, or say overwrite=on to write over it"
+        )));
+    }
+    let port = options
+        .py()
+        .detach(|| PcapPort::open(&path, mode))
+        .map_err(port_error)?;
+    Ok(Opened {
+        port: Box::new(port),
+        watch: Watch::Always,
+    })
+}
+
+/// One option. `virtnet.spec` has checked it, so a missing or odd one is a defect of the package.
+pub(crate) fn get<'py, T>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py>,
+    for<'a> <T as FromPyObject<'a, 'py>>::Error: Into<PyErr>,
+{
+    let value = options.as_any().get_item(name)?;
+    value.extract().map_err(Into::into)
+}
