@@ -62,3 +62,52 @@ pub fn swap_macs(head: &mut [u8]) {
         macs.rotate_left(6);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: [u8; 14] = [2, 0, 0, 0, 0, 1, 6, 5, 4, 3, 2, 1, 8, 0];
+
+    #[test]
+    fn addresses_are_read_from_their_places() {
+        let (to, from) = (Mac([2, 0, 0, 0, 0, 1]), Mac([6, 5, 4, 3, 2, 1]));
+        assert_eq!(destination(&HEAD), Some(to));
+        assert_eq!(source(&HEAD), Some(from));
+        assert_eq!(from.as_u64(), 0x0605_0403_0201);
+        assert_eq!(from.to_string(), "06:05:04:03:02:01");
+        assert_eq!(format!("{from:?}"), from.to_string());
+    }
+
+    #[test]
+    fn a_runt_has_no_addresses_and_stays_as_it_is() {
+        assert_eq!(destination(&HEAD[..5]), None);
+        assert_eq!(source(&HEAD[..11]), None);
+        let mut runt = [1; 11];
+        swap_macs(&mut runt);
+        assert_eq!(runt, [1; 11]);
+    }
+
+    #[test]
+    fn swapping_exchanges_the_addresses_and_nothing_else() {
+        let mut head = HEAD;
+        swap_macs(&mut head);
+        assert_eq!(
+            (destination(&head), source(&head)),
+            (source(&HEAD), destination(&HEAD))
+        );
+        assert_eq!(head[12..], HEAD[12..]);
+    }
+
+    #[test]
+    fn groups_are_told_by_the_lowest_bit_of_the_first_byte() {
+        for (mac, group) in [
+            (Mac::BROADCAST, true),
+            (Mac([1, 0, 0x5e, 0, 0, 1]), true),
+            (Mac([2, 0, 0, 0, 0, 1]), false),
+            (Mac([0xfe; 6]), false),
+        ] {
+            assert_eq!(mac.is_group(), group, "{mac}");
+        }
+    }
+}

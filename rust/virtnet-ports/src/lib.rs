@@ -30,3 +30,4 @@ pub use tap::TapPort;
 pub use vhost_user::{VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch};
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
 pub use virtnet_sys::Fault;
+pub use virtnet_vhost::{Offered, SessionError, probe};

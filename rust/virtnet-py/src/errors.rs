@@ -4,8 +4,7 @@ use std::io::ErrorKind;
 
 use pyo3::PyErr;
 use virtnet_engine::EngineError;
-use virtnet_ports::{Fault, PortError as RustPortError};
-use virtnet_vhost::SessionError;
+use virtnet_ports::{Fault, PortError as RustPortError, SessionError};
 
 /// The exceptions, which are written in Python; importing is left to their first use.
 mod exceptions {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use virtnet_vhost::{Offered, probe as probe_back_end};
+use virtnet_ports::{Offered, probe as probe_back_end};
 
 use crate::errors::session_error;
 
