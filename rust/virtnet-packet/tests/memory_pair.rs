@@ -39,7 +39,7 @@ fn picked_packets_arrive_in_order_with_their_offloads() {
 #[test]
 fn what_has_no_room_is_not_taken_and_dropping_it_is_the_senders_word() {
     let (mut a, mut b) = memory_pair(3);
-    let burst = burst_of(&[&[0; 60]; 5]);
+    let burst = burst_of(&[&[0; 60][..]; 5]);
     assert_eq!(a.tx(&burst, &Picks::first(5)), 3);
     assert_eq!(a.tx(&burst, &Picks::first(5).skip(3)), 0);
     assert_eq!(a.counters().tx_drops.total(), 0);
@@ -52,7 +52,7 @@ fn what_has_no_room_is_not_taken_and_dropping_it_is_the_senders_word() {
 #[test]
 fn more_than_a_burst_arrives_in_several() {
     let (mut a, mut b) = memory_pair(100);
-    let burst = burst_of(&[&[0; 60]; 50]);
+    let burst = burst_of(&[&[0; 60][..]; 50]);
     a.tx(&burst, &Picks::first(50));
     a.tx(&burst, &Picks::first(50));
     let mut got = Burst::new();
