@@ -138,15 +138,15 @@ impl Burst {
         self.metas[i].offload = offload;
     }
 
-    /// Says whose memory the segments given to [`push_guest`](Self::push_guest) belong to. Only for an empty burst.
+    /// Says whose memory the segments given to [`push_guest`](Self::push_guest) belong to: one memory for all of a burst.
     #[inline]
     pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
-        debug_assert!(self.is_empty(), "a burst has one source");
         if !self
             .memory
             .as_ref()
             .is_some_and(|held| Arc::ptr_eq(held, memory))
         {
+            debug_assert!(self.is_empty(), "a burst has one source");
             self.memory = Some(Arc::clone(memory));
         }
     }
