@@ -62,11 +62,12 @@ pub trait BackendDevice {
     /// The ring does not lie in guest memory; it stays stopped and waits for another kick.
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError>;
 
-    /// Stops a running ring when all its buffers in flight are returned, and says where to begin again.
+    /// Stops a running ring when all its buffers in flight are returned, and says where to begin again; `None` for one
+    /// that had stopped by itself, because its driver broke it.
     ///
     /// # Errors
     /// The ring's state is unknown; the connection ends.
-    fn stop_ring(&mut self, ring: usize) -> Result<u32, DeviceError>;
+    fn stop_ring(&mut self, ring: usize) -> Result<Option<u32>, DeviceError>;
 
     /// Enables or disables a running ring.
     fn enable_ring(&mut self, ring: usize, enabled: bool);

@@ -178,6 +178,8 @@ pub struct Step {
     /// What is not as it should be although the request was carried out.
     pub reservation: Option<Refusal>,
     next: State,
+    /// The rings begin anew, wherever they stop.
+    resets: bool,
 }
 
 /// The back-end's side of a session.
@@ -235,6 +237,7 @@ impl BackendSession {
             answer: Answer::Ack,
             reservation: None,
             next: self.state.clone(),
+            resets: false,
         };
         self.dispatch(request, ring, fds, &mut step)?;
         Ok(step)
@@ -485,8 +488,10 @@ impl BackendSession {
         }
         step.next.features = Some(features);
         step.next.features_refused = false;
-        step.actions
-            .push(Action::SetFeatures(features & !bits::PROTOCOL_FEATURES));
+        if self.state.features.is_none() || changed != 0 {
+            step.actions
+                .push(Action::SetFeatures(features & !bits::PROTOCOL_FEATURES));
+        }
         if features & bits::PROTOCOL_FEATURES == 0 {
             for ring in 0..step.next.rings.len() {
                 step.next.rings[ring].state.enabled = true;
@@ -556,15 +561,10 @@ impl BackendSession {
 }
 
 impl Step {
-    /// Notes where a ring stopped.
-    pub(crate) fn ring_stopped(&mut self, ring: usize, base: u32) {
-        if let Some(ring) = self
-            .next
-            .rings
-            .get_mut(ring)
-            .filter(|_| self.answer == Answer::Base(ring))
-        {
-            ring.base = Some(base);
+    /// Notes where a ring stopped, unless the device does not know or is reset.
+    pub(crate) fn ring_stopped(&mut self, ring: usize, base: Option<u32>) {
+        if let (Some(ring), false) = (self.next.rings.get_mut(ring), self.resets) {
+            ring.base = base.or(ring.base);
         }
     }
 
@@ -670,6 +670,7 @@ impl Step {
 
     fn reset(&mut self) {
         self.stop_all();
+        self.resets = true;
         self.next.rings.iter_mut().for_each(|ring| ring.base = None);
         self.next.status = 0;
         self.next.features_refused = false;
