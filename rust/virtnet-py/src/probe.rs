@@ -21,6 +21,7 @@ pub(crate) fn probe(py: Python<'_>, path: PathBuf, timeout_s: f64) -> PyResult<B
         protocol_features,
         queue_pairs,
         memory_slots,
+        ..
     } = found;
     let report = PyDict::new(py);
     report.set_item("features", features)?;

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use virtnet_sys::Stream;
 
@@ -21,7 +22,7 @@ use crate::message::{HEADER_LEN, Header, MAX_PAYLOAD_LEN};
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 
 /// How long half a message may stay half a message, or a peer may leave what it is sent.
-const PATIENCE_S: u64 = 5;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One whole message.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub(crate) struct Connection {
     outgoing: VecDeque<Outgoing>,
     /// Counts what has moved, so that standing still can be seen.
     moved: u64,
-    stands_since: Option<(u64, u64)>,
+    patience: Patience,
 }
 
 /// The message that is being received.
@@ -62,6 +63,24 @@ struct Outgoing {
     fds: Vec<OwnedFd>,
 }
 
+/// Measures how long something has stood still, from one look at it to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    stands: Option<(u64, u64)>,
+}
+
+impl Patience {
+    /// Returns how long the number has been this one; `None` begins anew.
+    pub(crate) fn waited(&mut self, number: Option<u64>, now_ns: u64) -> Duration {
+        self.stands = match (self.stands, number) {
+            (Some((before, since)), Some(number)) if before == number => Some((before, since)),
+            (_, number) => number.map(|number| (number, now_ns)),
+        };
+        let since = self.stands.map_or(now_ns, |(_, since)| since);
+        Duration::from_nanos(now_ns.saturating_sub(since))
+    }
+}
+
 impl Connection {
     pub(crate) fn new(stream: Stream) -> Self {
         let incoming = Incoming {
@@ -75,7 +94,7 @@ impl Connection {
             incoming,
             outgoing: VecDeque::new(),
             moved: 0,
-            stands_since: None,
+            patience: Patience::default(),
         }
     }
 
@@ -147,22 +166,13 @@ impl Connection {
     pub(crate) fn check_progress(&mut self, now_ns: u64) -> Result<(), SessionError> {
         let half = self.incoming.is_begun();
         if !half && self.outgoing.is_empty() {
-            self.stands_since = None;
+            self.patience.waited(None, now_ns);
             return Ok(());
         }
-        let since = match self.stands_since {
-            Some((moved, since)) if moved == self.moved => since,
-            _ => {
-                self.stands_since = Some((self.moved, now_ns));
-                return Ok(());
-            }
-        };
-        if now_ns.saturating_sub(since) < PATIENCE_S * 1_000_000_000 {
+        if self.patience.waited(Some(self.moved), now_ns) < PATIENCE {
             Ok(())
         } else if half {
-            Err(SessionError::HalfMessage {
-                seconds: PATIENCE_S,
-            })
+            Err(SessionError::HalfMessage { after: PATIENCE })
         } else {
             Err(SessionError::NotReading {
                 queued: self.queued_bytes(),
@@ -390,7 +400,7 @@ mod tests {
         connection.check_progress(110 * SECOND).unwrap();
         assert!(matches!(
             connection.check_progress(111 * SECOND),
-            Err(SessionError::HalfMessage { seconds: 5 })
+            Err(SessionError::HalfMessage { after: PATIENCE })
         ));
     }
 

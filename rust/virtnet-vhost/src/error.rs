@@ -5,6 +5,7 @@
 //! it can no longer be trusted or because there is nobody at the other end.
 
 use std::io;
+use std::time::Duration;
 
 use virtnet_sys::{Fault, SysError};
 
@@ -248,10 +249,10 @@ pub enum SessionError {
         request: u32,
     },
     /// Half a message, and then silence.
-    #[error("the peer began a message and did not end it within {seconds} seconds")]
+    #[error("the peer began a message and did not end it within {after:?}")]
     HalfMessage {
         /// How long was waited.
-        seconds: u64,
+        after: Duration,
     },
     /// A peer that takes none of what it is sent.
     #[error("the peer does not read: {queued} bytes wait to be sent")]
@@ -260,12 +261,14 @@ pub enum SessionError {
         queued: usize,
     },
     /// No answer to a request.
-    #[error("{request} was not answered within {seconds} seconds")]
+    #[error(
+        "{request} was not answered within {after:?}: is the back-end stuck, or serving somebody else?"
+    )]
     NoReply {
         /// The request.
         request: &'static str,
         /// How long was waited.
-        seconds: u64,
+        after: Duration,
     },
     /// A message where the answer to a request was expected.
     #[error("an answer to {expected} was expected and message {found} with flags {flags:#x} came")]
@@ -276,6 +279,14 @@ pub enum SessionError {
         found: u32,
         /// The flags of what came.
         flags: u32,
+    },
+    /// An answer about another ring than the one that was asked about.
+    #[error("GET_VRING_BASE for ring {asked} was answered for ring {found}")]
+    ReplyRing {
+        /// The ring that was asked about.
+        asked: u32,
+        /// The ring of the answer.
+        found: u32,
     },
     /// An answer that is too long or too short.
     #[error("the answer to {request} has {found} bytes and should have {expected}")]

@@ -99,13 +99,9 @@ impl FrontendService {
         let Some(session) = &self.session else {
             return status;
         };
-        let Offered {
-            features,
-            protocol_features,
-            ..
-        } = session.frontend.offered();
-        status.offered = features;
-        status.protocol = protocol_features.bits();
+        let offered = session.frontend.offered();
+        status.offered = offered.features;
+        status.protocol = offered.protocol_features.bits();
         status.negotiated = session.negotiated.bits();
         status.state = "connected";
         if let Ok((running, broken)) = self.slot.run(|queues| (queues.running(), queues.broken())) {
@@ -168,7 +164,7 @@ impl FrontendService {
                     session.running = true;
                     self.last_error = None;
                 }
-                FrontendEvent::RingStopped { .. } => {}
+                FrontendEvent::RingStopped { .. } | FrontendEvent::Refused { .. } => {}
             }
         }
         Ok(())

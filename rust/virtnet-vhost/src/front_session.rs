@@ -1,0 +1,533 @@
+//! The front-end's side of a session, as a state machine that touches no socket.
+//!
+//! *Theory of operation.* A front-end asks, a back-end answers, one request after the other. [`FrontendSession`] keeps the
+//! requests that are still to be sent in a queue; [`FrontendSession::next_message`] hands out the next when the one before
+//! is answered, or needs no answer, and [`FrontendSession::answered`] takes the answers. Where acknowledgements can be had
+//! every request asks for one, so that a refusal is noticed where it happens.
+//!
+//! The handshake has two parts. The first finds out what is offered and ends with [`FrontendEvent::Offered`]; the second
+//! tells what was chosen ([`FrontendSession::set_up`]) and ends with [`FrontendEvent::Running`]. An answer is matched with
+//! the one request that awaits it and with its exact form; anything else ends the session.
+//!
+//! Spec: vhost-user, Starting and stopping rings; the order is that of DPDK's virtio-user
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtnet_sys::EventFd;
+
+use crate::bits;
+use crate::connection::Message;
+use crate::error::SessionError;
+use crate::features::ProtocolFeatures;
+use crate::message::{Reply, Request, RequestKind};
+use crate::payload::{
+    Config, Length, MemoryTable, Payload, SingleRegion, VringAddresses, VringFd, VringState,
+};
+use crate::regions::{MAX_TABLE_REGIONS, Region};
+use crate::session::RingAddresses;
+
+/// Status bits. Spec: virtio 1.4, 2.1, Device Status Field.
+const ACKNOWLEDGE_AND_DRIVER: u64 = 1 | 2;
+const DRIVER_OK: u64 = 4;
+const FEATURES_OK: u64 = 8;
+
+/// Bytes of configuration space that are asked for: up to the hash types of a network device.
+const CONFIG_LEN: usize = 24;
+
+/// What a back-end offers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Offered {
+    /// Virtio features, bit 30 included.
+    pub features: u64,
+    /// Protocol features; none if bit 30 is not offered.
+    pub protocol_features: ProtocolFeatures,
+    /// Queue pairs, if the back-end tells; nobody has checked the number.
+    pub queue_pairs: Option<u64>,
+    /// Memory slots, if the back-end tells; nobody has checked the number.
+    pub memory_slots: Option<u64>,
+    /// The beginning of the configuration space, if it was asked for and the back-end tells.
+    pub config: Option<Vec<u8>>,
+    /// The device status, if the back-end tells.
+    pub status: Option<u8>,
+}
+
+/// What the driver has chosen and laid out.
+#[derive(Debug)]
+pub struct FrontendSetup {
+    /// Virtio features accepted, without bit 30.
+    pub features: u64,
+    /// No packet will be longer, where the back-end wants to know.
+    pub mtu: Option<u16>,
+    /// The memory that rings and buffers lie in.
+    pub regions: Vec<Region>,
+    /// The rings, in order of their numbers.
+    pub rings: Vec<FrontendRing>,
+}
+
+/// A ring as a front-end tells it.
+#[derive(Debug, Clone)]
+pub struct FrontendRing {
+    /// How many descriptors it has.
+    pub size: u16,
+    /// Where to begin.
+    pub base: u32,
+    /// Where it lies.
+    pub addresses: RingAddresses,
+    /// Signalled by us when there are available buffers.
+    pub kick: Arc<EventFd>,
+    /// Signalled by the back-end when there are used buffers.
+    pub call: Arc<EventFd>,
+}
+
+/// What a driver has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontendEvent {
+    /// The first part of the handshake is over: choose, and call [`FrontendSession::set_up`].
+    Offered(Offered),
+    /// The back-end knows everything: packets can flow.
+    Running,
+    /// A ring has stopped, here.
+    RingStopped {
+        /// Which ring.
+        ring: u32,
+        /// Where to go on, as the back-end says; nobody has checked the number.
+        base: u32,
+    },
+    /// The back-end does not do something the session can go on without.
+    Refused {
+        /// What it was asked.
+        request: RequestKind,
+        /// What it answered.
+        code: u64,
+    },
+}
+
+/// The front-end's side of a session.
+#[derive(Debug)]
+pub struct FrontendSession {
+    /// Protocol features that are accepted where they are offered.
+    wanted: ProtocolFeatures,
+    /// What is still to be sent, in order.
+    queue: VecDeque<(Request, Vec<OwnedFd>)>,
+    /// The request whose answer is awaited.
+    awaited: Option<Request>,
+    /// How many answers have been awaited so far.
+    asked: u64,
+    offered: Offered,
+    /// Protocol features in force.
+    protocol: ProtocolFeatures,
+    phase: Phase,
+    events: VecDeque<FrontendEvent>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Asking,
+    Choosing,
+    Telling,
+    Running,
+}
+
+impl FrontendSession {
+    /// Begins a session that accepts no other protocol features than these; only with CONFIG it asks for the
+    /// configuration space.
+    #[must_use]
+    pub fn new(wanted: ProtocolFeatures) -> Self {
+        let mut session = Self {
+            wanted: wanted & ProtocolFeatures::FRONTEND,
+            queue: VecDeque::new(),
+            awaited: None,
+            asked: 0,
+            offered: Offered::default(),
+            protocol: ProtocolFeatures::empty(),
+            phase: Phase::Asking,
+            events: VecDeque::new(),
+        };
+        session.ask(Request::SetOwner);
+        session.ask(Request::GetFeatures);
+        session
+    }
+
+    /// Tells the back-end what was chosen. Once, after [`FrontendEvent::Offered`].
+    ///
+    /// # Errors
+    /// Called at another time; more memory or rings than the back-end takes; out of descriptors. Nothing was sent.
+    pub fn set_up(&mut self, setup: FrontendSetup) -> Result<(), SessionError> {
+        if self.phase != Phase::Choosing {
+            return Err(misuse(
+                "the back-end has not said yet what it offers, or was told already".to_owned(),
+            ));
+        }
+        let rings = setup
+            .rings
+            .into_iter()
+            .enumerate()
+            .map(|(index, ring)| RingMessages::new(index, &ring));
+        let rings = rings.collect::<Result<Vec<_>, _>>()?;
+        let memory = self.memory(setup.regions)?;
+        let with_protocol = self.offered.features & bits::PROTOCOL_FEATURES;
+        let status = self.protocol.contains(ProtocolFeatures::STATUS);
+
+        if status {
+            self.ask(Request::SetStatus(ACKNOWLEDGE_AND_DRIVER));
+        }
+        // The first message about a ring makes some back-ends allocate it, and they want that before the features.
+        let (calls, rings): (Vec<_>, Vec<_>) = rings
+            .into_iter()
+            .map(|ring| (ring.call, ring.others))
+            .unzip();
+        self.queue.extend(calls);
+        self.ask(Request::SetFeatures(setup.features | with_protocol));
+        if status {
+            self.ask(Request::SetStatus(ACKNOWLEDGE_AND_DRIVER | FEATURES_OK));
+            self.ask(Request::GetStatus);
+        }
+        if let Some(mtu) = setup
+            .mtu
+            .filter(|_| self.protocol.contains(ProtocolFeatures::MTU))
+        {
+            self.ask(Request::NetSetMtu(mtu.into()));
+        }
+        self.queue.extend(memory);
+        let count = u32::try_from(rings.len()).unwrap_or(u32::MAX);
+        self.queue.extend(rings.into_iter().flatten());
+        if with_protocol != 0 {
+            (0..count).for_each(|ring| self.enable_ring(ring, true));
+        }
+        if status {
+            self.ask(Request::SetStatus(
+                ACKNOWLEDGE_AND_DRIVER | FEATURES_OK | DRIVER_OK,
+            ));
+        }
+        // An answer to this one says that everything before it has been served, with or without acknowledgements.
+        self.ask(Request::GetFeatures);
+        self.phase = Phase::Telling;
+        Ok(())
+    }
+
+    /// Asks the back-end to stop a ring; [`FrontendEvent::RingStopped`] says where.
+    pub fn stop_ring(&mut self, ring: u32) {
+        self.ask(Request::GetVringBase(VringState {
+            index: ring,
+            num: 0,
+        }));
+    }
+
+    /// Starts a ring again that was stopped.
+    ///
+    /// # Errors
+    /// There can be no such ring; out of descriptors. Nothing was sent.
+    pub fn start_ring(&mut self, index: u32, ring: &FrontendRing) -> Result<(), SessionError> {
+        let messages = RingMessages::new(usize::try_from(index).unwrap_or(usize::MAX), ring)?;
+        self.queue.push_back(messages.call);
+        self.queue.extend(messages.others);
+        Ok(())
+    }
+
+    /// Enables or disables a ring.
+    pub fn enable_ring(&mut self, ring: u32, enabled: bool) {
+        self.ask(Request::SetVringEnable(VringState {
+            index: ring,
+            num: enabled.into(),
+        }));
+    }
+
+    /// Returns the next message to send and the descriptors that go with it, if the answer before it has come.
+    pub fn next_message(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+        if self.awaited.is_some() {
+            return None;
+        }
+        let Some((request, fds)) = self.queue.pop_front() else {
+            self.queue_is_empty();
+            return None;
+        };
+        let own_reply = request.kind().reply() != Reply::Ack;
+        let acknowledged = !own_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        let mut bytes = Vec::new();
+        request.encode(acknowledged, &mut bytes);
+        if let Request::SetProtocolFeatures(accepted) = request {
+            // In force for all that comes after it.
+            self.protocol = ProtocolFeatures::from_bits_retain(accepted);
+        }
+        if own_reply || acknowledged {
+            self.awaited = Some(request);
+            self.asked += 1;
+        }
+        Some((bytes, fds))
+    }
+
+    /// Takes a message that came from the back-end: the answer to the request that awaits one, or the end.
+    ///
+    /// # Errors
+    /// The session has ended: it is not that answer, or the back-end refused what cannot be done without.
+    pub(crate) fn answered(&mut self, message: Message) -> Result<(), SessionError> {
+        let header = message.header;
+        let expected = self
+            .awaited
+            .as_ref()
+            .map_or("nothing", |request| request.kind().name());
+        let request = self
+            .awaited
+            .take()
+            .filter(|r| r.kind().code() == header.request && header.is_reply());
+        let Some(request) = request else {
+            return Err(SessionError::NotTheReply {
+                expected,
+                found: header.request,
+                flags: header.flags,
+            });
+        };
+        let name = request.kind().name();
+        if !message.fds.is_empty() || message.misplaced {
+            return Err(SessionError::ReplyDescriptors {
+                request: name,
+                found: message.fds.len(),
+            });
+        }
+        self.take_answer(&request, &message.payload)
+    }
+
+    /// Returns what the driver has to know next.
+    pub fn next_event(&mut self) -> Option<FrontendEvent> {
+        self.events.pop_front()
+    }
+
+    /// Returns what the back-end offers, as far as it is known.
+    #[must_use]
+    pub fn offered(&self) -> &Offered {
+        &self.offered
+    }
+
+    /// Returns the protocol features in force.
+    #[must_use]
+    pub fn protocol_features(&self) -> ProtocolFeatures {
+        self.protocol
+    }
+
+    /// Returns the request whose answer is awaited, and its number among all of them.
+    pub(crate) fn awaited(&self) -> Option<(&'static str, u64)> {
+        self.awaited
+            .as_ref()
+            .map(|request| (request.kind().name(), self.asked))
+    }
+
+    fn ask(&mut self, request: Request) {
+        self.queue.push_back((request, Vec::new()));
+    }
+
+    /// Everything of this part of the handshake has been sent and answered.
+    fn queue_is_empty(&mut self) {
+        let (next, event) = match self.phase {
+            Phase::Asking => (
+                Phase::Choosing,
+                FrontendEvent::Offered(self.offered.clone()),
+            ),
+            Phase::Telling => (Phase::Running, FrontendEvent::Running),
+            Phase::Choosing | Phase::Running => return,
+        };
+        self.phase = next;
+        self.events.push_back(event);
+    }
+
+    fn take_answer(&mut self, request: &Request, payload: &[u8]) -> Result<(), SessionError> {
+        match request {
+            Request::GetFeatures if self.phase == Phase::Asking => {
+                self.offered.features = parse(request, payload)?;
+                if self.offered.features & bits::PROTOCOL_FEATURES != 0 {
+                    self.ask(Request::GetProtocolFeatures);
+                }
+            }
+            Request::GetFeatures => drop(parse::<u64>(request, payload)?),
+            Request::GetProtocolFeatures => {
+                self.offered.protocol_features =
+                    ProtocolFeatures::from_bits_retain(parse(request, payload)?);
+                self.ask_more(self.offered.protocol_features & self.wanted);
+            }
+            Request::GetQueueNum => self.offered.queue_pairs = optional(request, payload)?,
+            Request::GetMaxMemSlots => self.offered.memory_slots = optional(request, payload)?,
+            Request::GetConfig(_) => {
+                let config = optional::<Config>(request, payload)?;
+                self.offered.config = config.map(|config| config.data);
+            }
+            Request::GetStatus if self.phase == Phase::Asking => {
+                let status = optional::<u64>(request, payload)?;
+                self.offered.status = status.and_then(|status| u8::try_from(status).ok());
+            }
+            Request::GetStatus => {
+                let code = parse(request, payload)?;
+                if code & FEATURES_OK == 0 {
+                    return Err(SessionError::Refused {
+                        request: "SET_FEATURES",
+                        code,
+                    });
+                }
+            }
+            Request::GetVringBase(asked) => {
+                let VringState { index, num } = parse(request, payload)?;
+                if index != asked.index {
+                    return Err(SessionError::ReplyRing {
+                        asked: asked.index,
+                        found: index,
+                    });
+                }
+                self.events.push_back(FrontendEvent::RingStopped {
+                    ring: index,
+                    base: num,
+                });
+            }
+            _ => match parse(request, payload)? {
+                0 => {}
+                code => self.refused(request.kind(), code)?,
+            },
+        }
+        Ok(())
+    }
+
+    /// Asks what only back-ends with these protocol features can tell.
+    fn ask_more(&mut self, accepted: ProtocolFeatures) {
+        let config = Config {
+            data: vec![0; CONFIG_LEN],
+            ..Config::default()
+        };
+        let questions = [
+            (ProtocolFeatures::MQ, Request::GetQueueNum),
+            (
+                ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+                Request::GetMaxMemSlots,
+            ),
+            (ProtocolFeatures::CONFIG, Request::GetConfig(config)),
+            (ProtocolFeatures::STATUS, Request::GetStatus),
+        ];
+        self.ask(Request::SetProtocolFeatures(accepted.bits()));
+        for (needs, question) in questions {
+            if accepted.contains(needs) {
+                self.ask(question);
+            }
+        }
+    }
+
+    /// What is refused during the handshake cannot be done without, except telling the MTU.
+    fn refused(&mut self, request: RequestKind, code: u64) -> Result<(), SessionError> {
+        if self.phase == Phase::Running || request == RequestKind::NetSetMtu {
+            self.events
+                .push_back(FrontendEvent::Refused { request, code });
+            return Ok(());
+        }
+        Err(SessionError::Refused {
+            request: request.name(),
+            code,
+        })
+    }
+
+    /// The messages that tell the memory: one table, or one region after the other if they are too many for it.
+    fn memory(&self, regions: Vec<Region>) -> Result<Vec<(Request, Vec<OwnedFd>)>, SessionError> {
+        let count = regions.len();
+        if count <= MAX_TABLE_REGIONS {
+            let (layouts, files) = regions
+                .into_iter()
+                .map(|region| (region.layout, region.file))
+                .unzip();
+            return Ok(vec![(Request::SetMemTable(MemoryTable(layouts)), files)]);
+        }
+        let most = self
+            .offered
+            .memory_slots
+            .unwrap_or(MAX_TABLE_REGIONS as u64);
+        if count as u64 > most {
+            return Err(misuse(format!(
+                "the back-end takes at most {most} memory regions, not {count}"
+            )));
+        }
+        let message = |region: Region| {
+            (
+                Request::AddMemReg(SingleRegion(region.layout)),
+                vec![region.file],
+            )
+        };
+        Ok(regions.into_iter().map(message).collect())
+    }
+}
+
+/// All that is told about one ring.
+struct RingMessages {
+    call: (Request, Vec<OwnedFd>),
+    others: [(Request, Vec<OwnedFd>); 4],
+}
+
+impl RingMessages {
+    fn new(index: usize, ring: &FrontendRing) -> Result<Self, SessionError> {
+        let Ok(word) = u8::try_from(index) else {
+            return Err(misuse(format!(
+                "there can be no ring {index}: 256 is the most, counted from 0"
+            )));
+        };
+        let copy = |event: &EventFd| -> Result<_, SessionError> {
+            let copy = event.try_clone().map_err(|source| SessionError::Io {
+                operation: "hand an event to",
+                source,
+            })?;
+            Ok(vec![OwnedFd::from(copy)])
+        };
+        let index = u32::from(word);
+        let plain = |request| (request, Vec::new());
+        let addresses = VringAddresses {
+            index,
+            flags: 0,
+            desc: ring.addresses.descriptor_area,
+            used: ring.addresses.device_area,
+            avail: ring.addresses.driver_area,
+            log_guest_addr: 0,
+        };
+        Ok(Self {
+            call: (
+                Request::SetVringCall(VringFd::new(word, true)),
+                copy(&ring.call)?,
+            ),
+            others: [
+                plain(Request::SetVringNum(VringState {
+                    index,
+                    num: ring.size.into(),
+                })),
+                plain(Request::SetVringBase(VringState {
+                    index,
+                    num: ring.base,
+                })),
+                plain(Request::SetVringAddr(addresses)),
+                (
+                    Request::SetVringKick(VringFd::new(word, true)),
+                    copy(&ring.kick)?,
+                ),
+            ],
+        })
+    }
+}
+
+/// Reads the answer to a request.
+fn parse<P: Payload>(request: &Request, payload: &[u8]) -> Result<P, SessionError> {
+    P::from_bytes(payload).ok_or(SessionError::ReplyLength {
+        request: request.kind().name(),
+        expected: match request {
+            Request::GetConfig(config) => Length::Exact(12 + config.data.len()),
+            _ => P::LENGTH,
+        },
+        found: payload.len(),
+    })
+}
+
+/// Reads the answer to a question that a back-end may leave open, by answering nothing.
+fn optional<P: Payload>(request: &Request, payload: &[u8]) -> Result<Option<P>, SessionError> {
+    if payload.is_empty() {
+        Ok(None)
+    } else {
+        parse(request, payload).map(Some)
+    }
+}
+
+fn misuse(what: String) -> SessionError {
+    SessionError::Misuse { what }
+}
+
+#[cfg(test)]
+mod tests;
