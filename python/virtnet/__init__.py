@@ -4,7 +4,7 @@ Three doors, one engine; each lower door is what the upper one is made of::
 
     Net                       networks: describe, run, change while they run
     VhostUserPort, ...        ports: bursts by hand, packets as numpy columns
-    NetFeature, ...           features by name, and what the specifications call things
+    GuestMemory, queue_pair   rings: memory and virtqueues, a descriptor at a time
 
 Everything public is here. ``_virtnet`` is the compiled half and private.
 """
@@ -17,18 +17,23 @@ from virtnet.net import Net
 from virtnet.nodes import Function, Node, PortNode, QemuArgs
 from virtnet.ports import MemoryPort, PcapPort, Port, TapPort, VhostUserPort, VirtioUserPort, memory_pair, open_port
 from virtnet.probing import Offer, probe
+from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
-from virtnet.stats import Balance, FunctionStats, NetStats, PortStats
+from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, WorkerStats
 
 __all__ = [
     "Balance",
     "Burst",
+    "Chain",
     "Columns",
     "ConfigError",
+    "DeviceQueue",
+    "DriverQueue",
     "Frames",
     "Function",
     "FunctionStats",
     "GuestError",
+    "GuestMemory",
     "MemoryPort",
     "Net",
     "NetFeature",
@@ -48,13 +53,16 @@ __all__ = [
     "RingFeature",
     "StateError",
     "TapPort",
+    "Used",
     "VhostUserPort",
     "View",
     "VirtioUserPort",
     "VirtnetError",
+    "WorkerStats",
     "__version__",
     "build_info",
     "memory_pair",
     "open_port",
     "probe",
+    "queue_pair",
 ]

@@ -10,7 +10,19 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "Port", "__version__", "build_info", "memory_pair", "parse", "probe"]
+__all__ = [
+    "DeviceQueue",
+    "DriverQueue",
+    "Engine",
+    "GuestMemory",
+    "Port",
+    "__version__",
+    "build_info",
+    "memory_pair",
+    "parse",
+    "probe",
+    "queue_pair",
+]
 
 __version__: Final[str]
 
@@ -80,8 +92,54 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """``ports`` and ``functions`` by name with the fields of `virtnet.PortStats` and `virtnet.FunctionStats`, and
-        ``gone``, the fields of `virtnet.Balance` for what was removed.
+        ``gone``, the fields of `virtnet.Balance` for what was removed; ``worker``, those of `virtnet.WorkerStats`.
         """
 
     def stop(self) -> None:
         """Stops the workers and closes the ports. Counters stay readable; again does nothing."""
+
+@final
+class GuestMemory:
+    """Memory that both sides of a queue see; see `virtnet.GuestMemory`."""
+
+    def __new__(cls, size: int) -> GuestMemory: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def alloc(self, size: int) -> int: ...
+    def read(self, addr: int, len: int) -> bytes: ...
+    def write(self, addr: int, data: bytes) -> None: ...
+
+def queue_pair(memory: GuestMemory, size: int, ring: str, features: int) -> tuple[DriverQueue, DeviceQueue]:
+    """Both sides of a queue that is laid out in ``memory``."""
+
+@final
+class DriverQueue:
+    """The driver's side; see `virtnet.DriverQueue`."""
+
+    @property
+    def free(self) -> int: ...
+    @property
+    def areas(self) -> list[int]: ...
+    def add(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]]) -> int | None: ...
+    def publish(self) -> bool: ...
+    def reap(self, max: int) -> list[tuple[int, int]]: ...
+    def arm(self) -> bool: ...
+    def disarm(self) -> None: ...
+
+@final
+class DeviceQueue:
+    """The device's side; see `virtnet.DeviceQueue`."""
+
+    @property
+    def areas(self) -> list[int]: ...
+    @property
+    def base(self) -> int: ...
+    @property
+    def taken(self) -> int: ...
+    def take(self, max: int, writable: bool) -> list[tuple[list[tuple[int, int]], str | None]]: ...
+    def give(self, lengths: Sequence[int]) -> None: ...
+    def publish(self) -> bool: ...
+    def arm(self) -> bool: ...
+    def disarm(self) -> None: ...

@@ -17,6 +17,7 @@ mod open;
 mod packets;
 mod ports;
 mod probe;
+mod rings;
 mod stats;
 
 /// The module `virtnet._virtnet`.
@@ -27,7 +28,11 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(columns::parse, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
+    module.add_function(wrap_pyfunction!(rings::queue_pair, module)?)?;
     module.add_class::<engine::Engine>()?;
+    module.add_class::<rings::DeviceQueue>()?;
+    module.add_class::<rings::DriverQueue>()?;
+    module.add_class::<rings::GuestMemory>()?;
     module.add_class::<ports::Port>()?;
     Ok(())
 }
