@@ -244,10 +244,43 @@ impl ReceiveQueue {
         picks: &Picks,
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
-        self.queue
-            .take(memory, Access::Write, picks.len(), &mut self.chains)?;
+        // Packets of several buffers use up what was taken early: another round, as long as the last one got on.
+        let mut accepted = 0;
+        while accepted < picks.len() {
+            let (more, outcome) = self.fill_some(memory, burst, picks, accepted, counters);
+            accepted += more;
+            match outcome {
+                // What was accepted before stands; the next call meets the error again.
+                Err(error) if accepted == 0 => return Err(error),
+                Ok(()) if more > 0 => {}
+                _ => break,
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// Writes the packets picked from the `first` on into as many chains as there are packets; how many were accepted, and what
+    /// is wrong with the ring behind them.
+    #[inline]
+    fn fill_some(
+        &mut self,
+        memory: &GuestMemory,
+        burst: &Burst,
+        picks: &Picks,
+        first: usize,
+        counters: &mut PortCounters,
+    ) -> (usize, Result<(), RingError>) {
+        let wanted = picks.len() - first;
+        let mut outcome = self
+            .queue
+            .take(memory, Access::Write, wanted, &mut self.chains)
+            .map(|_| ());
         let (mut next, mut accepted, mut sent, mut sent_bytes) = (0, 0, 0, 0);
-        for i in picks.iter() {
+        let mut rest = picks.iter();
+        if let Some(before) = first.checked_sub(1) {
+            rest.nth(before);
+        }
+        for i in rest {
             let frame_len = burst.frame_len(i);
             let need = self.header_len + frame_len;
             while next < self.chains.len() && self.chains.bytes(next).is_err() {
@@ -268,17 +301,21 @@ impl ReceiveQueue {
                 self.queue.give(&self.chains, next, need as u32);
                 next += 1;
             } else if self.mergeable {
-                match self.merge(memory, next, need)? {
-                    Merged::Chains(n) => {
+                match self.merge(memory, next, need) {
+                    Ok(Merged::Chains(n)) => {
                         self.write(memory, next, n, burst, i);
                         self.give_merged(next, n, need);
                         next += n;
                     }
-                    Merged::NotNow => break,
-                    Merged::Never => {
+                    Ok(Merged::NotNow) => break,
+                    Ok(Merged::Never) => {
                         counters.tx_drops.add(DropReason::TooBig, 1);
                         accepted += 1;
                         continue;
+                    }
+                    Err(error) => {
+                        outcome = Err(error);
+                        break;
                     }
                 }
             } else {
@@ -297,7 +334,7 @@ impl ReceiveQueue {
         self.chains.clear();
         counters.sent += sent;
         counters.sent_bytes += sent_bytes;
-        Ok(accepted)
+        (accepted, outcome)
     }
 
     /// How many chains from `next` on hold `need` bytes together, taking more from the ring as needed.
