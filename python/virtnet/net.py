@@ -35,7 +35,7 @@ from virtnet.errors import ConfigError, StateError
 from virtnet.nodes import Function, Node, PortNode
 from virtnet.ports import MemoryPort
 from virtnet.spec import PortSpec
-from virtnet.stats import Balance, FunctionStats, NetStats, PortStats
+from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, WorkerStats
 
 if TYPE_CHECKING:
     import os
@@ -156,7 +156,6 @@ class Net:
         queue_size: int = 256,
         ring: Literal["split", "packed"] = "split",
         in_order: bool = True,
-        mac: str | None = None,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -167,7 +166,6 @@ class Net:
             "queue_size": queue_size,
             "ring": ring,
             "in_order": in_order,
-            "mac": mac,
             "without": without,
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)
@@ -502,6 +500,7 @@ def _snapshot(raw: dict[str, Any]) -> NetStats:
         {name: PortStats(**port) for name, port in raw["ports"].items()},
         {name: FunctionStats(**function) for name, function in raw["functions"].items()},
         Balance(**raw["gone"]),
+        WorkerStats(**raw["worker"]),
     )
 
 

@@ -155,7 +155,6 @@ class VirtioUserPort(Port):
         queue_size: descriptors in each.
         ring: the format of the rings.
         in_order: ask for buffers to be used in the order they were made available.
-        mac: the station's address; one is made up if it is not given.
         without: features not to accept, as flags or names.
     """
 
@@ -168,7 +167,6 @@ class VirtioUserPort(Port):
         queue_size: int = 256,
         ring: Literal["split", "packed"] = "split",
         in_order: bool = True,
-        mac: str | None = None,
         without: Features | None = None,
     ) -> None:
         """Connects, or starts to listen."""
@@ -178,7 +176,6 @@ class VirtioUserPort(Port):
             "queue_size": queue_size,
             "ring": ring,
             "in_order": in_order,
-            "mac": mac,
             "without": without,
         }
         super().__init__(PortSpec.of("virtio-user", str(path), **options))

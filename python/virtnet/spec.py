@@ -177,10 +177,9 @@ def _count(name: str, low: int, high: int, default: int | None = None) -> Option
     """An option that is a whole number in a range."""
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
+        if type(value) is not int and not re.fullmatch("[0-9]+", value):
             return _no()
-        number = int(value)
-        return number if low <= number <= high else _no()
+        return int(value) if low <= int(value) <= high else _no()
 
     return Option(name, f"a whole number from {low} to {high}", check, str, default)
 
@@ -210,18 +209,6 @@ def _features(name: str) -> Option:
         return "+".join([*NetFeature.within(word).names(), *RingFeature.within(word).names()])
 
     return Option(name, "names of features joined by +, such as mrg_rxbuf+event_idx", check, write, 0)
-
-
-def _mac(name: str) -> Option:
-    """An option that is a station's MAC address."""
-
-    def check(value: Any) -> str:
-        text = str(value).lower()
-        if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text) or int(text[:2], 16) & 1:
-            raise ValueError
-        return text
-
-    return Option(name, "the MAC address of one station, such as 52:54:00:12:34:56", check)
 
 
 def _no() -> NoReturn:
@@ -273,7 +260,6 @@ KINDS: dict[str, Kind] = {
                 _count("queue_size", 1, 32768, 256),
                 _choice("ring", ("split", "packed"), "split"),
                 _switch("in_order", default=True),
-                _mac("mac"),
                 _WITHOUT,
             ),
         ),

@@ -16,7 +16,7 @@ from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats"]
+__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats", "WorkerStats"]
 
 
 def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
@@ -153,6 +153,23 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What the thread that moves a network's packets has done.
+
+    Attributes:
+        breaths: how often it looked at its ports.
+        busy_breaths: how often it found packets there.
+        sleeps: how often it went to sleep because nothing came.
+        cpu_s: seconds of processor time it used.
+    """
+
+    breaths: int = 0
+    busy_breaths: int = 0
+    sleeps: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class NetStats:
     """A network's counters at one moment, by name.
 
@@ -160,11 +177,13 @@ class NetStats:
         ports: the ports that are there.
         functions: the network functions that are there.
         gone: the sums of all that were there once and have been removed.
+        worker: what it cost.
     """
 
     ports: dict[str, PortStats] = field(default_factory=dict)
     functions: dict[str, FunctionStats] = field(default_factory=dict)
     gone: Balance = field(default_factory=Balance)
+    worker: WorkerStats = field(default_factory=WorkerStats)
 
     @property
     def drops(self) -> dict[str, int]:
@@ -193,4 +212,5 @@ class NetStats:
             "functions": {name: function.to_dict() for name, function in self.functions.items()},
             "network_drops": _sum(*(function.drops for function in self.functions.values())),
             "balance": self.balance().to_dict(),
+            "worker": asdict(self.worker),
         }

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Meter", "interruptible", "run"]
 
 SAMPLE_S = 0.25
+
+#: What both ends of a port agree on when they meet.
+AGREED = ("features", "protocol_features", "ring", "queue_pairs")
 
 
 @dataclass
@@ -53,16 +56,27 @@ class _Slope:
 
 @dataclass
 class Meter:
-    """Turns snapshots into rates, by port and direction."""
+    """Turns snapshots into rates, by port and direction, and remembers what was agreed with whoever was there."""
 
     slopes: dict[tuple[str, str], _Slope] = field(default_factory=dict)
+    agreed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def sample(self, stats: NetStats) -> None:
         """Takes a snapshot of now."""
         at = time.monotonic()
         for name, port in stats.ports.items():
+            if port.ring is not None:
+                self.agreed[name] = {word: getattr(port, word) for word in AGREED}
             for counter in ("received", "sent", "received_bytes", "sent_bytes"):
                 self.slopes.setdefault((name, counter), _Slope()).sample(at, getattr(port, counter))
+
+    def with_agreed(self, stats: NetStats) -> NetStats:
+        """The snapshot, with what was agreed last at ports whose other end has left."""
+        ports = {
+            name: replace(port, **self.agreed[name]) if port.ring is None and name in self.agreed else port
+            for name, port in stats.ports.items()
+        }
+        return replace(stats, ports=ports)
 
     def mean(self, port: str, counter: str) -> float:
         """The rate while packets passed, without the time before the first and after the last."""
@@ -90,8 +104,8 @@ def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None
         finally:
             _ignore_interrupts()
             net.stop()
-    stats = net.stats()
-    meter.sample(stats)
+    meter.sample(net.stats())
+    stats = meter.with_agreed(net.stats())
     elapsed = time.monotonic() - started
     if as_json:
         print(json.dumps(report(command, stats, meter, elapsed)))

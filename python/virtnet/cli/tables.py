@@ -15,24 +15,27 @@ if TYPE_CHECKING:
 __all__ = ["drops_text", "ports_table", "rate", "totals_line"]
 
 
-def ports_table(stats: NetStats, pps: Callable[[str, str], float], *, title: str) -> Table:
-    """One row a port: what it is, what passes, what was dropped. ``pps`` tells a port's rate by counter."""
+def ports_table(stats: NetStats, pps: Callable[[str, str], float] | None, *, title: str) -> Table:
+    """One row a port: what it is, what passed, what was dropped. ``pps`` tells a port's rate by counter."""
+    columns = ["received", "pps", "sent", "pps", "dropped"] if pps else ["received", "sent", "dropped"]
     table = Table(title=title, title_justify="left", title_style="dim")
     for head in ("port", "state", "rings"):
         table.add_column(head)
-    for head in ("received", "pps", "sent", "pps", "dropped"):
+    for head in columns:
         table.add_column(head, justify="right")
     for name, port in stats.ports.items():
-        table.add_row(
+        row: list[Text | str] = [
             name,
             _state(port),
             _rings(port),
             f"{port.received:,}",
-            rate(pps(name, "received")),
             f"{port.sent:,}",
-            rate(pps(name, "sent")),
             drops_text(port.drops),
-        )
+        ]
+        if pps:
+            row[4:4] = [rate(pps(name, "received"))]
+            row[6:6] = [rate(pps(name, "sent"))]
+        table.add_row(*row)
     return table
 
 
