@@ -283,15 +283,9 @@ impl ReceiveQueue {
         for i in rest {
             let frame_len = burst.frame_len(i);
             let need = self.header_len + frame_len;
-            while next < self.chains.len() && self.chains.bytes(next).is_err() {
-                self.queue.give(&self.chains, next, 0);
-                counters.bad_buffers += 1;
-                next += 1;
-            }
-            if next == self.chains.len() {
+            let Some(room) = self.next_room(&mut next, counters) else {
                 break;
-            }
-            let room = self.chains.bytes(next).map_or(0, |bytes| bytes as usize);
+            };
             if room >= need {
                 self.write(memory, next, 1, burst, i);
                 #[expect(
@@ -308,8 +302,8 @@ impl ReceiveQueue {
                         next += n;
                     }
                     Ok(Merged::NotNow) => break,
-                    Ok(Merged::Never) => {
-                        counters.tx_drops.add(DropReason::TooBig, 1);
+                    Ok(Merged::Never(reason)) => {
+                        counters.tx_drops.add(reason, 1);
                         accepted += 1;
                         continue;
                     }
@@ -337,6 +331,23 @@ impl ReceiveQueue {
         (accepted, outcome)
     }
 
+    /// Bytes of the next chain that is of any use; those before it make no sense, or would not even hold a header, and are given
+    /// back.
+    #[inline]
+    fn next_room(&mut self, next: &mut usize, counters: &mut PortCounters) -> Option<usize> {
+        while *next < self.chains.len() {
+            match self.chains.bytes(*next) {
+                Ok(bytes) if bytes as usize >= self.header_len => return Some(bytes as usize),
+                _ => {
+                    self.queue.give(&self.chains, *next, 0);
+                    counters.bad_buffers += 1;
+                    *next += 1;
+                }
+            }
+        }
+        None
+    }
+
     /// How many chains from `next` on hold `need` bytes together, taking more from the ring as needed.
     #[inline(never)]
     fn merge(
@@ -350,11 +361,7 @@ impl ReceiveQueue {
             while next + n < self.chains.len() {
                 let Ok(bytes) = self.chains.bytes(next + n) else {
                     // A bad buffer in the middle ends the run; it will be given back when it comes to the front.
-                    return Ok(if n == 0 {
-                        Merged::NotNow
-                    } else {
-                        Merged::Never
-                    });
+                    return Ok(Merged::Never(DropReason::BadBuffer));
                 };
                 room += bytes as usize;
                 n += 1;
@@ -364,13 +371,13 @@ impl ReceiveQueue {
             }
             if self.chains.room() == 0 {
                 return Ok(if next == 0 {
-                    Merged::Never
+                    Merged::Never(DropReason::TooBig)
                 } else {
                     Merged::NotNow
                 });
             }
             if n >= usize::from(self.queue.size()) {
-                return Ok(Merged::Never);
+                return Ok(Merged::Never(DropReason::TooBig));
             }
             if self
                 .queue
@@ -455,8 +462,8 @@ enum Merged {
     Chains(usize),
     /// The driver has not made enough buffers available yet.
     NotNow,
-    /// All that the driver could make available would not hold it.
-    Never,
+    /// The driver's buffers cannot hold it, now or later.
+    Never(DropReason),
 }
 
 /// Stores a header only where it differs: a line that already says the right thing stays in both caches.
