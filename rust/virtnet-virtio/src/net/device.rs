@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 use virtnet_packet::{Burst, DropReason, Offload, Picks, PortCounters};
 
-use super::header::{self, HEADER_MAX};
+use super::header::{self, Allowed, HEADER_MAX};
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
 
@@ -16,7 +16,7 @@ pub struct TransmitQueue {
     /// What the burst on its way still refers to.
     chains: Chains,
     header_len: usize,
-    offloads: bool,
+    allowed: Allowed,
 }
 
 impl TransmitQueue {
@@ -27,7 +27,7 @@ impl TransmitQueue {
             queue,
             chains: Chains::new(),
             header_len: features.header_len(),
-            offloads: features.contains(Features::CSUM),
+            allowed: Allowed::driver(features),
         }
     }
 
@@ -135,22 +135,7 @@ impl TransmitQueue {
         if offload.is_plain() {
             return Ok(offload);
         }
-        self.checked_offload(offload, frame_len)
-    }
-
-    #[inline(never)]
-    fn checked_offload(&self, offload: Offload, frame_len: u32) -> Result<Offload, DropReason> {
-        let asked =
-            offload.flags & Offload::NEEDS_CSUM != 0 || offload.gso_type != Offload::GSO_NONE;
-        if !asked {
-            // Hints and unknown flags of a plain frame mean nothing to anyone. Spec: virtio 1.4, 5.1.9.2.2.
-            return Ok(Offload::default());
-        }
-        if self.offloads && offload.fits(frame_len) {
-            Ok(offload)
-        } else {
-            Err(DropReason::BadOffload)
-        }
+        self.allowed.check(offload, frame_len)
     }
 
     /// Gives back every chain whose packet has gone its way; whether the driver is to be called.

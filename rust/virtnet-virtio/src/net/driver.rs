@@ -8,7 +8,7 @@ use std::sync::Arc;
 use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, UserAddr};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, PortCounters};
 
-use super::header::{self, HEADER_MAX};
+use super::header::{self, Allowed, HEADER_MAX};
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{DriverBuffer, DriverQueue, Features, RingError, Used};
 
@@ -83,6 +83,7 @@ pub struct DriverReceive {
     /// Which buffer stands behind an id that the device holds.
     buffer_of: Box<[u16]>,
     header_len: u32,
+    allowed: Allowed,
     mergeable: bool,
     /// What was reaped: the first `done` are in the burst on its way or dropped, the others wait for the next one.
     used: [Used; BURST_MAX],
@@ -109,6 +110,7 @@ impl DriverReceive {
             buffer_of: vec![0; buffers.len()].into(),
             buffers,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
+            allowed: Allowed::device(features),
             mergeable: features.contains(Features::MRG_RXBUF),
             used: [Used::default(); BURST_MAX],
             reaped: 0,
@@ -215,7 +217,7 @@ impl DriverReceive {
         let offload = if offload.is_plain() {
             offload
         } else {
-            checked_offload(offload, len)?
+            self.allowed.check(offload, self.frame_len(n, len))?
         };
         let head = self.buffers[usize::from(self.buffer_of[usize::from(self.used[self.done].id)])];
         let head = head.whole.skip(HEADROOM).first(len);
@@ -236,6 +238,12 @@ impl DriverReceive {
         check_len(len)?;
         burst.push_guest_runs(&self.memory, self.frame.iter().copied(), len, offload);
         Ok(len)
+    }
+
+    /// Bytes of the frame of the next `n` buffers, `first` of them in the first.
+    fn frame_len(&self, n: usize, first: u32) -> u32 {
+        let others = &self.used[self.done + 1..self.done + n];
+        first + others.iter().map(|used| used.len).sum::<u32>()
     }
 
     /// Gives the buffers of packets that have gone their way back to the device; whether it is to be kicked.
@@ -280,16 +288,6 @@ fn check_len(len: u32) -> Result<(), DropReason> {
         0..FRAME_MIN => Err(DropReason::Runt),
         FRAME_MIN..=FRAME_MAX => Ok(()),
         _ => Err(DropReason::Malformed),
-    }
-}
-
-/// A device's offload metadata, if it makes sense for this frame.
-fn checked_offload(offload: Offload, frame_len: u32) -> Result<Offload, DropReason> {
-    let asked = offload.flags & Offload::NEEDS_CSUM != 0 || offload.gso_type != Offload::GSO_NONE;
-    match (asked, offload.fits(frame_len)) {
-        (false, _) => Ok(Offload::default()),
-        (true, true) => Ok(offload),
-        (true, false) => Err(DropReason::BadOffload),
     }
 }
 

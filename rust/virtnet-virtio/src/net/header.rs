@@ -1,6 +1,8 @@
 //! The virtio-net header in front of every frame. Spec: virtio 1.4, 5.1.9, Device Operation (`struct virtio_net_hdr`).
 
-use virtnet_packet::Offload;
+use virtnet_packet::{DropReason, Offload};
+
+use crate::Features;
 
 /// Bytes of the longest header we use; without `num_buffers` it is two shorter.
 pub const HEADER_MAX: usize = 12;
@@ -44,6 +46,65 @@ pub fn build(offload: Offload, num_buffers: u16) -> [u8; HEADER_MAX] {
         i,
         j,
     ]
+}
+
+/// Or-ed to the segmentation of TCP: the sender knows explicit congestion notification.
+const GSO_ECN: u8 = 0x80;
+const TCPV4_ECN: u8 = Offload::GSO_TCPV4 | GSO_ECN;
+const TCPV6_ECN: u8 = Offload::GSO_TCPV6 | GSO_ECN;
+
+/// What one side may leave to the other, by the names of the driver's direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed(Features);
+
+impl Allowed {
+    /// To a driver that negotiated `features`.
+    pub(crate) fn driver(features: Features) -> Self {
+        Self(features)
+    }
+
+    /// To the device of a driver that negotiated `features`.
+    pub(crate) fn device(features: Features) -> Self {
+        let names = [
+            (Features::GUEST_CSUM, Features::CSUM),
+            (Features::GUEST_TSO4, Features::HOST_TSO4),
+            (Features::GUEST_TSO6, Features::HOST_TSO6),
+            (Features::GUEST_ECN, Features::HOST_ECN),
+            (Features::GUEST_UFO, Features::HOST_UFO),
+            (Features::GUEST_USO4, Features::HOST_USO),
+            (Features::GUEST_USO6, Features::HOST_USO),
+        ];
+        let negotiated = names
+            .into_iter()
+            .filter(|&(name, _)| features.contains(name));
+        Self(negotiated.map(|(_, same)| same).collect())
+    }
+
+    /// What counts of the metadata of a frame of `frame_len` bytes. Flags that ask for nothing, and numbers without a request,
+    /// mean nothing to anyone. Spec: virtio 1.4, 5.1.9.2.2 and 5.1.9.4.1.
+    ///
+    /// # Errors
+    /// [`DropReason::BadOffload`] when it asks for what was not negotiated, or cannot be done.
+    #[inline(never)]
+    pub(crate) fn check(self, offload: Offload, frame_len: u32) -> Result<Offload, DropReason> {
+        let flags = offload.flags & Offload::NEEDS_CSUM;
+        let needed = match offload.gso_type {
+            Offload::GSO_NONE if flags == 0 => return Ok(Offload::default()),
+            Offload::GSO_NONE => Features::CSUM,
+            Offload::GSO_TCPV4 => Features::CSUM | Features::HOST_TSO4,
+            Offload::GSO_TCPV6 => Features::CSUM | Features::HOST_TSO6,
+            TCPV4_ECN => Features::CSUM | Features::HOST_TSO4 | Features::HOST_ECN,
+            TCPV6_ECN => Features::CSUM | Features::HOST_TSO6 | Features::HOST_ECN,
+            Offload::GSO_UDP => Features::CSUM | Features::HOST_UFO,
+            Offload::GSO_UDP_L4 => Features::CSUM | Features::HOST_USO,
+            _ => return Err(DropReason::BadOffload),
+        };
+        if self.0.contains(needed) && offload.fits(frame_len) {
+            Ok(Offload { flags, ..offload })
+        } else {
+            Err(DropReason::BadOffload)
+        }
+    }
 }
 
 #[cfg(test)]
