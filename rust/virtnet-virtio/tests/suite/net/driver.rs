@@ -1,0 +1,1 @@
+//! Our driver's queues against our device's.
