@@ -1,14 +1,867 @@
+use std::fs::File;
+
 use super::*;
+use crate::message::RequestKind;
+use crate::payload::LogArea;
+
+const VERSION_1: u64 = 1 << 32;
+const PACKED: u64 = bits::RING_PACKED;
+const PROTOCOL: u64 = bits::PROTOCOL_FEATURES;
+
+/// User addresses of memory, and of a ring that lies in it.
+const MEMORY: MemoryRegion = MemoryRegion {
+    guest_addr: 0,
+    size: 0x10000,
+    user_addr: 0x7000_0000,
+    mmap_offset: 0,
+};
+const RING: VringAddresses = VringAddresses {
+    index: 0,
+    flags: 0,
+    desc: 0x7000_0000,
+    avail: 0x7000_1000,
+    used: 0x7000_2000,
+    log_guest_addr: 0,
+};
+
+fn session(protocol: ProtocolFeatures) -> BackendSession {
+    BackendSession::new(Offer::new(VERSION_1 | PACKED | bits::LOG_ALL, protocol, 1))
+}
+
+fn fd() -> OwnedFd {
+    EventFd::new().unwrap().into()
+}
+
+fn state(num: u32) -> VringState {
+    VringState { index: 0, num }
+}
+
+fn kick() -> Request {
+    Request::SetVringKick(VringFd::new(0, true))
+}
+
+/// As many descriptors as a request has to come with, all of them events.
+fn fds_for(request: &Request) -> Vec<OwnedFd> {
+    (0..request.descriptor_count().0).map(|_| fd()).collect()
+}
+
+/// Has a request carried out by a device that can do everything and stops rings at 77.
+fn tell(session: &mut BackendSession, request: Request) -> Result<(Vec<String>, Answer), Refusal> {
+    let mut step = session
+        .handle(&request, fds_for(&request))
+        .inspect_err(|_| session.refused(&request))?;
+    let mut names = Vec::new();
+    for action in std::mem::take(&mut step.actions) {
+        if let Action::StopRing(ring) = action {
+            step.ring_stopped(ring, Some(77));
+        }
+        let name = format!("{action:?}");
+        names.push(name.split(['(', ' ']).next().unwrap_or_default().to_owned());
+    }
+    let answer = match step.answer.clone() {
+        Answer::Base(ring) => Answer::Number(step.base(ring).into()),
+        answer => answer,
+    };
+    session.commit(step);
+    Ok((names, answer))
+}
+
+fn actions(session: &mut BackendSession, request: Request) -> Vec<String> {
+    tell(session, request).unwrap().0
+}
+
+/// The requests that bring a session from nothing to a running ring, in four parts.
+fn handshake() -> [Vec<Request>; 4] {
+    [
+        vec![],
+        vec![
+            Request::SetOwner,
+            Request::SetFeatures(VERSION_1 | PROTOCOL),
+            Request::SetProtocolFeatures(
+                ProtocolFeatures::BACKEND
+                    .difference(ProtocolFeatures::STATUS)
+                    .bits(),
+            ),
+        ],
+        vec![
+            Request::SetMemTable(MemoryTable(vec![MEMORY])),
+            Request::SetVringNum(state(256)),
+            Request::SetVringBase(state(5)),
+            Request::SetVringAddr(RING),
+            Request::SetVringCall(VringFd::new(0, true)),
+        ],
+        vec![kick(), Request::SetVringEnable(state(1))],
+    ]
+}
+
+/// A session that has come so far: 0 fresh, 1 agreed, 2 ready to start, 3 running.
+fn at(phase: usize) -> BackendSession {
+    let mut session = session(ProtocolFeatures::BACKEND);
+    for request in handshake().into_iter().take(phase + 1).flatten() {
+        tell(&mut session, request).unwrap();
+    }
+    assert_eq!(session.ring_runs(0), phase == 3);
+    session
+}
+
+/// A request that is right in itself.
+fn sample(kind: RequestKind) -> Request {
+    let elsewhere = MemoryRegion {
+        guest_addr: 1 << 32,
+        user_addr: 1 << 40,
+        ..MEMORY
+    };
+    let config = Config {
+        offset: 0,
+        flags: 0,
+        data: vec![0; 24],
+    };
+    match kind {
+        RequestKind::SetFeatures => Request::SetFeatures(VERSION_1 | PROTOCOL),
+        RequestKind::SetProtocolFeatures => {
+            Request::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.bits())
+        }
+        RequestKind::SetMemTable => Request::SetMemTable(MemoryTable(vec![MEMORY])),
+        RequestKind::AddMemReg => Request::AddMemReg(SingleRegion(elsewhere)),
+        RequestKind::RemMemReg => Request::RemMemReg(SingleRegion(MEMORY)),
+        RequestKind::SetVringNum => Request::SetVringNum(state(128)),
+        RequestKind::SetVringAddr => Request::SetVringAddr(RING),
+        RequestKind::SetVringKick => kick(),
+        RequestKind::SetVringCall => Request::SetVringCall(VringFd::new(0, true)),
+        RequestKind::SetVringErr => Request::SetVringErr(VringFd::new(0, false)),
+        RequestKind::SetVringEnable => Request::SetVringEnable(state(1)),
+        RequestKind::NetSetMtu => Request::NetSetMtu(1500),
+        RequestKind::GetConfig => Request::GetConfig(config),
+        RequestKind::SetConfig => Request::SetConfig(config),
+        RequestKind::SetLogBase => Request::SetLogBase(LogArea::default()),
+        kind => {
+            let zeros = (0..=64).find_map(|length| Request::decode(kind, &vec![0; length]));
+            zeros.unwrap_or_else(|| panic!("{kind:?} needs a sample"))
+        }
+    }
+}
+
+/// Which request is served when. STATUS is not negotiated here; it has tests of its own.
+const ORDER: &str = "
+                          fresh agreed ready running
+    GET_FEATURES            yes    yes   yes    yes
+    SET_FEATURES            yes    yes   yes    yes
+    SET_OWNER               yes    yes   yes    yes
+    RESET_OWNER             yes    yes   yes    yes
+    SET_MEM_TABLE           yes    yes   yes    yes
+    SET_LOG_BASE             no     no    no     no
+    SET_LOG_FD               no     no    no     no
+    SET_VRING_NUM           yes    yes   yes     no
+    SET_VRING_ADDR          yes    yes   yes    yes
+    SET_VRING_BASE          yes    yes   yes     no
+    GET_VRING_BASE          yes    yes   yes    yes
+    SET_VRING_KICK          yes    yes   yes    yes
+    SET_VRING_CALL          yes    yes   yes    yes
+    SET_VRING_ERR           yes    yes   yes    yes
+    GET_PROTOCOL_FEATURES   yes    yes   yes    yes
+    SET_PROTOCOL_FEATURES   yes    yes   yes    yes
+    GET_QUEUE_NUM            no    yes   yes    yes
+    SET_VRING_ENABLE        yes    yes   yes    yes
+    SEND_RARP                no    yes   yes    yes
+    NET_SET_MTU              no    yes   yes    yes
+    SET_BACKEND_REQ_FD       no     no    no     no
+    IOTLB_MSG                no     no    no     no
+    SET_VRING_ENDIAN         no     no    no     no
+    GET_CONFIG               no    yes   yes    yes
+    SET_CONFIG               no    yes   yes    yes
+    CREATE_CRYPTO_SESSION    no     no    no     no
+    CLOSE_CRYPTO_SESSION     no     no    no     no
+    POSTCOPY_ADVISE          no     no    no     no
+    POSTCOPY_LISTEN          no     no    no     no
+    POSTCOPY_END             no     no    no     no
+    GET_INFLIGHT_FD          no     no    no     no
+    SET_INFLIGHT_FD          no     no    no     no
+    GPU_SET_SOCKET           no     no    no     no
+    RESET_DEVICE             no    yes   yes    yes
+    VRING_KICK               no     no    no     no
+    GET_MAX_MEM_SLOTS        no    yes   yes    yes
+    ADD_MEM_REG              no    yes   yes    yes
+    REM_MEM_REG              no     no   yes    yes
+    SET_STATUS               no     no    no     no
+    GET_STATUS               no     no    no     no
+    GET_SHARED_OBJECT        no     no    no     no
+    SET_DEVICE_STATE_FD      no     no    no     no
+    CHECK_DEVICE_STATE       no     no    no     no
+    GET_SHMEM_CONFIG         no     no    no     no
+";
+
+#[test]
+fn tb20_tb21_tb87_every_request_is_served_or_refused_in_every_phase_as_the_table_says() {
+    let mut lines = ORDER.lines().skip(2);
+    for kind in RequestKind::ALL {
+        let mut words = lines.next().unwrap().split_whitespace();
+        assert_eq!(words.next(), Some(kind.name()));
+        for (phase, expected) in words.enumerate() {
+            let (mut session, request) = (at(phase), sample(*kind));
+            let outcome = tell(&mut session, request);
+            let found = if outcome.is_ok() { "yes" } else { "no" };
+            assert_eq!(
+                found,
+                expected,
+                "{} in phase {phase}: {outcome:?}",
+                kind.name()
+            );
+        }
+    }
+}
 
 #[test]
 fn a_refused_request_changes_nothing() {
-    let session = BackendSession::new(Offer::new(1 << 32, ProtocolFeatures::MQ, 1));
-    let refusal = session
-        .handle(&Request::SetFeatures(1 << 40), Vec::new())
-        .unwrap_err();
-    assert!(
-        matches!(refusal, Refusal::FeaturesNotOffered { .. }),
-        "{refusal}"
+    for kind in RequestKind::ALL {
+        for phase in 0..4 {
+            let (mut session, request) = (at(phase), sample(*kind));
+            let before = format!("{:?}", session.state);
+            if tell(&mut session, request).is_err() {
+                assert_eq!(format!("{:?}", session.state), before, "{}", kind.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_that_is_not_committed_has_not_been_made() {
+    let session = at(2);
+    let step = session.handle(&kick(), vec![fd()]).unwrap();
+    assert!(matches!(step.actions[..], [Action::StartRing(0, _)]));
+    drop(step);
+    assert!(!session.ring_state(0).started);
+}
+
+#[test]
+fn tb21_a_ring_starts_with_the_message_that_completes_it_in_any_order() {
+    let parts = || {
+        vec![
+            Request::SetFeatures(VERSION_1 | PROTOCOL),
+            Request::SetMemTable(MemoryTable(vec![MEMORY])),
+            Request::SetVringNum(state(256)),
+            Request::SetVringAddr(RING),
+            kick(),
+        ]
+    };
+    for order in permutations(parts().len()) {
+        let mut session = session(ProtocolFeatures::BACKEND);
+        let mut parts: Vec<_> = parts().into_iter().map(Some).collect();
+        for (place, &part) in order.iter().enumerate() {
+            let request = parts[part].take().unwrap();
+            let started = actions(&mut session, request).contains(&"StartRing".to_owned());
+            assert_eq!(started, place == order.len() - 1, "{order:?} at {place}");
+        }
+        assert!(session.ring_runs(0));
+    }
+}
+
+fn permutations(n: usize) -> Vec<Vec<usize>> {
+    if n == 0 {
+        return vec![vec![]];
+    }
+    let shorter = permutations(n - 1);
+    let insert = |p: &Vec<usize>, at| [&p[..at], &[n - 1], &p[at..]].concat();
+    shorter
+        .iter()
+        .flat_map(|p| (0..n).map(move |at| insert(p, at)))
+        .collect()
+}
+
+#[test]
+fn regions_that_come_one_by_one_start_a_ring_when_all_of_it_is_there() {
+    let mut session = session(ProtocolFeatures::BACKEND);
+    let [_, agree, _, _] = handshake();
+    for request in agree {
+        tell(&mut session, request).unwrap();
+    }
+    let halves = [
+        MemoryRegion {
+            size: 0x2000,
+            ..MEMORY
+        },
+        MemoryRegion {
+            guest_addr: 0x2000,
+            user_addr: MEMORY.user_addr + 0x2000,
+            size: 0x2000,
+            mmap_offset: 0,
+        },
+    ];
+    for request in [
+        Request::SetVringNum(state(256)),
+        Request::SetVringAddr(RING),
+        kick(),
+    ] {
+        assert_eq!(actions(&mut session, request), [""; 0]);
+    }
+    assert_eq!(
+        actions(&mut session, Request::AddMemReg(SingleRegion(halves[0]))),
+        ["AddMemory"]
     );
-    assert_eq!(session.features(), None);
+    assert_eq!(
+        actions(&mut session, Request::AddMemReg(SingleRegion(halves[1]))),
+        ["AddMemory", "StartRing"]
+    );
+}
+
+#[test]
+fn u5_enabling_is_remembered_while_a_ring_is_stopped() {
+    let mut session = at(2);
+    assert_eq!(
+        actions(&mut session, Request::SetVringEnable(state(1))),
+        [""; 0]
+    );
+    let step = session.handle(&kick(), vec![fd()]).unwrap();
+    assert!(matches!(&step.actions[..], [Action::StartRing(0, setup)] if setup.enabled));
+    session.commit(step);
+    assert_eq!(
+        actions(&mut session, Request::SetVringEnable(state(0))),
+        ["EnableRing"]
+    );
+    tell(&mut session, Request::GetVringBase(state(0))).unwrap();
+    assert_eq!(
+        session.ring_state(0),
+        RingState {
+            started: false,
+            enabled: false
+        }
+    );
+    assert!(matches!(
+        tell(&mut session, Request::SetVringEnable(state(2))),
+        Err(Refusal::Value { .. })
+    ));
+}
+
+#[test]
+fn u4_without_protocol_features_all_rings_are_enabled() {
+    let mut session = at(2);
+    tell(&mut session, Request::SetFeatures(VERSION_1)).unwrap();
+    assert!(session.ring_state(0).enabled && session.ring_state(1).enabled);
+    tell(&mut session, kick()).unwrap();
+    tell(&mut session, Request::ResetOwner).unwrap();
+    assert!(
+        session.ring_state(0).enabled,
+        "nobody would enable it again"
+    );
+}
+
+#[test]
+fn u8_a_stopped_ring_says_where_and_goes_on_there() {
+    let mut session = at(3);
+    let stop = || Request::GetVringBase(state(0));
+    assert_eq!(
+        tell(&mut session, stop()).unwrap(),
+        (vec!["StopRing".to_owned()], Answer::Number(77))
+    );
+    assert_eq!(
+        tell(&mut session, stop()).unwrap(),
+        (vec![], Answer::Number(77)),
+        "it is stopped already"
+    );
+    // The call came once, and still holds.
+    let step = session.handle(&kick(), vec![fd()]).unwrap();
+    assert!(
+        matches!(&step.actions[..], [Action::StartRing(0, s)] if s.base == 77 && s.call.is_some())
+    );
+}
+
+#[test]
+fn tb25_a_ring_that_was_never_made_stops_where_it_would_begin() {
+    let cases = [(VERSION_1, 0), (VERSION_1 | PACKED, 0x8000_8000)];
+    for (features, base) in cases {
+        let mut session = session(ProtocolFeatures::BACKEND);
+        tell(&mut session, Request::SetFeatures(features | PROTOCOL)).unwrap();
+        let answer = tell(&mut session, Request::GetVringBase(state(0))).unwrap();
+        assert_eq!(answer, (vec![], Answer::Number(base)));
+    }
+}
+
+#[test]
+fn tb32_p17_bases_are_checked_and_completed() {
+    let packed = VERSION_1 | PACKED | PROTOCOL;
+    // Features, base told, base the ring starts with (None: refused at last when it starts).
+    let cases = [
+        (VERSION_1 | PROTOCOL, 0xffff, Some(0xffff)),
+        (VERSION_1 | PROTOCOL, 0x1_0000, None),
+        (packed, 0x8000, Some(0x8000_8000)),
+        (packed, 0x8000_8000, Some(0x8000_8000)),
+        (packed, 0x0005_8007, Some(0x0005_8007)),
+        (packed, 0x0000_0003, Some(3)),
+        (packed, 0x8000_8100, None),
+        (packed, 0x8100_8000, None),
+        (packed, 0x80ff_80ff, Some(0x80ff_80ff)),
+    ];
+    for (features, told, expected) in cases {
+        let mut session = at(2);
+        tell(&mut session, Request::SetFeatures(features)).unwrap();
+        let base = tell(&mut session, Request::SetVringBase(state(told)));
+        let found = base
+            .and_then(|_| session.handle(&kick(), vec![fd()]))
+            .ok()
+            .map(|step| match &step.actions[..] {
+                [Action::StartRing(0, setup)] => setup.base,
+                other => panic!("{other:?}"),
+            });
+        assert_eq!(found, expected, "{told:#x} with {features:#x}");
+    }
+}
+
+#[test]
+fn tb26_ta58_sizes_are_checked() {
+    let cases = [
+        (0, false, false),
+        (1, true, true),
+        (3, false, true),
+        (256, true, true),
+        (32_768, true, true),
+    ];
+    let too_large = [32_769, 65_535, 65_536, 1 << 31, u32::MAX].map(|size| (size, false, false));
+    for (size, split, packed) in cases.into_iter().chain(too_large) {
+        for (features, expected) in [(VERSION_1, split), (VERSION_1 | PACKED, packed)] {
+            let mut session = session(ProtocolFeatures::BACKEND);
+            tell(&mut session, Request::SetFeatures(features | PROTOCOL)).unwrap();
+            let outcome = tell(&mut session, Request::SetVringNum(state(size)));
+            assert_eq!(
+                outcome.is_ok(),
+                expected,
+                "{size} with {features:#x}: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tb26_a_size_told_before_the_features_is_checked_when_the_ring_starts() {
+    let mut session = session(ProtocolFeatures::BACKEND);
+    tell(&mut session, Request::SetVringNum(state(3))).unwrap();
+    tell(&mut session, Request::SetFeatures(VERSION_1 | PROTOCOL)).unwrap();
+    tell(
+        &mut session,
+        Request::SetMemTable(MemoryTable(vec![MEMORY])),
+    )
+    .unwrap();
+    tell(&mut session, Request::SetVringAddr(RING)).unwrap();
+    assert!(matches!(
+        tell(&mut session, kick()),
+        Err(Refusal::Value { .. })
+    ));
+    assert!(!session.ring_runs(0));
+}
+
+#[test]
+fn tb29_misplaced_rings_are_refused() {
+    let cases = [
+        (
+            VringAddresses {
+                desc: RING.desc + 8,
+                ..RING
+            },
+            "Descriptor Area",
+        ),
+        (
+            VringAddresses {
+                avail: RING.avail + 1,
+                ..RING
+            },
+            "Driver Area",
+        ),
+        (
+            VringAddresses {
+                used: RING.used + 2,
+                ..RING
+            },
+            "Device Area",
+        ),
+        (
+            VringAddresses {
+                desc: 0x7001_0000,
+                ..RING
+            },
+            "Descriptor Area",
+        ),
+        (
+            VringAddresses {
+                avail: 0x6fff_fffe,
+                ..RING
+            },
+            "Driver Area",
+        ),
+        (
+            VringAddresses {
+                used: u64::MAX - 3,
+                ..RING
+            },
+            "Device Area",
+        ),
+    ];
+    for (addresses, area) in cases {
+        for phase in [2, 3] {
+            let mut session = at(phase);
+            let refusal = tell(&mut session, Request::SetVringAddr(addresses))
+                .and_then(|_| tell(&mut session, kick()));
+            let text = refusal.unwrap_err().to_string();
+            assert!(text.contains(area), "{text}");
+            assert_eq!(session.ring_runs(0), phase == 3);
+        }
+    }
+}
+
+#[test]
+fn tb24_a_ring_that_does_not_exist_is_refused() {
+    let mut session = at(1);
+    for index in [2, 255, 256, 1 << 16, u32::MAX] {
+        let state = VringState { index, num: 1 };
+        let requests = [
+            Request::SetVringNum(state),
+            Request::SetVringBase(state),
+            Request::GetVringBase(state),
+            Request::SetVringEnable(state),
+            Request::SetVringAddr(VringAddresses { index, ..RING }),
+            Request::SetVringKick(VringFd {
+                word: u64::from(index) & !0x100 | u64::from(index) << 32,
+            }),
+            Request::SetVringCall(VringFd { word: 1 << 63 }),
+        ];
+        for request in requests {
+            let refusal = tell(&mut session, request).unwrap_err();
+            assert!(
+                matches!(refusal, Refusal::RingIndex { rings: 2, .. }),
+                "{refusal}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tb27_a_running_ring_keeps_its_size_and_base() {
+    let mut session = at(3);
+    for request in [
+        Request::SetVringNum(state(128)),
+        Request::SetVringBase(state(0)),
+    ] {
+        assert!(matches!(
+            tell(&mut session, request),
+            Err(Refusal::RingRuns { ring: 0, .. })
+        ));
+    }
+    tell(&mut session, Request::GetVringBase(state(0))).unwrap();
+    tell(&mut session, Request::SetVringNum(state(128))).unwrap();
+}
+
+#[test]
+fn u12_a_running_ring_takes_new_events_and_addresses() {
+    let mut session = at(3);
+    let moved = VringAddresses {
+        desc: RING.desc + 0x4000,
+        flags: 1,
+        log_guest_addr: 9,
+        ..RING
+    };
+    assert_eq!(actions(&mut session, kick()), ["SetKick"]);
+    assert_eq!(
+        actions(&mut session, Request::SetVringCall(VringFd::new(0, false))),
+        ["SetCall"]
+    );
+    assert_eq!(
+        actions(&mut session, Request::SetVringErr(VringFd::new(0, true))),
+        ["SetErr"]
+    );
+    assert_eq!(
+        actions(&mut session, Request::SetVringAddr(moved)),
+        ["SetAddresses"]
+    );
+    assert_eq!(
+        session.state.rings[0].addresses.unwrap().log_guest_addr,
+        Some(9)
+    );
+}
+
+#[test]
+fn u10_a_kick_without_a_descriptor_starts_a_ring_that_is_polled() {
+    let mut session = at(2);
+    let request = Request::SetVringKick(VringFd::new(0, false));
+    let step = session.handle(&request, Vec::new()).unwrap();
+    assert!(matches!(&step.actions[..], [Action::StartRing(0, setup)] if setup.kick.is_none()));
+    session.commit(step);
+    assert!(session.ring_state(0).started);
+}
+
+#[test]
+fn tb10_tb12_tb35_descriptors_come_in_the_number_the_table_says() {
+    let session = at(3);
+    for kind in RequestKind::ALL {
+        let request = sample(*kind);
+        let (least, most) = request.descriptor_count();
+        for count in (0..4).filter(|count| !(least..=most).contains(count)) {
+            let refusal = session
+                .handle(&request, (0..count).map(|_| fd()).collect())
+                .unwrap_err();
+            assert!(
+                matches!(refusal, Refusal::DescriptorCount { found, .. } if found == count),
+                "{refusal}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ta110_what_is_no_event_is_refused() {
+    let mut session = at(3);
+    for path in ["/dev/zero", "/"] {
+        let refusal = session
+            .handle(&kick(), vec![File::open(path).unwrap().into()])
+            .unwrap_err();
+        assert!(
+            matches!(refusal, Refusal::DescriptorKind { .. }),
+            "{refusal}"
+        );
+    }
+    assert_eq!(actions(&mut session, kick()), ["SetKick"]);
+}
+
+#[test]
+fn tb22_features_are_checked_against_the_offer_and_frozen_while_a_ring_runs() {
+    let features =
+        |session: &mut BackendSession, features| tell(session, Request::SetFeatures(features));
+    let mut fresh = at(0);
+    assert!(matches!(
+        features(&mut fresh, 1 << 5),
+        Err(Refusal::FeaturesNotOffered {
+            unoffered: 0x20,
+            ..
+        })
+    ));
+    assert_eq!(fresh.features(), None);
+
+    let mut running = at(3);
+    let agreed = VERSION_1 | PROTOCOL;
+    assert!(matches!(
+        features(&mut running, agreed | PACKED),
+        Err(Refusal::FeaturesWhileRunning { .. })
+    ));
+    assert_eq!(
+        features(&mut running, agreed).unwrap().0,
+        [""; 0],
+        "nothing new"
+    );
+    assert_eq!(
+        features(&mut running, agreed | bits::LOG_ALL).unwrap().0,
+        ["SetFeatures"]
+    );
+    assert_eq!(features(&mut running, agreed).unwrap().0, ["SetFeatures"]);
+    tell(&mut running, Request::GetVringBase(state(0))).unwrap();
+    features(&mut running, agreed | PACKED).unwrap();
+}
+
+#[test]
+fn bit_30_is_offered_when_there_are_protocol_features() {
+    for (protocol, bit) in [
+        (ProtocolFeatures::MQ, PROTOCOL),
+        (ProtocolFeatures::empty(), 0),
+    ] {
+        let mut session = session(protocol);
+        let Answer::Number(features) = tell(&mut session, Request::GetFeatures).unwrap().1 else {
+            panic!()
+        };
+        assert_eq!(features & PROTOCOL, bit);
+    }
+}
+
+#[test]
+fn tb23_protocol_features_beyond_the_offer_are_left_out_and_reported() {
+    let everything = ProtocolFeatures::from_bits_retain(u64::MAX);
+    let mut session = session(everything);
+    let request = Request::GetProtocolFeatures;
+    let offered = tell(&mut session, request).unwrap().1;
+    assert_eq!(
+        offered,
+        Answer::Number(ProtocolFeatures::BACKEND.bits()),
+        "only what works is offered"
+    );
+    let mut step = session
+        .handle(&Request::SetProtocolFeatures(u64::MAX), Vec::new())
+        .unwrap();
+    assert!(matches!(
+        step.reservation.take(),
+        Some(Refusal::ProtocolFeaturesNotOffered { .. })
+    ));
+    session.commit(step);
+    assert_eq!(session.protocol_features(), ProtocolFeatures::BACKEND);
+}
+
+/// A session with STATUS, ready but for the driver.
+fn with_status() -> BackendSession {
+    let mut session = session(ProtocolFeatures::BACKEND);
+    tell(
+        &mut session,
+        Request::SetProtocolFeatures(ProtocolFeatures::BACKEND.bits()),
+    )
+    .unwrap();
+    let [_, _, ready, run] = handshake();
+    tell(&mut session, Request::SetFeatures(VERSION_1 | PROTOCOL)).unwrap();
+    for request in ready.into_iter().chain(run) {
+        tell(&mut session, request).unwrap();
+    }
+    session
+}
+
+#[test]
+fn u34_v8_rings_wait_for_the_driver_where_the_status_is_negotiated() {
+    let mut session = with_status();
+    assert!(session.ring_state(0).started && !session.ring_runs(0));
+    assert_eq!(actions(&mut session, Request::SetStatus(3)), ["SetStatus"]);
+    assert_eq!(
+        actions(&mut session, Request::SetStatus(15)),
+        ["SetStatus", "StartRing"]
+    );
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(15)
+    );
+    assert_eq!(actions(&mut session, Request::SetStatus(15)), ["SetStatus"]);
+}
+
+#[test]
+fn u34_v3_features_ok_stays_clear_after_refused_features() {
+    let mut session = with_status();
+    tell(&mut session, Request::SetFeatures(1 << 60)).unwrap_err();
+    tell(&mut session, Request::SetStatus(11)).unwrap();
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(3)
+    );
+    tell(&mut session, Request::SetFeatures(VERSION_1)).unwrap();
+    tell(&mut session, Request::SetStatus(11)).unwrap();
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(11)
+    );
+}
+
+#[test]
+fn tb48_tb49_v10_a_status_of_zero_resets_the_device_and_keeps_the_session() {
+    let mut session = with_status();
+    tell(&mut session, Request::SetStatus(15)).unwrap();
+    session.set_needs_reset();
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(15 | 64)
+    );
+    assert!(matches!(
+        tell(&mut session, Request::SetStatus(256)),
+        Err(Refusal::Value { .. })
+    ));
+    tell(&mut session, Request::SetStatus(7)).unwrap();
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(7 | 64),
+        "only a reset cures"
+    );
+
+    assert_eq!(
+        actions(&mut session, Request::SetStatus(0)),
+        ["StopRing", "Reset", "SetStatus"]
+    );
+    assert_eq!(
+        tell(&mut session, Request::GetStatus).unwrap().1,
+        Answer::Number(0)
+    );
+    assert_eq!(session.ring_state(0), RingState::default());
+    assert_eq!(session.protocol_features(), ProtocolFeatures::BACKEND);
+    assert_eq!(
+        tell(&mut session, Request::GetVringBase(state(0)))
+            .unwrap()
+            .1,
+        Answer::Number(0),
+        "begins anew"
+    );
+}
+
+#[test]
+fn u33_tb48_reset_requests_stop_the_rings_and_keep_what_was_agreed() {
+    for (request, base, expected) in [
+        (Request::ResetDevice, 0, vec!["StopRing", "Reset"]),
+        (Request::ResetOwner, 77, vec!["StopRing"]),
+    ] {
+        let mut session = at(3);
+        assert_eq!(actions(&mut session, request.clone()), expected);
+        assert_eq!(session.ring_state(0), RingState::default());
+        assert!(session.acknowledges());
+        assert_eq!(
+            actions(&mut session, request),
+            expected[1..],
+            "again is harmless"
+        );
+        let step = session.handle(&kick(), vec![fd()]).unwrap();
+        assert!(matches!(&step.actions[..], [Action::StartRing(0, setup)] if setup.base == base));
+    }
+}
+
+#[test]
+fn u19_tb82_the_mtu_is_checked() {
+    let mut session = at(1);
+    for (mtu, valid) in [
+        (0, false),
+        (67, false),
+        (68, true),
+        (65_535, true),
+        (65_536, false),
+        (u64::MAX, false),
+    ] {
+        assert_eq!(
+            tell(&mut session, Request::NetSetMtu(mtu)).is_ok(),
+            valid,
+            "{mtu}"
+        );
+    }
+}
+
+#[test]
+fn tb83_only_the_address_of_a_station_is_announced() {
+    let mut session = at(1);
+    let word = |mac: [u8; 8]| Request::SendRarp(u64::from_ne_bytes(mac));
+    let step = session
+        .handle(&word([2, 0, 0, 0, 0, 9, 7, 7]), Vec::new())
+        .unwrap();
+    assert!(matches!(
+        step.actions[..],
+        [Action::SendRarp([2, 0, 0, 0, 0, 9])]
+    ));
+    tell(&mut session, word([0xff; 8])).unwrap_err();
+}
+
+#[test]
+fn tb80_configuration_beyond_the_end_is_refused() {
+    let mut session = at(1);
+    for (offset, len, valid) in [
+        (0, 256, true),
+        (255, 1, true),
+        (256, 1, false),
+        (0, 257, false),
+        (u32::MAX, 1, false),
+    ] {
+        let config = Config {
+            offset,
+            flags: 0,
+            data: vec![0; len],
+        };
+        assert_eq!(
+            tell(&mut session, Request::GetConfig(config.clone())).is_ok(),
+            valid,
+            "{offset}+{len}"
+        );
+        assert_eq!(
+            tell(&mut session, Request::SetConfig(config)).is_ok(),
+            valid,
+            "{offset}+{len}"
+        );
+    }
+}
+
+#[test]
+fn tb39_tb42_refused_memory_leaves_the_old_one() {
+    let mut session = at(2);
+    let overlapping = MemoryTable(vec![MEMORY, MEMORY]);
+    tell(&mut session, Request::SetMemTable(overlapping)).unwrap_err();
+    tell(&mut session, Request::AddMemReg(SingleRegion(MEMORY))).unwrap_err();
+    assert_eq!(actions(&mut session, kick()), ["StartRing"]);
 }
