@@ -40,7 +40,14 @@ fi
 stty raw -echo </dev/ttyS1
 exec </dev/ttyS1 >/dev/ttyS1
 echo "@ready $(cut -d' ' -f1 /proc/uptime)"
-while read -r id limit command; do
+# A serial line can lose a byte while the only processor is busy: a line that did not arrive whole is not acknowledged, and
+# comes again. One that did is acknowledged at once; should the acknowledgement be lost, it is not run twice.
+last=
+while read -r id limit size command; do
+    [ -n "$size" ] && [ "${#command}" = "$size" ] || continue
+    echo "@got-$id "
+    [ "$id" != "$last" ] || continue
+    last=$id
     echo "$command" | base64 -d >"/tmp/$id"
     timeout -s KILL "$limit" sh -c ". /tmp/env; . /tmp/$id" </dev/null >"/tmp/$id.out" 2>&1
     status=$?
