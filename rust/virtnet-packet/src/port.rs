@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Burst, DropReason, Offload, Picks, PortCounters};
 
@@ -66,33 +67,61 @@ pub type PortPair = (MemoryPort, MemoryPort);
 /// Makes two ports back to back, each holding up to `capacity` packets that the other has not taken yet.
 #[must_use]
 pub fn memory_pair(capacity: usize) -> PortPair {
-    let (left, right) = (Queue::default(), Queue::default());
-    let (left, right) = (Arc::new(Mutex::new(left)), Arc::new(Mutex::new(right)));
+    let (left, right) = (Arc::default(), Arc::default());
     let port = |inbox: &Arc<_>, outbox: &Arc<_>| MemoryPort {
         inbox: Arc::clone(inbox),
         outbox: Arc::clone(outbox),
         capacity,
+        bell: None,
         counters: PortCounters::default(),
     };
     (port(&left, &right), port(&right, &left))
 }
 
-type Queue = VecDeque<(Offload, Vec<u8>)>;
+/// What is on its way in one direction, and how its receiver wants to hear of it.
+#[derive(Debug, Default)]
+struct Lane {
+    packets: VecDeque<(Offload, Vec<u8>)>,
+    /// The receiver sleeps on the other end of this; made when it first does.
+    bell: Option<PipeWriter>,
+    armed: bool,
+    /// The bell has a byte in it that the receiver has not taken out.
+    rung: bool,
+}
+
+fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One of two ports back to back in memory; see [`memory_pair`].
 #[derive(Debug)]
 pub struct MemoryPort {
-    inbox: Arc<Mutex<Queue>>,
-    outbox: Arc<Mutex<Queue>>,
+    inbox: Arc<Mutex<Lane>>,
+    outbox: Arc<Mutex<Lane>>,
     capacity: usize,
+    bell: Option<PipeReader>,
     counters: PortCounters,
+}
+
+impl MemoryPort {
+    /// Has the sender ring when something comes. At most one byte is ever in the pipe, so that neither end blocks.
+    fn listen(&mut self) -> io::Result<()> {
+        let mut inbox = lock(&self.inbox);
+        if self.bell.is_none() {
+            let (reader, writer) = io::pipe()?;
+            inbox.bell = Some(writer);
+            self.bell = Some(reader);
+        }
+        inbox.armed = true;
+        Ok(())
+    }
 }
 
 impl Port for MemoryPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = burst.room().min(inbox.len());
-        for (offload, frame) in inbox.drain(..n) {
+        let mut inbox = lock(&self.inbox);
+        let n = burst.room().min(inbox.packets.len());
+        for (offload, frame) in inbox.packets.drain(..n) {
             self.counters.received += 1;
             self.counters.received_bytes += frame.len() as u64;
             burst.push_bytes(&frame, offload);
@@ -101,31 +130,61 @@ impl Port for MemoryPort {
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = self.capacity.saturating_sub(outbox.len());
+        let mut outbox = lock(&self.outbox);
+        let room = self.capacity.saturating_sub(outbox.packets.len());
         for i in picks.iter().take(room) {
             let mut frame = vec![0; burst.frame_len(i)];
             burst.copy_frame(i, &mut frame);
             self.counters.sent += 1;
             self.counters.sent_bytes += frame.len() as u64;
-            outbox.push_back((burst.offload(i), frame));
+            outbox.packets.push_back((burst.offload(i), frame));
         }
         picks.len().min(room)
+    }
+
+    fn flush(&mut self) {
+        let mut outbox = lock(&self.outbox);
+        if outbox.armed && !outbox.rung && !outbox.packets.is_empty() {
+            outbox.rung = outbox
+                .bell
+                .as_mut()
+                .is_some_and(|bell| bell.write_all(&[0]).is_ok());
+            self.counters.notifications += u64::from(outbox.rung);
+        }
     }
 
     fn drop_tx(&mut self, reason: DropReason, n: usize) {
         self.counters.tx_drops.add(reason, n);
     }
 
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
+    }
+
     fn arm(&mut self) -> bool {
-        !self
-            .inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        // Out of descriptors, it cannot be woken: better not to sleep.
+        self.listen().is_err() || !lock(&self.inbox).packets.is_empty()
+    }
+
+    fn disarm(&mut self) {
+        let mut inbox = lock(&self.inbox);
+        inbox.armed = false;
+        if inbox.rung
+            && let Some(bell) = &mut self.bell
+        {
+            inbox.rung = bell.read_exact(&mut [0]).is_err();
+        }
     }
 
     fn counters(&self) -> PortCounters {
         self.counters
+    }
+}
+
+impl Drop for MemoryPort {
+    fn drop(&mut self) {
+        let mut inbox = lock(&self.inbox);
+        inbox.armed = false;
+        inbox.bell = None;
     }
 }
