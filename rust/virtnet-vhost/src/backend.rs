@@ -365,6 +365,8 @@ impl Backend {
                 num: step.base(ring),
             }),
             Answer::Config(mut config) => {
+                // What the question carried is not to be seen in the answer.
+                config.data.fill(0);
                 device.read_config(config.offset, &mut config.data);
                 Reaction::Config(config)
             }
