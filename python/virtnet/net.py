@@ -49,6 +49,9 @@ __all__ = ["Net"]
 Poll = Literal["adaptive", "busy", "interrupt"]
 POLLS: tuple[Poll, ...] = ("adaptive", "busy", "interrupt")
 
+#: A signal that another thread caught is noticed after this long.
+WAIT_SLICE_S = 0.1
+
 #: Names need to be told apart in tables and texts.
 NAME_MAX = 64
 
@@ -385,10 +388,10 @@ class Net:
         """Waits until the network is stopped elsewhere; whether that happened within the time given."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._end.is_set():
-            left = 3600.0 if deadline is None else deadline - time.monotonic()
+            left = WAIT_SLICE_S if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._end.wait(left)
+            self._end.wait(min(left, WAIT_SLICE_S))
         return True
 
     @property
