@@ -156,7 +156,8 @@ impl DriverReceive {
             let waiting = self.reaped - self.done;
             let first = self.used[self.done];
             let (bytes, offload, num_buffers) = self.header(first);
-            let n = if self.mergeable {
+            // Without a whole header there is no count: a buffer that was returned empty.
+            let n = if self.mergeable && bytes.is_some() {
                 usize::from(num_buffers)
             } else {
                 1
