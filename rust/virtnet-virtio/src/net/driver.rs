@@ -292,6 +292,20 @@ fn check_len(len: u32) -> Result<(), DropReason> {
     }
 }
 
+/// Whether there are buffers for a frame.
+enum Room {
+    Found,
+    NotNow,
+    /// It takes more than there are.
+    Never,
+}
+
+/// How many buffers a frame takes.
+#[inline]
+fn buffers_for(frame_len: usize) -> usize {
+    frame_len.div_ceil(BufferArea::FRAME_ROOM as usize).max(1)
+}
+
 /// A running transmitq: packets go into the device.
 #[derive(Debug)]
 pub struct DriverTransmit {
@@ -346,11 +360,13 @@ impl DriverTransmit {
         })
     }
 
-    /// Hands the picked packets to the device, in order; how many were accepted, counted from the front. The device sees them
-    /// after [`Self::publish`].
+    /// Hands the picked packets to the device, in order; how many were accepted, counted from the front.
+    ///
+    /// An accepted packet is sent or counted in `tx_drops`; the others found no buffers. The device sees them after
+    /// [`Self::publish`].
     ///
     /// # Errors
-    /// [`RingError`]: the device is at fault, the queue is lost.
+    /// [`RingError`]: the device is at fault, the queue is lost. Nothing was accepted.
     #[inline]
     pub fn send(
         &mut self,
@@ -361,18 +377,47 @@ impl DriverTransmit {
         if self.n_free < picks.len() {
             self.reap()?;
         }
-        let mut bytes = 0;
-        let mut accepted = 0;
+        let (mut accepted, mut sent, mut sent_bytes) = (0, 0, 0);
         for i in picks.iter() {
-            if !self.send_one(burst, i) {
+            let frame_len = burst.frame_len(i);
+            let n = buffers_for(frame_len);
+            if n > self.n_free {
+                match self.find_room(n) {
+                    Ok(Room::Found) => {}
+                    Ok(Room::Never) => {
+                        counters.tx_drops.add(DropReason::TooBig, 1);
+                        accepted += 1;
+                        continue;
+                    }
+                    // What was accepted before stands; the next call meets the error again.
+                    Err(error) if accepted == 0 => return Err(error),
+                    Ok(Room::NotNow) | Err(_) => break,
+                }
+            }
+            if !self.send_one(burst, i, n) {
                 break;
             }
             accepted += 1;
-            bytes += burst.frame_len(i) as u64;
+            sent += 1;
+            sent_bytes += frame_len as u64;
         }
-        counters.sent += accepted as u64;
-        counters.sent_bytes += bytes;
+        counters.sent += sent;
+        counters.sent_bytes += sent_bytes;
         Ok(accepted)
+    }
+
+    /// Whether `n` buffers are free once those that have come back meanwhile are counted.
+    #[cold]
+    fn find_room(&mut self, n: usize) -> Result<Room, RingError> {
+        if n > self.buffers.len() {
+            return Ok(Room::Never);
+        }
+        self.reap()?;
+        Ok(if n <= self.n_free {
+            Room::Found
+        } else {
+            Room::NotNow
+        })
     }
 
     /// Takes back the buffers that the device has done with.
@@ -400,13 +445,10 @@ impl DriverTransmit {
         }
     }
 
+    /// Puts packet `i` into the next `n` buffers, which are free.
     #[inline]
-    fn send_one(&mut self, burst: &Burst, i: usize) -> bool {
+    fn send_one(&mut self, burst: &Burst, i: usize, n: usize) -> bool {
         let frame_len = burst.frame_len(i);
-        let n = frame_len.div_ceil(BufferArea::FRAME_ROOM as usize).max(1);
-        if n > self.n_free {
-            return false;
-        }
         let first = self.pop_free();
         let header = header::build(burst.offload(i), 0);
         let buffer = self.buffers[usize::from(first)];
