@@ -347,8 +347,15 @@ impl FrontendSession {
             }
             Request::GetQueueNum => self.offered.queue_pairs = optional(request, payload)?,
             Request::GetMaxMemSlots => self.offered.memory_slots = optional(request, payload)?,
-            Request::GetConfig(_) => {
-                let config = optional::<Config>(request, payload)?;
+            Request::GetConfig(asked) => {
+                let config =
+                    optional::<Config>(request, payload)?.filter(|config| !config.data.is_empty());
+                if config
+                    .as_ref()
+                    .is_some_and(|config| config.data.len() != asked.data.len())
+                {
+                    return Err(wrong_length(request, payload, Config::LENGTH));
+                }
                 self.offered.config = config.map(|config| config.data);
             }
             Request::GetStatus if self.phase == Phase::Asking => {
@@ -506,14 +513,19 @@ impl RingMessages {
 
 /// Reads the answer to a request.
 fn parse<P: Payload>(request: &Request, payload: &[u8]) -> Result<P, SessionError> {
-    P::from_bytes(payload).ok_or(SessionError::ReplyLength {
+    P::from_bytes(payload).ok_or_else(|| wrong_length(request, payload, P::LENGTH))
+}
+
+fn wrong_length(request: &Request, payload: &[u8], length: Length) -> SessionError {
+    let expected = match request {
+        Request::GetConfig(config) => Length::Exact(12 + config.data.len()),
+        _ => length,
+    };
+    SessionError::ReplyLength {
         request: request.kind().name(),
-        expected: match request {
-            Request::GetConfig(config) => Length::Exact(12 + config.data.len()),
-            _ => P::LENGTH,
-        },
+        expected,
         found: payload.len(),
-    })
+    }
 }
 
 /// Reads the answer to a question that a back-end may leave open, by answering nothing.

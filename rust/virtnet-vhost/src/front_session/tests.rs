@@ -457,6 +457,28 @@ fn tc4_tc6_odd_answers_about_numbers_are_passed_on_and_open_ones_left_open() {
     );
 }
 
+#[test]
+fn tc6_configuration_has_the_length_that_was_asked_for_or_none() {
+    for (len, expected) in [
+        (0, Some(None)),
+        (23, None),
+        (24, Some(Some(vec![0; 24]))),
+        (25, None),
+    ] {
+        let config = |request: &Request| match request {
+            Request::GetConfig(_) => Some(encode(&Config {
+                data: vec![0; len],
+                ..Config::default()
+            })),
+            _ => None,
+        };
+        let mut session = FrontendSession::new(ProtocolFeatures::all());
+        let outcome = Scripted::with(ProtocolFeatures::all(), &config).serve(&mut session);
+        let found = outcome.ok().map(|_| session.offered().config.clone());
+        assert_eq!(found, expected, "{len} bytes");
+    }
+}
+
 /// A session that awaits the answer to GET_FEATURES.
 fn awaiting() -> FrontendSession {
     let mut session = FrontendSession::new(ProtocolFeatures::all());

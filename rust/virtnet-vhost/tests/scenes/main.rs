@@ -5,3 +5,4 @@ mod fake;
 mod framing;
 mod orders;
 mod requests;
+mod rust_vmm;
