@@ -85,6 +85,11 @@ class _Plan:
     nodes: dict[str, _Node] = field(default_factory=dict)
     cables: tuple[tuple[str, str], ...] = ()
 
+    def waits(self, name: str) -> bool:
+        """Whether a node is left out until it is plugged in: a capture would be over before anybody hears it."""
+        node = self.nodes[name]
+        return node.handle.kind == "pcap" and node.options["mode"] == "read" and not self.cables_of(name)
+
     def cables_of(self, name: str) -> list[str]:
         """Who is at the other ends of a node's cables."""
         return [b if a == name else a for a, b in self.cables if name in {a, b}]
@@ -187,7 +192,7 @@ class Net:
         timed: bool = False,
         name: str | None = None,
     ) -> PortNode:
-        """Adds a capture file; options as for :class:`~virtnet.PcapPort`."""
+        """Adds a capture file; options as for :class:`~virtnet.PcapPort`. It is read from when it is plugged in."""
         spec = PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed)
         return self.port(spec, name=name)
 
@@ -488,7 +493,7 @@ class Net:
 
     def _apply(self, engine: _virtnet.Engine) -> None:
         plan = self._plan
-        nodes = [(name, node.handle.kind, node.options) for name, node in plan.nodes.items()]
+        nodes = [(name, node.handle.kind, node.options) for name, node in plan.nodes.items() if not plan.waits(name)]
         engine.apply(nodes, plan.cables)
 
 

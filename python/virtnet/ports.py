@@ -71,8 +71,8 @@ class Port:
         """Sends packets: a burst, or anything that has their bytes.
 
         Returns:
-            How many were accepted, counted from the front; the rest found no room. An accepted packet that the other
-            end cannot take (nobody there, too big) is counted in ``stats().tx_drops``.
+            How many were accepted, counted from the front; the rest found no room, or nobody at the other end. An
+            accepted packet that the other end cannot take (too big for it) is counted in ``stats().tx_drops``.
 
         Raises:
             StateError: the port is closed, or the burst released.
@@ -269,7 +269,8 @@ def describe(stats: PortStats) -> str:
     """The state of a port in a few words."""
     parts: list[Any] = []
     if stats.kind in {"vhost-user", "virtio-user"}:
-        parts.append("connected" if stats.connected else "nobody there")
+        why = f" ({stats.last_error})" if stats.last_error else ""
+        parts.append("connected" if stats.connected else f"nobody there{why}")
         if stats.ring:
             pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
             parts.append(f"{stats.ring}, {pairs}")

@@ -106,7 +106,7 @@ def _push(
         machines.cable(vm2, machines.sink(copy=True))
         for port in (vm1, vm2):
             if not port.wait_connected(ATTACH_S):
-                raise PeerGone(f"{port.name} could not attach again within {ATTACH_S:g} s")
+                raise PeerGone(f"{port.name} could not attach again within {ATTACH_S:g} s: {port!r}")
         with _table(net, console, quiet=quiet) as (meter, show):
             for size in SIZES:
                 frame = _mac(1) + _mac(0) + b"\x08\x00" + ipv4(_ip(0), _ip(1), bytes(size - 34), 253)
@@ -146,7 +146,7 @@ def _hosts(ports: list[PortNode], ring: Ring) -> Iterator[list[Host]]:
             hosts.append(Host(port.name, _mac(i), _ip(i), driver))
         for host in hosts:
             if not host.port.wait_connected(ATTACH_S):
-                raise PeerGone(f"{host.name} could not attach within {ATTACH_S:g} s")
+                raise PeerGone(f"{host.name} could not attach within {ATTACH_S:g} s: {host.port!r}")
         yield hosts
 
 

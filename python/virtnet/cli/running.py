@@ -112,6 +112,9 @@ def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None
         return
     console = Console()
     console.print(ports_table(stats, meter.mean, title=f"{command}, {elapsed:.1f} s"))
+    for name, port in stats.ports.items():
+        if port.last_error:
+            console.print(f"{name}: {port.last_error}", style="yellow")
     console.print(totals_line(stats))
 
 
