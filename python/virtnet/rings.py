@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "DeviceQueue", "DriverQueue", "GuestMemory", "Used", "queue_pair"]
 
+#: The most descriptors of a ring, in either format.
+QUEUE_SIZE_MAX = 32_768
+
 #: The most chains that a device takes before it gives them back.
 CHAINS_MAX = 64
 
@@ -259,7 +262,7 @@ def queue_pair(
     """
     if ring not in {"split", "packed"}:
         raise ConfigError(f"a ring is split or packed, found {ring!r}")
-    if not 1 <= size <= 32768:
-        raise ConfigError(f"a ring has 1 to 32768 descriptors, found {size}")
+    if not 1 <= size <= QUEUE_SIZE_MAX:
+        raise ConfigError(f"a ring has 1 to {QUEUE_SIZE_MAX} descriptors, found {size}")
     driver, device = _virtnet.queue_pair(memory._native, size, ring, features.value)  # noqa: SLF001 - one module
     return DriverQueue(driver), DeviceQueue(device)
