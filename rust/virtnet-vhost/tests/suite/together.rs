@@ -1,0 +1,322 @@
+//! Our front-end against our back-end, over a pair of sockets in one thread.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use virtnet_sys::{EventFd, Stream, memfd};
+use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::{
+    Backend, Frontend, FrontendEvent, FrontendRing, FrontendSetup, Offer, Offered,
+    ProtocolFeatures, Region, RingAddresses, SessionError,
+};
+
+use crate::device::{Recorder, STOPS_AT};
+use crate::line::{PACKED, PROTOCOL, VERSION_1};
+
+const SIZE: u64 = 0x2_0000;
+
+struct Pair {
+    frontend: Frontend,
+    backend: Backend,
+    device: Recorder,
+    events: Vec<FrontendEvent>,
+}
+
+impl Pair {
+    fn new(offer: Offer, wanted: ProtocolFeatures) -> Self {
+        let (front, back) = Stream::pair().unwrap();
+        Self {
+            frontend: Frontend::start_with(front, wanted).unwrap(),
+            backend: Backend::new(back, offer),
+            device: Recorder::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Lets both speak until both are silent; what the front-end has to say.
+    fn run(&mut self) -> Result<Vec<FrontendEvent>, SessionError> {
+        loop {
+            let (served, _) = self.backend.counters();
+            self.backend.on_readable(&mut self.device)?;
+            self.events.extend(self.frontend.on_readable()?);
+            if self.backend.counters().0 == served {
+                return Ok(std::mem::take(&mut self.events));
+            }
+        }
+    }
+
+    fn offered(&mut self) -> Offered {
+        match &self.run().unwrap()[..] {
+            [FrontendEvent::Offered(offered)] => offered.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn ring(number: u64, base: u32) -> FrontendRing {
+    let start = (1 << 40) + number * 0x4000;
+    FrontendRing {
+        size: 128,
+        base,
+        addresses: RingAddresses {
+            descriptor_area: start,
+            driver_area: start + 0x1000,
+            device_area: start + 0x2000,
+            log_guest_addr: None,
+        },
+        kick: Arc::new(EventFd::new().unwrap()),
+        call: Arc::new(EventFd::new().unwrap()),
+    }
+}
+
+/// Memory in this many pieces, and rings in it.
+fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
+    let piece = SIZE / regions;
+    let region = |number| {
+        let layout = MemoryRegion {
+            guest_addr: number * piece,
+            size: piece,
+            user_addr: (1 << 40) + number * piece,
+            mmap_offset: 0,
+        };
+        let file = memfd::create("virtnet-test", piece, false).unwrap();
+        Region { layout, file }
+    };
+    FrontendSetup {
+        features,
+        mtu: Some(1500),
+        regions: (0..regions).map(region).collect(),
+        rings: (0..rings).map(|number| ring(number, 0)).collect(),
+    }
+}
+
+fn offer(protocol: ProtocolFeatures) -> Offer {
+    Offer::new(VERSION_1 | PACKED, protocol, 2)
+}
+
+/// Sets of protocol features that a back-end may offer, from nothing to everything.
+fn offers() -> Vec<ProtocolFeatures> {
+    let ack = ProtocolFeatures::REPLY_ACK;
+    vec![
+        ProtocolFeatures::empty(),
+        ProtocolFeatures::MQ,
+        ack,
+        ack | ProtocolFeatures::MTU,
+        ack | ProtocolFeatures::STATUS,
+        ProtocolFeatures::STATUS,
+        ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        ProtocolFeatures::CONFIG,
+        ProtocolFeatures::BACKEND,
+        ProtocolFeatures::all(),
+    ]
+}
+
+#[test]
+fn whatever_is_offered_the_handshake_ends_with_the_rings_running() {
+    for protocol in offers() {
+        for regions in [1, 8] {
+            let mut pair = Pair::new(offer(protocol), ProtocolFeatures::FRONTEND);
+            let offered = pair.offered();
+            let known = protocol & ProtocolFeatures::BACKEND;
+            let more = if known.is_empty() { 0 } else { PROTOCOL };
+            assert_eq!(offered.features, VERSION_1 | PACKED | more);
+            assert_eq!(offered.protocol_features, known);
+            let pairs = known.contains(ProtocolFeatures::MQ).then_some(2);
+            assert_eq!(offered.queue_pairs, pairs);
+            let config = known.contains(ProtocolFeatures::CONFIG);
+            assert_eq!(offered.config, config.then(|| (0..24).collect()));
+
+            let wanted = setup(VERSION_1, regions, 4);
+            let events: Vec<_> = wanted
+                .rings
+                .iter()
+                .map(|ring| (Arc::clone(&ring.kick), Arc::clone(&ring.call)))
+                .collect();
+            pair.frontend.set_up(wanted).unwrap();
+            assert_eq!(
+                pair.run().unwrap(),
+                [FrontendEvent::Running],
+                "{protocol:?}"
+            );
+            assert_eq!(
+                pair.backend.counters().1,
+                0,
+                "{:?}",
+                pair.backend.last_refusal()
+            );
+            assert_eq!(pair.device.regions.len(), regions as usize);
+            assert_eq!(pair.device.rings.len(), 4);
+            for (number, (kick, call)) in events.iter().enumerate() {
+                let setup = &pair.device.rings[&number];
+                assert!(setup.enabled && setup.size == 128 && setup.base == 0);
+                kick.signal().unwrap();
+                assert!(setup.kick.as_ref().unwrap().drain());
+                setup.call.as_ref().unwrap().signal().unwrap();
+                assert!(call.drain());
+            }
+            let mtu = known.contains(ProtocolFeatures::MTU);
+            assert_eq!(pair.device.told.contains(&"mtu 1500".to_owned()), mtu);
+        }
+    }
+}
+
+#[test]
+fn more_regions_than_a_table_holds_go_one_by_one_where_that_is_possible() {
+    let mut pair = Pair::new(offer(ProtocolFeatures::all()), ProtocolFeatures::FRONTEND);
+    assert_eq!(pair.offered().memory_slots, Some(509));
+    pair.frontend.set_up(setup(VERSION_1, 32, 2)).unwrap();
+    assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
+    assert_eq!(pair.device.regions.len(), 32);
+    assert_eq!(pair.device.rings.len(), 2);
+
+    let mut pair = Pair::new(offer(ProtocolFeatures::MQ), ProtocolFeatures::FRONTEND);
+    pair.offered();
+    let error = pair.frontend.set_up(setup(VERSION_1, 32, 2)).unwrap_err();
+    assert!(matches!(error, SessionError::Misuse { .. }), "{error}");
+}
+
+#[test]
+fn u31_a_ring_stops_and_goes_on_where_it_stopped() {
+    for protocol in offers() {
+        let mut pair = Pair::new(offer(protocol), ProtocolFeatures::FRONTEND);
+        pair.offered();
+        pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+        pair.run().unwrap();
+        pair.frontend.stop_ring(1).unwrap();
+        let stopped = FrontendEvent::RingStopped {
+            ring: 1,
+            base: STOPS_AT,
+        };
+        assert_eq!(pair.run().unwrap(), [stopped]);
+        assert_eq!(pair.device.rings.len(), 1);
+        pair.frontend.start_ring(1, &ring(1, STOPS_AT)).unwrap();
+        assert_eq!(pair.run().unwrap(), []);
+        assert_eq!(pair.device.rings[&1].base, STOPS_AT);
+        assert!(pair.device.rings[&1].enabled, "it stays enabled");
+        if protocol.contains(ProtocolFeatures::BACKEND) {
+            pair.frontend.enable_ring(1, false).unwrap();
+            pair.run().unwrap();
+            assert!(!pair.device.rings[&1].enabled);
+        }
+    }
+}
+
+#[test]
+fn features_that_the_device_refuses_end_the_handshake_with_its_name() {
+    // Noticed by the acknowledgement, or by the status, whichever there is.
+    for protocol in [ProtocolFeatures::REPLY_ACK, ProtocolFeatures::STATUS] {
+        let mut pair = Pair::new(offer(protocol), ProtocolFeatures::FRONTEND);
+        pair.offered();
+        pair.device.refuses = Some("set_features");
+        pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+        let error = pair.run().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                SessionError::Refused {
+                    request: "SET_FEATURES",
+                    ..
+                }
+            ),
+            "{protocol:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn memory_that_the_device_refuses_ends_the_handshake_and_an_mtu_does_not() {
+    let everything = offer(ProtocolFeatures::all());
+    let mut pair = Pair::new(everything.clone(), ProtocolFeatures::FRONTEND);
+    pair.offered();
+    pair.device.refuses = Some("set_memory");
+    pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+    let error = pair.run().unwrap_err();
+    assert!(error.to_string().contains("SET_MEM_TABLE"), "{error}");
+
+    let mut pair = Pair::new(everything, ProtocolFeatures::FRONTEND);
+    pair.offered();
+    pair.device.refuses = Some("set_mtu");
+    pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+    let events = pair.run().unwrap();
+    assert!(
+        matches!(
+            events[..],
+            [FrontendEvent::Refused { .. }, FrontendEvent::Running]
+        ),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn te7_either_end_notices_that_the_other_has_gone_and_leaves_nothing_behind() {
+    // After every number of messages of the handshake.
+    for messages in 0..40 {
+        for front_goes in [true, false] {
+            let mut pair = Pair::new(offer(ProtocolFeatures::all()), ProtocolFeatures::FRONTEND);
+            let mut chosen = false;
+            for _ in 0..messages {
+                pair.backend.on_readable(&mut pair.device).unwrap();
+                for event in pair.frontend.on_readable().unwrap() {
+                    if matches!(event, FrontendEvent::Offered(_)) && !chosen {
+                        pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+                        chosen = true;
+                    }
+                }
+            }
+            let Pair {
+                mut frontend,
+                mut backend,
+                mut device,
+                ..
+            } = pair;
+            if front_goes {
+                drop(frontend);
+                let ended = (0..3).find_map(|_| backend.on_readable(&mut device).err());
+                assert!(
+                    matches!(ended, Some(SessionError::Disconnected)),
+                    "{ended:?}"
+                );
+                assert!(device.gone);
+            } else {
+                backend.close(&mut device);
+                assert!(device.gone);
+                let ended = (0..3).find_map(|_| frontend.on_readable().err());
+                assert!(
+                    matches!(ended, Some(SessionError::Disconnected)),
+                    "{ended:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_sessions_live_side_by_side_in_one_thread() {
+    let mut pairs: Vec<_> = (0..10)
+        .map(|_| Pair::new(offer(ProtocolFeatures::all()), ProtocolFeatures::FRONTEND))
+        .collect();
+    // One message of each in turn.
+    let mut running = 0;
+    for _ in 0..60 {
+        for pair in &mut pairs {
+            pair.backend.on_readable(&mut pair.device).unwrap();
+            for event in pair.frontend.on_readable().unwrap() {
+                match event {
+                    FrontendEvent::Offered(_) => {
+                        pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+                    }
+                    FrontendEvent::Running => running += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    assert_eq!(running, 10);
+    drop(pairs.remove(3));
+    for pair in &mut pairs {
+        pair.frontend.stop_ring(0).unwrap();
+        assert_eq!(pair.run().unwrap().len(), 1);
+    }
+    let fds: Vec<_> = pairs.iter().map(|pair| pair.backend.as_fd()).collect();
+    assert_eq!(fds.len(), 9);
+}
