@@ -6,14 +6,15 @@ use super::{Attack, DATA, FIRST, SECOND, THIRD, everywhere};
 use crate::support::Setup;
 use crate::support::driver::{Desc, INDIRECT, NEXT, WRITE};
 
-const SIZES: [u16; 5] = [1, 2, 3, 8, 256];
+const SIZES: [u16; 4] = [1, 2, 3, 8];
 
 /// One bad chain between good ones, in every ring and at every place where there is room for it.
 fn costs_itself(
     chain: impl Fn(&Attack) -> Vec<Desc>,
     expected: impl Fn(&Setup) -> Result<Vec<(u64, u32)>, ChainError>,
 ) {
-    let largest = Setup::all(32_768);
+    // The two formats without options.
+    let largest = Setup::all(32_768).take(2);
     for setup in SIZES.into_iter().flat_map(everywhere).chain(largest) {
         for access in [Access::Read, Access::Write] {
             let mut attack = Attack::new(setup, access);

@@ -186,7 +186,7 @@ fn a_driver_survives_a_device_that_writes_anything() {
         for (seed, setup) in Setup::all(size).enumerate() {
             let mut random = Random::new(seed as u64 * 55 + u64::from(size));
             let mut reaped = 0;
-            for _ in 0..400 {
+            for _ in 0..200 {
                 let attack = Attack::new(setup, Access::Read);
                 let ram = &attack.ram;
                 let mut driver = DriverQueue::new(&setup.config(), &ram.0).unwrap();
@@ -243,7 +243,7 @@ fn a_driver_survives_a_device_that_writes_anything() {
                     "a driver writes no data"
                 );
             }
-            assert!(reaped > 10, "{setup:?}: only {reaped} came back");
+            assert!(reaped > 4, "{setup:?}: only {reaped} came back");
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::support::driver::{Desc, Driver};
 use crate::support::{Random, Setup};
 
 const POISON: u8 = 0xee;
+/// Bytes of a guest's buffers that are watched.
+const IMAGE: usize = 1 << 18;
 
 /// A guest with buffers, the queue that fills them, and what its memory has to look like.
 struct Receiver {
@@ -43,7 +45,7 @@ impl Receiver {
 
     /// All of a new guest's buffers hold the same byte.
     fn poison(&mut self) {
-        self.image = vec![POISON; 1 << 20];
+        self.image = vec![POISON; IMAGE];
         self.guest.ram.write(self.start, &self.image);
     }
 
@@ -483,7 +485,7 @@ fn what_is_accepted_is_written_or_dropped() {
             let mut random = Random::new(seed as u64);
             let mut receiver = Receiver::new(net);
             let (mut accepted, mut finished) = (0, 0);
-            for round in 0..300 {
+            for round in 0..150 {
                 for _ in 0..random.below(20) {
                     let chain: Vec<usize> = match random.below(10) {
                         0 => vec![random.below(net.header_len())],
@@ -541,11 +543,13 @@ fn what_is_accepted_is_written_or_dropped() {
                 if random.below(10) == 0 {
                     receiver.expect_nothing_else();
                 }
-                if receiver.guest.next > receiver.start + (1 << 19) && receiver.chains.is_empty() {
+                if receiver.guest.next > receiver.start + IMAGE as u64 / 2
+                    && receiver.chains.is_empty()
+                {
                     receiver.guest.next = receiver.start;
                     receiver.poison();
                 }
-                if receiver.guest.next > receiver.start + (1 << 20) - 200_000 {
+                if receiver.guest.next > receiver.start + IMAGE as u64 - 100_000 {
                     break;
                 }
             }
