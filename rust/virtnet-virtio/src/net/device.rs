@@ -52,6 +52,12 @@ impl TransmitQueue {
             return taken;
         }
         burst.set_memory(memory);
+        // The frames are on their way here while the first of them are looked at.
+        for i in before..self.chains.len() {
+            if let [first, ..] = self.chains.segments(i) {
+                memory.slice(first.skip(self.header_len_u32())).prefetch();
+            }
+        }
         let mut bytes_received = 0;
         for i in before..self.chains.len() {
             match self.frame_of(memory, i, burst) {
@@ -99,11 +105,7 @@ impl TransmitQueue {
         burst: &mut Burst,
     ) -> Result<u32, DropReason> {
         let bytes = self.chains.bytes(i).map_err(|_| DropReason::Malformed)?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a header has 10 or 12 bytes"
-        )]
-        let header_len = self.header_len as u32;
+        let header_len = self.header_len_u32();
         let frame_len = bytes.checked_sub(header_len).ok_or(DropReason::Malformed)?;
         if frame_len < FRAME_MIN {
             return Err(DropReason::Runt);
@@ -126,6 +128,17 @@ impl TransmitQueue {
             }
         }
         Ok(frame_len)
+    }
+
+    #[inline]
+    fn header_len_u32(&self) -> u32 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a header has 10 or 12 bytes"
+        )]
+        {
+            self.header_len as u32
+        }
     }
 
     /// What the driver asks for, if it may and if it can be done.

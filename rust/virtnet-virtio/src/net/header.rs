@@ -7,45 +7,49 @@ use crate::Features;
 /// Bytes of the longest header we use; without `num_buffers` it is two shorter.
 pub const HEADER_MAX: usize = 12;
 
+// A header is put together and taken apart in registers. Written byte by byte and then compared as a whole it would have to
+// wait until all stores before it, to lines that the other side owns, are through: that cost two thirds of sending.
+
 /// Takes a header apart: offload metadata, and `num_buffers`.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn parse(bytes: [u8; HEADER_MAX]) -> (Offload, u16) {
-    let [flags, gso_type, a, b, c, d, e, f, g, h, i, j] = bytes;
+    let mut whole = [0; 16];
+    whole[..HEADER_MAX].copy_from_slice(&bytes);
+    let whole = u128::from_le_bytes(whole);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "takes fields out of the whole"
+    )]
+    let (byte, word) = (
+        |at: u32| (whole >> at) as u8,
+        |at: u32| (whole >> at) as u16,
+    );
     let offload = Offload {
-        flags,
-        gso_type,
-        hdr_len: u16::from_le_bytes([a, b]),
-        gso_size: u16::from_le_bytes([c, d]),
-        csum_start: u16::from_le_bytes([e, f]),
-        csum_offset: u16::from_le_bytes([g, h]),
+        flags: byte(0),
+        gso_type: byte(8),
+        hdr_len: word(16),
+        gso_size: word(32),
+        csum_start: word(48),
+        csum_offset: word(64),
     };
-    (offload, u16::from_le_bytes([i, j]))
+    (offload, word(80))
 }
 
 /// Puts a header together.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn build(offload: Offload, num_buffers: u16) -> [u8; HEADER_MAX] {
-    let [a, b] = offload.hdr_len.to_le_bytes();
-    let [c, d] = offload.gso_size.to_le_bytes();
-    let [e, f] = offload.csum_start.to_le_bytes();
-    let [g, h] = offload.csum_offset.to_le_bytes();
-    let [i, j] = num_buffers.to_le_bytes();
-    [
-        offload.flags,
-        offload.gso_type,
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h,
-        i,
-        j,
-    ]
+    let first = u64::from(offload.flags)
+        | u64::from(offload.gso_type) << 8
+        | u64::from(offload.hdr_len) << 16
+        | u64::from(offload.gso_size) << 32
+        | u64::from(offload.csum_start) << 48;
+    let rest = u32::from(offload.csum_offset) | u32::from(num_buffers) << 16;
+    let mut bytes = [0; HEADER_MAX];
+    bytes[..8].copy_from_slice(&first.to_le_bytes());
+    bytes[8..].copy_from_slice(&rest.to_le_bytes());
+    bytes
 }
 
 /// Or-ed to the segmentation of TCP: the sender knows explicit congestion notification.

@@ -12,6 +12,12 @@ use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
 use crate::{Access, ChainError, Chains, Features, QueueConfig, RingError};
 
+/// Descriptors of one cache line.
+const DESCS_A_LINE: u16 = 4;
+
+/// How many descriptors ahead a line is asked for.
+const AHEAD: usize = 16;
+
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
 pub struct PackedDevice {
@@ -34,6 +40,8 @@ pub struct PackedDevice {
     signalled: Option<Position>,
     /// Region of the last buffer.
     hint: u32,
+    /// How many chains the last burst had.
+    last_taken: usize,
 }
 
 impl PackedDevice {
@@ -66,6 +74,7 @@ impl PackedDevice {
             first: None,
             signalled: None,
             hint: 0,
+            last_taken: 0,
         })
     }
 
@@ -87,6 +96,9 @@ impl PackedDevice {
             let Some((id, desc)) = self.available(self.next_avail) else {
                 break;
             };
+            if self.next_avail.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_taken {
+                self.prefetch_ahead(access);
+            }
             let plain = desc.flags & (DESC_NEXT | DESC_INDIRECT) == 0
                 && (desc.flags & DESC_WRITE != 0) == (access == Access::Write)
                 && desc.len > 0;
@@ -100,7 +112,24 @@ impl PackedDevice {
             }
             n += 1;
         }
+        self.last_taken = n;
         Ok(n)
+    }
+
+    /// Asks for a line of descriptors some lines ahead, so that misses overlap: a chain takes long enough to look at that the
+    /// processor does not see the next lines by itself. Only where the last burst reached, because beyond that the driver may
+    /// still be writing.
+    #[inline(always)]
+    fn prefetch_ahead(&self, access: Access) {
+        let ahead = usize::from(self.next_avail.slot) + AHEAD;
+        let size = usize::from(self.size);
+        let offset = DESC_SIZE * if ahead >= size { ahead - size } else { ahead };
+        // A line whose descriptors will be given back one by one is fetched to be written.
+        if self.in_order && access == Access::Read {
+            self.desc.prefetch(offset);
+        } else {
+            self.desc.prefetch_write(offset);
+        }
     }
 
     /// Puts the last `n` chains back as if they had not been taken.
