@@ -9,6 +9,10 @@ use crate::ChainError;
 /// The most chains taken in one go.
 pub const CHAINS_MAX: usize = 64;
 
+/// The most descriptors of one chain that are followed, and of one table: more than any packet needs, and few enough that no
+/// driver can keep a device busy for long with chains that cost it nothing.
+pub const DESCS_MAX: u16 = 1024;
+
 /// What the device may do with a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

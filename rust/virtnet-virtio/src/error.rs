@@ -3,8 +3,8 @@
 /// A chain that makes no sense. It is given back with length 0, counted, and the ring goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ChainError {
-    /// More descriptors than the ring has, which is also what a loop looks like.
-    #[error("the chain has more descriptors than the queue, or loops")]
+    /// More descriptors than the ring has or than [`DESCS_MAX`](crate::DESCS_MAX), which is also what a loop looks like.
+    #[error("the chain has more descriptors than the queue or than are followed, or loops")]
     TooLong,
     /// A `next` field outside its table.
     #[error("a descriptor's next field is outside its table")]

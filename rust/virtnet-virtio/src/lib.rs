@@ -20,7 +20,7 @@ pub mod packed;
 mod queue;
 pub mod split;
 
-pub use chain::{Access, CHAINS_MAX, Chains};
+pub use chain::{Access, CHAINS_MAX, Chains, DESCS_MAX};
 pub use error::{ChainError, RingError};
 pub use features::Features;
 pub use queue::{DeviceQueue, DriverBuffer, DriverQueue, QueueConfig, RingFormat, Used};

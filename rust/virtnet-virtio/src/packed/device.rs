@@ -10,7 +10,7 @@ use super::layout::{
 };
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
-use crate::{Access, ChainError, Chains, Features, QueueConfig, RingError};
+use crate::{Access, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
 
 /// Descriptors of one cache line.
 const DESCS_A_LINE: u16 = 4;
@@ -309,6 +309,9 @@ impl PackedDevice {
         chains: &mut Chains,
     ) -> Result<u32, ChainError> {
         let total = so_far?;
+        if slots > DESCS_MAX {
+            return Err(ChainError::TooLong);
+        }
         if desc.flags & DESC_INDIRECT == 0 {
             return add_buffer(memory, access, desc, total, chains);
         }
@@ -327,6 +330,9 @@ impl PackedDevice {
         chains: &mut Chains,
     ) -> Result<u32, ChainError> {
         let entries = indirect_entries(table.len, self.size)?;
+        if entries > DESCS_MAX {
+            return Err(ChainError::TooLong);
+        }
         let mut total = 0;
         for index in 0..entries {
             // Read in the split form, where flags and next stand in the place of id and flags.

@@ -9,7 +9,7 @@ use super::layout::{
     ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, desc_bytes, used_bytes,
 };
 use crate::notify::need_event;
-use crate::{Access, ChainError, Chains, Features, QueueConfig, RingError};
+use crate::{Access, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
 
 /// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
@@ -260,7 +260,7 @@ impl SplitDevice {
         chains: &mut Chains,
     ) -> Result<u32, ChainError> {
         let mut total = 0;
-        for _ in 0..self.size {
+        for _ in 0..self.size.min(DESCS_MAX) {
             if desc.flags & DESC_INDIRECT != 0 {
                 if !self.indirect || desc.flags & DESC_NEXT != 0 {
                     return Err(ChainError::Indirect);
@@ -290,7 +290,7 @@ impl SplitDevice {
     ) -> Result<u32, ChainError> {
         let entries = indirect_entries(table.len, self.size)?;
         let mut index = 0;
-        for _ in 0..entries {
+        for _ in 0..entries.min(DESCS_MAX) {
             let desc = read_indirect(memory, table.addr, index)?;
             if desc.flags & DESC_INDIRECT != 0 {
                 return Err(ChainError::Indirect);

@@ -1,6 +1,6 @@
 //! Chains that make no sense, in both formats: each costs itself and nothing else.
 
-use virtnet_virtio::{Access, ChainError};
+use virtnet_virtio::{Access, ChainError, DESCS_MAX};
 
 use super::{Attack, DATA, FIRST, SECOND, THIRD, everywhere};
 use crate::support::Setup;
@@ -303,6 +303,50 @@ fn ta14_flags_that_mean_nothing_are_not_looked_at() {
         },
         |_| Ok(vec![(THIRD.start, 5), (THIRD.start, 5)]),
     );
+}
+
+/// As many descriptors as the ring has, but no more than a device cares to follow; a table likewise.
+#[test]
+fn ta22_ta115_the_longest_chain_is_as_long_as_the_ring_or_as_a_device_follows() {
+    for setup in [1, 2, 3, 8, 1024, 2048, 32_768]
+        .into_iter()
+        .flat_map(Setup::all)
+    {
+        let longest = setup.size.min(DESCS_MAX);
+        for (n, good) in [
+            (longest, true),
+            (longest.saturating_add(1), false),
+            (setup.size, setup.size == longest),
+        ] {
+            if n > setup.size {
+                continue;
+            }
+            let n = usize::from(n);
+            let mut attack = Attack::new(setup, Access::Read);
+            let expected = if good {
+                Ok(vec![(attack.good().addr, 64); n])
+            } else {
+                Err(ChainError::TooLong)
+            };
+            let id = u32::from(attack.offer(&vec![attack.good(); n]));
+            assert!(attack.take() == [expected.clone()], "{n} of {setup:?}");
+            assert_eq!(attack.give_back(), [(id, 0)], "all of it comes back");
+
+            let mut attack = Attack::new(setup, Access::Read);
+            let mut entries = vec![attack.good(); n];
+            if !setup.is_packed() {
+                for (k, entry) in entries[..n - 1].iter_mut().enumerate() {
+                    entry.flags |= NEXT;
+                    entry.fourth = k as u16 + 1;
+                }
+            }
+            if 16 * n as u64 <= DATA / 2 {
+                let table = attack.table(table_addr(&setup), &entries);
+                attack.offer(&[table]);
+                assert!(attack.take() == [expected], "table of {n} for {setup:?}");
+            }
+        }
+    }
 }
 
 #[test]
