@@ -148,7 +148,7 @@ fn what_is_no_plain_file_is_refused() {
 }
 
 #[test]
-fn a_file_opened_for_reading_only_is_refused() {
+fn ta45_a_file_opened_for_reading_only_is_refused() {
     let path = std::env::temp_dir().join(format!("virtnet-mem-{}-ro", std::process::id()));
     std::fs::write(&path, [0; 64]).unwrap();
     let file = File::open(&path).unwrap();

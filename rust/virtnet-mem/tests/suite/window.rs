@@ -59,6 +59,16 @@ fn a_window_lies_wholly_inside_one_region() {
     }
 }
 
+/// All bytes of the first region.
+fn contents(memory: &GuestMemory) -> Vec<u8> {
+    let whole = memory
+        .translate(GuestAddr(0x1000), SIZE as u32, &mut 0)
+        .unwrap();
+    let mut bytes = vec![0; SIZE as usize];
+    memory.slice(whole).copy_to(&mut bytes);
+    bytes
+}
+
 #[test]
 fn a_window_is_aligned_where_the_peer_and_where_we_see_it() {
     for offset in [0, 2, 4, 8, 16, 1] {
@@ -97,11 +107,7 @@ fn words_are_little_endian_and_touch_their_own_bytes_only() {
     assert_eq!(words, (0x0102, 0x0304_0506));
     assert_eq!(window.load_u64(8, Relaxed), 0x0708_090a_0b0c_0d0e);
 
-    let segment = memory
-        .translate(GuestAddr(0x1000), SIZE as u32, &mut 0)
-        .unwrap();
-    let mut bytes = [0; SIZE as usize];
-    memory.slice(segment).copy_to(&mut bytes);
+    let bytes = contents(&memory);
     let mut expected: Vec<u8> = (0..SIZE).map(byte_at).collect();
     expected[66..80].copy_from_slice(&[2, 1, 6, 5, 4, 3, 14, 13, 12, 11, 10, 9, 8, 7]);
     expected[88..96].fill(0xff);
@@ -112,11 +118,7 @@ fn words_are_little_endian_and_touch_their_own_bytes_only() {
 fn zero_clears_the_window_and_no_more() {
     let memory = memory(0);
     memory.window(UserAddr(USER + 32), 48, 16).unwrap().zero();
-    let mut bytes = [1; SIZE as usize];
-    let segment = memory
-        .translate(GuestAddr(0x1000), SIZE as u32, &mut 0)
-        .unwrap();
-    memory.slice(segment).copy_to(&mut bytes);
+    let bytes = contents(&memory);
     for (at, &byte) in bytes.iter().enumerate() {
         let expected = if (32..80).contains(&at) {
             0
@@ -125,6 +127,21 @@ fn zero_clears_the_window_and_no_more() {
         };
         assert_eq!(byte, expected, "byte {at}");
     }
+}
+
+/// A prefetch may name any place, even one that is not there.
+#[test]
+fn asking_for_lines_changes_nothing() {
+    let memory = memory(0);
+    let window = memory.window(UserAddr(USER + 64), 16, 16).unwrap();
+    for offset in [0, 8, 15, 16, 4096, usize::MAX / 2, usize::MAX] {
+        window.prefetch(offset);
+        window.prefetch_write(offset);
+    }
+    assert_eq!(
+        contents(&memory),
+        (0..SIZE).map(byte_at).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -171,11 +188,7 @@ fn misuse(width: usize, offset: usize) {
         }
     };
     assert_eq!(loaded, 0);
-    let segment = memory
-        .translate(GuestAddr(0x1000), SIZE as u32, &mut 0)
-        .unwrap();
-    let mut bytes = [0; SIZE as usize];
-    memory.slice(segment).copy_to(&mut bytes);
+    let bytes = contents(&memory);
     let untouched: Vec<u8> = (0..SIZE).map(byte_at).collect();
     assert_eq!(bytes[..], untouched);
 }

@@ -127,6 +127,23 @@ fn counters_wrap_and_nothing_is_lost() {
     }
 }
 
+/// Lists, tables and single descriptors in any mixture, in rings whose end falls in the middle of them.
+#[test]
+fn ta64_lists_that_wrap_in_the_middle_are_lists() {
+    for size in [3, 5, 7, 255] {
+        for setup in Setup::all(size) {
+            for pair in [
+                Pair::Ours,
+                Pair::NaiveDriver { indirect: true },
+                Pair::NaiveDevice,
+            ] {
+                let mut world = World::new(setup, pair, Access::Read);
+                go_round(&mut world, 5, 4_000);
+            }
+        }
+    }
+}
+
 #[test]
 fn the_largest_ring_goes_round() {
     for setup in Setup::all(32_768) {

@@ -1,6 +1,7 @@
 //! A driver that lies in a packed ring: laps, lists, ids, event areas.
 
-use virtnet_virtio::{Access, ChainError, QueueConfig, RingFormat};
+use virtnet_mem::MemoryError;
+use virtnet_virtio::{Access, ChainError, Chains, DeviceQueue, QueueConfig, RingFormat};
 
 use super::{Attack, DATA, THIRD, everywhere};
 use crate::support::Setup;
@@ -243,6 +244,36 @@ fn ta59_what_means_nothing_in_a_table_is_not_looked_at() {
 }
 
 #[test]
+fn ta62_areas_that_are_not_memory_or_not_aligned_are_refused() {
+    for setup in packed() {
+        let attack = Attack::new(setup, Access::Read);
+        let end = setup.data() + DATA;
+        let config = setup.config();
+        let (desc, driver, device) = (config.desc_area, config.driver_area, config.device_area);
+        let at = crate::support::user;
+        let rows = [
+            (at(end - 16 * attack.size() + 16), driver, device, false),
+            (desc, at(end), device, false),
+            (desc, driver, at(setup.desc() - 4), false),
+            (at(setup.desc() + 8), driver, device, true),
+            (desc, at(setup.driver_area() + 2), device, true),
+            (desc, driver, at(setup.device_area() + 1), true),
+        ];
+        for (desc_area, driver_area, device_area, misaligned) in rows {
+            let config = QueueConfig {
+                desc_area,
+                driver_area,
+                device_area,
+                ..config
+            };
+            let refused = DeviceQueue::new(&config, &attack.ram.0).unwrap_err();
+            let told = matches!(refused, MemoryError::Misaligned { .. });
+            assert_eq!(told, misaligned, "{config:?}: {refused}");
+        }
+    }
+}
+
+#[test]
 fn a_base_from_anywhere_is_taken_as_it_can_be() {
     for size in [1_u16, 2, 3, 8, 255, 32_768] {
         let setup = Setup::new(RingFormat::Packed, size);
@@ -260,12 +291,12 @@ fn a_base_from_anywhere_is_taken_as_it_can_be() {
                 base,
                 ..setup.config()
             };
-            let mut device = virtnet_virtio::DeviceQueue::new(&config, &attack.ram.0).unwrap();
+            let mut device = DeviceQueue::new(&config, &attack.ram.0).unwrap();
             let told = device.base();
             for half in [told & 0x7fff, told >> 16 & 0x7fff] {
                 assert!(half < u32::from(size), "{base:#x} became {told:#x}");
             }
-            let mut chains = virtnet_virtio::Chains::new();
+            let mut chains = Chains::new();
             device
                 .take(&attack.ram.0, Access::Read, 64, &mut chains)
                 .unwrap();
@@ -276,7 +307,7 @@ fn a_base_from_anywhere_is_taken_as_it_can_be() {
             ..setup.config()
         };
         let attack = Attack::new(setup, Access::Read);
-        let device = virtnet_virtio::DeviceQueue::new(&config, &attack.ram.0).unwrap();
+        let device = DeviceQueue::new(&config, &attack.ram.0).unwrap();
         assert_eq!(device.base(), 0x8000_8000);
     }
 }

@@ -8,7 +8,7 @@ use virtnet_mem::GuestAddr;
 use virtnet_virtio::{Access, Chains, DeviceQueue, DriverBuffer, DriverQueue, Used};
 
 use super::{Attack, THIRD};
-use crate::support::driver::Desc;
+use crate::support::driver::{Desc, INDIRECT, NEXT};
 use crate::support::{Ram, Setup};
 
 /// A bell like an eventfd: rung before it is listened to, it is heard.
@@ -113,46 +113,67 @@ fn ta114_no_wake_up_is_lost_between_looking_and_sleeping() {
     }
 }
 
+/// Offers `chain` again and again while another thread runs `meanwhile`: what is taken lies in the third region or is an error.
+fn while_the_driver_writes(setup: Setup, chain: Desc, meanwhile: impl Fn(&Ram) + Send + Sync) {
+    let mut attack = Attack::new(setup, Access::Read);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (until, ram) = (Arc::clone(&stop), attack.ram.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                meanwhile(&ram);
+            }
+        });
+        let _stop = Stop(stop);
+        for _ in 0..2000 {
+            attack.offer(&[chain]);
+            for taken in attack.take() {
+                let Ok(buffers) = taken else { continue };
+                for (addr, len) in buffers {
+                    assert!(addr >= THIRD.start && addr + u64::from(len) <= THIRD.end);
+                }
+            }
+            assert_eq!(attack.give_back().len(), 1);
+        }
+    });
+}
+
 /// Length and address may be from two moments; what they name is inside memory all the same, and is not looked at again.
 #[test]
 fn ta11_ta63_a_descriptor_that_changes_under_us_is_read_once() {
+    // The last bytes of a region, and what would lead out of it.
+    let (short, long) = (10_u32, 0x1000_u32);
     for setup in Setup::all(8) {
-        let mut attack = Attack::new(setup, Access::Read);
-        let stop = Arc::new(AtomicBool::new(false));
-        let (until, ram) = (Arc::clone(&stop), attack.ram.clone());
-        // The last bytes of a region, and what would lead out of it.
-        let (short, long) = (10_u32, 0x1000_u32);
-        let near_end = THIRD.end - u64::from(short);
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                while !until.load(Ordering::Relaxed) {
-                    for slot in 0..8 {
-                        let desc = setup.desc() + 16 * slot;
-                        ram.set_u64(desc, near_end);
-                        ram.set_u32(desc + 8, short);
-                        ram.set_u64(desc, THIRD.start);
-                        ram.set_u32(desc + 8, long);
-                    }
-                    ram.set_u16(
-                        setup.driver_area() + if setup.is_packed() { 2 } else { 0 },
-                        1,
-                    );
-                    ram.set_u16(
-                        setup.driver_area() + if setup.is_packed() { 2 } else { 0 },
-                        0,
-                    );
-                }
-            });
-            let _stop = Stop(stop);
-            for _ in 0..3000 {
-                attack.offer(&[Desc::new(THIRD.start, long, 0, 0)]);
-                for chain in attack.take() {
-                    let Ok(buffers) = chain else { continue };
-                    for (addr, len) in buffers {
-                        assert!(addr >= THIRD.start && addr + u64::from(len) <= THIRD.end);
-                    }
-                }
-                assert_eq!(attack.give_back().len(), 1);
+        while_the_driver_writes(setup, Desc::new(THIRD.start, long, 0, 0), |ram| {
+            for slot in 0..8 {
+                let desc = setup.desc() + 16 * slot;
+                ram.set_u64(desc, THIRD.end - u64::from(short));
+                ram.set_u32(desc + 8, short);
+                ram.set_u64(desc, THIRD.start);
+                ram.set_u32(desc + 8, long);
+            }
+            // And its wish for calls, at full rate.
+            let flags = setup.driver_area() + if setup.is_packed() { 2 } else { 0 };
+            ram.set_u16(flags, 1);
+            ram.set_u16(flags, 0);
+        });
+    }
+}
+
+#[test]
+fn ta39_a_table_that_changes_under_us_is_read_once() {
+    for setup in Setup::all(8) {
+        let table = setup.data() + 4096;
+        while_the_driver_writes(setup, Desc::new(table, 16, INDIRECT, 0), |ram| {
+            for entry in 0..8 {
+                let next = if setup.is_packed() { 0 } else { NEXT };
+                let there = Desc::new(THIRD.end - 10, 10, next, (entry + 1) as u16);
+                there.write(ram, table, entry, setup.is_packed());
+                let far = Desc::new(THIRD.start, 0x1000, 0, 0);
+                far.write(ram, table, entry, setup.is_packed());
+            }
+            for len in [0, 16, 128, 24, u32::MAX, 16] {
+                (0..8).for_each(|slot| ram.set_u32(setup.desc() + 16 * slot + 8, len));
             }
         });
     }
