@@ -7,6 +7,7 @@
     reason = "tests choose their numbers and fail loudly"
 )]
 
+mod features;
 mod hostile;
 mod net;
 mod oracle;
