@@ -1,4 +1,4 @@
-//! Waiting for many descriptors at once: epoll, level-triggered.
+//! Waiting for many descriptors at once: epoll, level-triggered unless a peer could abuse that.
 //!
 //! A [`Poller`] is a descriptor itself and readable when anything in it is, so that one can be waited for inside
 //! another: a port brings its own and the worker adds that one. A token is any number the caller likes; it comes back
@@ -73,6 +73,20 @@ impl Poller {
             source,
             EventData::new_u64(token),
             interest.flags(),
+        )?)
+    }
+
+    /// Adds a descriptor that is reported once each time it is signalled, not for as long as it is readable: whoever can
+    /// leave it readable for ever is heard once.
+    ///
+    /// # Errors
+    /// As [`Poller::add`].
+    pub fn add_edge(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            source,
+            EventData::new_u64(token),
+            EventFlags::IN | EventFlags::ET,
         )?)
     }
 
@@ -255,6 +269,31 @@ mod tests {
         assert_eq!(poll_now(&inner)[0].token, 1);
         event.drain();
         assert_eq!(poll_now(&outer), []);
+    }
+
+    #[test]
+    fn an_edge_is_heard_once_however_long_it_stays() {
+        let (outer, inner, event) = (
+            Poller::new().unwrap(),
+            Poller::new().unwrap(),
+            EventFd::new().unwrap(),
+        );
+        event.signal().unwrap();
+        inner.add_edge(&event, 1).unwrap();
+        outer.add(&inner, 2).unwrap();
+        // Also one from before it was added, and every one after it.
+        for _ in 0..3 {
+            assert_eq!(poll_now(&outer).len(), 1);
+            assert_eq!(poll_now(&outer).len(), 1, "the inner one was not asked");
+            assert_eq!(poll_now(&inner).len(), 1);
+            assert_eq!(poll_now(&outer), [], "it is still readable");
+            event.signal().unwrap();
+        }
+        let (reader, writer) = pipe().unwrap();
+        drop(writer);
+        inner.add_edge(&reader, 3).unwrap();
+        poll_now(&inner);
+        assert_eq!(poll_now(&outer), [], "its far end is still away");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The data half of a vhost-user port: the queue pairs of a network device, and the memory they lie in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtnet_mem::GuestMemory;
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
-use virtnet_sys::{EventFd, Poller};
+use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue};
 use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
@@ -27,10 +28,24 @@ pub(super) struct Queues {
     /// Where the next burst starts to look for packets.
     turn: usize,
     poller: Arc<Poller>,
+    /// Room for what the poller has to say.
+    kicked: Events,
     counters: PortCounters,
-    /// What the driver has done to a ring that had to be stopped.
-    broken: Option<(usize, RingError)>,
-    n_broken: u64,
+    /// The ring that had to be given up last.
+    broken: Option<(usize, Broken)>,
+    /// Where each ring was when it had to be given up.
+    given_up_at: Box<[Option<u32>]>,
+}
+
+/// Why a ring was given up although nobody had asked for it.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(super) enum Broken {
+    /// It cannot be followed any further.
+    #[error("its driver is at fault: {0}")]
+    Driver(RingError),
+    /// Its memory was taken away.
+    #[error("it does not lie in the memory of the front-end any more")]
+    Memory,
 }
 
 /// A receiveq and a transmitq. Ring numbers are twice the pair's, and one more. Spec: virtio 1.4, 5.1.2, Virtqueues.
@@ -59,9 +74,10 @@ impl Queues {
             sinks: Vec::with_capacity(queue_pairs.into()),
             turn: 0,
             poller,
+            kicked: Events::with_capacity(1 + 2 * usize::from(queue_pairs)),
             counters: PortCounters::default(),
             broken: None,
-            n_broken: 0,
+            given_up_at: vec![None; 2 * usize::from(queue_pairs)].into(),
         }
     }
 
@@ -192,7 +208,7 @@ impl Queues {
 
     /// Asks for kicks; whether there is work already, or a ring that nobody kicks.
     pub(super) fn arm(&mut self) -> bool {
-        self.drain_kicks();
+        self.forget_kicks();
         let mut busy = false;
         for &pair in &self.sources {
             let Some(ring) = &mut self.pairs[pair].transmit else {
@@ -209,17 +225,17 @@ impl Queues {
                 ring.queue.queue_mut().disarm();
             }
         }
-        self.drain_kicks();
     }
 
-    fn drain_kicks(&self) {
-        let rings = self.pairs.iter().flat_map(|pair| {
-            let receive = pair.receive.as_ref().map(|ring| &ring.setup);
-            let transmit = pair.transmit.as_ref().map(|ring| &ring.setup);
-            [receive, transmit]
-        });
-        for kick in rings.flatten().filter_map(|setup| setup.kick.as_ref()) {
-            kick.drain();
+    /// Lets the poller wait for kicks that are still to come. One that stays readable for ever has been heard with this.
+    fn forget_kicks(&mut self) {
+        // It cannot fail; and if it did, the kicks would be heard once more.
+        drop(self.poller.wait(&mut self.kicked, Some(Duration::ZERO)));
+        for event in self.kicked.iter().filter(|event| event.token != BELL) {
+            let ring = usize::try_from(event.token).unwrap_or(usize::MAX);
+            if let Some(kick) = self.setup(ring).and_then(|setup| setup.kick.as_ref()) {
+                kick.drain();
+            }
         }
     }
 
@@ -248,9 +264,13 @@ impl Queues {
                 base: self.base(ring).unwrap_or(setup.base),
                 ..setup
             };
-            self.drop_ring(ring);
-            if self.start_ring(ring, setup).is_err() {
-                self.n_broken += 1;
+            let config = queue_config(&setup, self.features, setup.base);
+            if DeviceQueue::new(&config, &self.memory).is_ok() {
+                self.drop_ring(ring);
+                // It has just been found to be possible.
+                drop(self.start_ring(ring, setup));
+            } else {
+                self.give_up(ring, Broken::Memory);
             }
         }
     }
@@ -264,12 +284,13 @@ impl Queues {
         let mut queue = DeviceQueue::new(&config, &self.memory)?;
         // Whoever polls does not need kicks, and whoever sleeps is woken by this change and arms again.
         queue.disarm();
-        if let Some(kick) = &setup.kick {
-            self.poller.add(&**kick, ring as u64)?;
-        }
         let Some(pair) = self.pairs.get_mut(ring / 2) else {
             return Err(format!("there is no ring {ring}").into());
         };
+        if let Some(kick) = &setup.kick {
+            self.poller.add_edge(&**kick, ring as u64)?;
+        }
+        self.given_up_at[ring] = None;
         if ring.is_multiple_of(2) {
             pair.receive = Some(Ring {
                 queue: ReceiveQueue::new(queue, self.features),
@@ -289,7 +310,8 @@ impl Queues {
 
     /// Stops a ring; where to go on. Everything of it has been completed, because changes come between breaths.
     pub(super) fn stop_ring(&mut self, ring: usize) -> Option<u32> {
-        let base = self.base(ring);
+        let given_up_at = self.given_up_at.get(ring).copied().flatten();
+        let base = self.base(ring).or(given_up_at);
         self.drop_ring(ring);
         base
     }
@@ -299,6 +321,8 @@ impl Queues {
             self.drop_ring(ring);
         }
         self.memory = Arc::default();
+        self.broken = None;
+        self.given_up_at.fill(None);
     }
 
     pub(super) fn enable_ring(&mut self, ring: usize, enabled: bool) {
@@ -317,13 +341,12 @@ impl Queues {
         let Some(setup) = self.setup_mut(ring) else {
             return Ok(());
         };
-        if let Some(old) = setup.kick.take() {
+        if let Some(kick) = &kick {
+            poller.add_edge(&**kick, ring as u64)?;
+        }
+        if let Some(old) = std::mem::replace(&mut setup.kick, kick) {
             poller.remove(&*old)?;
         }
-        if let Some(kick) = &kick {
-            poller.add(&**kick, ring as u64)?;
-        }
-        setup.kick = kick;
         Ok(())
     }
 
@@ -360,9 +383,9 @@ impl Queues {
         self.start_ring(ring, moved)
     }
 
-    /// Ring that its driver broke last, and how; how often that has happened.
-    pub(super) fn broken(&self) -> (Option<(usize, RingError)>, u64) {
-        (self.broken, self.n_broken)
+    /// The ring that had to be given up last in this session, and why.
+    pub(super) fn broken(&self) -> Option<(usize, Broken)> {
+        self.broken
     }
 
     /// Numbers of queue pairs whose transmitq runs, and whose receiveq takes packets.
@@ -372,9 +395,6 @@ impl Queues {
 
     #[cold]
     fn break_ring(&mut self, ring: usize, error: RingError) {
-        if let Some(err) = self.setup(ring).and_then(|setup| setup.err.clone()) {
-            drop(err.signal());
-        }
         // What was taken before the error is still on its way; a transmitq gives it back when it is completed.
         if let Some(transmit) = self
             .pairs
@@ -384,8 +404,20 @@ impl Queues {
         {
             transmit.queue.complete();
         }
-        self.broken = Some((ring, error));
-        self.n_broken += 1;
+        self.give_up(ring, Broken::Driver(error));
+    }
+
+    /// Stops a ring that cannot go on, tells its driver, and remembers where that was.
+    fn give_up(&mut self, ring: usize, why: Broken) {
+        if let Some(err) = self.setup(ring).and_then(|setup| setup.err.as_ref()) {
+            // An eventfd that cannot be written is its owner's loss.
+            drop(err.signal());
+        }
+        let base = self.base(ring);
+        if let Some(place) = self.given_up_at.get_mut(ring) {
+            *place = base;
+        }
+        self.broken = Some((ring, why));
         self.drop_ring(ring);
     }
 

@@ -112,7 +112,7 @@ impl BackendService {
         let queues = self
             .slot
             .run(|queues| (queues.features(), queues.running(), queues.broken()));
-        let Ok((features, (sources, sinks), (broken, _))) = queues else {
+        let Ok((features, (sources, sinks), broken)) = queues else {
             return status;
         };
         status.state = if sources > 0 && sinks > 0 {
@@ -126,10 +126,8 @@ impl BackendService {
         status.ring_format = Some(format_name(features));
         (status.sources, status.sinks) = (sources, sinks);
         status.refusals += session.backend.counters().1;
-        if let Some((ring, error)) = broken {
-            status.last_error = Some(format!(
-                "ring {ring} was stopped, its driver is at fault: {error}"
-            ));
+        if let Some((ring, why)) = broken {
+            status.last_error = Some(format!("ring {ring} was stopped, {why}"));
         } else if let Some(refusal) = session.backend.last_refusal() {
             status.last_error = Some(refusal.to_string());
         }
