@@ -39,9 +39,6 @@ from image import Image, MissingPeerError, find_program, image
 #: Older versions crash under TCG with a vhost-user device.
 WANTED_QEMU = 10
 
-#: A line that the guest did not get whole is sent again after this time.
-ACKNOWLEDGE_SECONDS = 10
-
 #: What a command may take unless it says otherwise, and how long a guest may take to boot on a busy machine.
 COMMAND_SECONDS = 30
 BOOT_SECONDS = 90
@@ -210,18 +207,10 @@ class Guest:
     def begin(self, command: str, timeout_s: float = COMMAND_SECONDS) -> tuple[str, float]:
         """Sends a command without waiting for its end; ``finish`` takes what this returns."""
         name = f"c{next(self._ids)}"
-        text = base64.b64encode(command.encode()).decode()
-        line = f"\n{name} {max(1, round(timeout_s))} {len(text)} {text}\n"
-        for attempts_left in (2, 1, 0):
-            if self._shell is None:
-                raise GuestError(f"{self.name}: is not running")
-            self._shell.sendall(line.encode())
-            try:
-                self._line(f"@got-{name} ".encode(), ACKNOWLEDGE_SECONDS, f"acknowledgement of command {name}")
-                break
-            except GuestError:
-                if not attempts_left:
-                    raise
+        line = f"{name} {max(1, round(timeout_s))} {base64.b64encode(command.encode()).decode()}\n"
+        if self._shell is None:
+            raise GuestError(f"{self.name}: is not running")
+        self._shell.sendall(line.encode())
         return name, timeout_s
 
     def finish(self, begun: tuple[str, float]) -> tuple[int, str]:

@@ -37,21 +37,21 @@ if [ -n "$(setting address)" ]; then
     ip link set eth0 up
 fi
 
-stty raw -echo </dev/ttyS1
-exec </dev/ttyS1 >/dev/ttyS1
-echo "@ready $(cut -d' ' -f1 /proc/uptime)"
-# A serial line can lose a byte while the only processor is busy: a line that did not arrive whole is not acknowledged, and
-# comes again. One that did is acknowledged at once; should the acknowledgement be lost, it is not run twice.
-last=
-while read -r id limit size command; do
-    [ -n "$size" ] && [ "${#command}" = "$size" ] || continue
-    echo "@got-$id "
-    [ "$id" != "$last" ] || continue
-    last=$id
-    echo "$command" | base64 -d >"/tmp/$id"
-    timeout -s KILL "$limit" sh -c ". /tmp/env; . /tmp/$id" </dev/null >"/tmp/$id.out" 2>&1
-    status=$?
-    echo "@$id $status $(base64 -w 0 "/tmp/$id.out")"
-    rm -f "/tmp/$id" "/tmp/$id.out"
-done
+serve() {
+    stty raw -echo </dev/ttyS1
+    exec </dev/ttyS1 >/dev/ttyS1
+    echo "@ready $(cut -d' ' -f1 /proc/uptime)"
+    while read -r id limit command; do
+        echo "$command" | base64 -d >"/tmp/$id"
+        timeout -s KILL "$limit" sh -c ". /tmp/env; . /tmp/$id" </dev/null >"/tmp/$id.out" 2>&1
+        status=$?
+        echo "@$id $status $(base64 -w 0 "/tmp/$id.out")"
+        rm -f "/tmp/$id" "/tmp/$id.out"
+    done
+}
+
+# In a process of its own: this one is told of the end of every program that was left behind, and busybox's read forgets
+# what it has of a line when that happens.
+serve &
+wait
 poweroff -f

@@ -221,6 +221,7 @@ def test_two_guests_lose_nothing_while_a_third_is_killed_and_started_again(netwo
     assert traffic.read_pings(vm1.finish(pinging)[1]) == Pings(150, 150)
     assert traffic.ping((again, vm1), (vm2, again)) == [Pings(20, 20)] * 2
     report = backend.stop()
+    assert report.copied > 0, "what was broadcast to two guests was not counted twice"
     assert report.received + report.copied == report.sent + report.dropped, report.json
 
 
