@@ -113,9 +113,12 @@ impl VirtioUserPort {
         options.check()?;
         let failed = |source| PortError::io("make a virtio-user port", source);
         let poller = Arc::new(Poller::new().map_err(failed)?);
-        let slot = Slot::new(DriverQueues::new(Arc::clone(&poller))).map_err(failed)?;
+        let queues = DriverQueues::new(Arc::clone(&poller));
+        let gave_up = Arc::clone(queues.gave_up());
+        let slot = Slot::new(queues).map_err(failed)?;
         poller.add(&*slot, queues::BELL).map_err(failed)?;
-        let service = Arc::new(control.add(FrontendService::new(options, Arc::clone(&slot))?)?);
+        let service = FrontendService::new(options, Arc::clone(&slot), gave_up)?;
+        let service = Arc::new(control.add(service)?);
         Ok(Self {
             slot,
             held: None,

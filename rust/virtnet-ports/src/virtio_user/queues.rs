@@ -1,6 +1,7 @@
 //! The data half of a virtio-user port: the driver's side of queue pairs, in memory of our own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
 use virtnet_sys::{EventFd, Poller};
@@ -24,6 +25,8 @@ pub(super) struct DriverQueues {
     poller: Arc<Poller>,
     counters: PortCounters,
     broken: Option<(usize, RingError)>,
+    /// Tells the control half that a ring is broken.
+    gave_up: Arc<AtomicBool>,
 }
 
 /// A receiveq and a transmitq with their events. Ring numbers are twice the pair's, and one more.
@@ -132,7 +135,13 @@ impl DriverQueues {
             poller,
             counters: PortCounters::default(),
             broken: None,
+            gave_up: Arc::default(),
         }
+    }
+
+    /// True when the device has broken a ring: the queues wait for another device.
+    pub(super) fn gave_up(&self) -> &Arc<AtomicBool> {
+        &self.gave_up
     }
 
     // Changes, between two breaths.
@@ -302,6 +311,7 @@ impl DriverQueues {
     #[cold]
     fn break_ring(&mut self, ring: usize, error: RingError) {
         self.broken = Some((ring, error));
+        self.gave_up.store(true, Ordering::Relaxed);
         self.stop();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_sys::{Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::payload::MemoryRegion;
@@ -9,7 +10,7 @@ use virtnet_vhost::{
     Frontend, FrontendEvent, FrontendRing, FrontendSetup, Offered, Region, RingAddresses,
     SessionError,
 };
-use virtnet_virtio::{Features, QueueConfig, RingFormat};
+use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 
 use super::VirtioUserOptions;
 use super::queues::{DriverQueues, NewQueues, RingEvents};
@@ -49,6 +50,8 @@ pub(super) struct FrontendService {
     listener: Option<Listener>,
     session: Option<Session>,
     slot: Arc<Slot<DriverQueues>>,
+    /// The device has broken a ring.
+    gave_up: Arc<AtomicBool>,
     deadline_ns: Option<u64>,
     sessions: u64,
     last_error: Option<String>,
@@ -67,6 +70,7 @@ impl FrontendService {
     pub(super) fn new(
         options: VirtioUserOptions,
         slot: Arc<Slot<DriverQueues>>,
+        gave_up: Arc<AtomicBool>,
     ) -> Result<Self, PortError> {
         let listener = if options.server {
             Some(Listener::bind_with_mode(&options.path, options.mode)?)
@@ -79,6 +83,7 @@ impl FrontendService {
             listener,
             session: None,
             slot,
+            gave_up,
             deadline_ns,
             sessions: 0,
             last_error: None,
@@ -111,9 +116,7 @@ impl FrontendService {
                 status.ring_format = Some(RingFormat::of(session.negotiated).name());
             }
             if let Some((ring, error)) = broken {
-                status.last_error = Some(format!(
-                    "ring {ring} was given up, the device is at fault: {error}"
-                ));
+                status.last_error = Some(given_up(ring, &error));
             }
         }
         status
@@ -121,6 +124,7 @@ impl FrontendService {
 
     fn begin(&mut self, stream: Stream, now_ns: u64) {
         self.sessions += 1;
+        self.gave_up.store(false, Ordering::Relaxed);
         match Frontend::start(stream) {
             Ok(frontend) => {
                 self.session = Some(Session {
@@ -227,6 +231,10 @@ impl Session {
     }
 }
 
+fn given_up(ring: usize, error: &RingError) -> String {
+    format!("ring {ring} was given up, the device is at fault: {error}")
+}
+
 fn region(own: &OwnRegion) -> Result<Region, PortError> {
     let file = own.as_fd().try_clone_to_owned();
     let file = file.map_err(|source| PortError::io("hand memory to a back-end", source))?;
@@ -300,6 +308,11 @@ impl Service for FrontendService {
             self.deadline_ns = Some(now_ns + TICK_NS);
             if let Err(error) = session.frontend.on_tick(now_ns) {
                 self.end(&error, now_ns);
+            } else if self.gave_up.swap(false, Ordering::Relaxed) {
+                // A device that has broken a ring can only begin anew, and so can we.
+                let broken = self.slot.run(|queues| queues.broken()).ok().flatten();
+                let why = broken.map_or_else(String::new, |(ring, error)| given_up(ring, &error));
+                self.end(&why, now_ns);
             }
             return Ok(());
         }
