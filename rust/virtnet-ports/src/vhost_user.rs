@@ -101,9 +101,11 @@ impl VhostUserPort {
         let failed = |source| PortError::io("make a vhost-user port", source);
         let poller = Arc::new(Poller::new().map_err(failed)?);
         let queues = Queues::new(options.queue_pairs, Arc::clone(&poller));
+        let needs_reset = Arc::clone(queues.needs_reset());
         let slot = Slot::new(queues).map_err(failed)?;
         poller.add(&*slot, queues::BELL).map_err(failed)?;
-        let service = Arc::new(control.add(BackendService::new(options, Arc::clone(&slot))?)?);
+        let service = BackendService::new(options, Arc::clone(&slot), needs_reset)?;
+        let service = Arc::new(control.add(service)?);
         Ok(Self {
             slot,
             held: None,

@@ -19,7 +19,8 @@ use support::{Echo, Wiring, alone, beside_others, offered, open_things, until};
 use virtnet_packet::Port;
 use virtnet_ports::{Control, VhostUserPort, VhostUserStatus, VhostUserWatch};
 use virtnet_sys::{EventFd, Stream, memfd};
-use virtnet_testkit::{Attack, Expect, FakeVm, FrontEnd, TempDir, frame, is_signalled};
+use virtnet_testkit::{Attack, Expect, FakeVm, FrontEnd, SplitQueue, TempDir, frame, is_signalled};
+use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{
     MemoryRegion, MemoryTable, SingleRegion, VringAddresses, VringFd, VringState,
@@ -508,13 +509,49 @@ fn a_broken_ring_is_cured_by_stopping_and_starting_it() {
     machine.front_end.stop_ring(1);
     // The driver begins anew, with a ring of its own.
     let features = machine.features;
-    machine.rings[1].queue = Box::new(virtnet_testkit::SplitQueue::new(
-        &mut machine.guest,
-        SIZE,
-        features,
-    ));
+    machine.rings[1].queue = Box::new(SplitQueue::new(&mut machine.guest, SIZE, features));
     machine.start_ring(1);
     machine.echo_some(0);
+    drop(machine);
+    host.assert_unharmed();
+}
+
+#[test]
+fn ta1_where_the_status_is_negotiated_it_asks_for_a_reset_which_cures() {
+    let _gate = beside_others();
+    let host = Host::new(1);
+    let mut machine = host.machine(Features::empty(), 1);
+    let status = |machine: &FakeVm| {
+        let answer = machine.front_end.ask(&Request::GetStatus, &[]);
+        u64::from_ne_bytes(answer.try_into().unwrap())
+    };
+    machine.agree();
+    let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::STATUS;
+    let protocol = Request::SetProtocolFeatures(protocol.bits());
+    machine.front_end.insist(&protocol, &[]);
+    for broken in [true, false] {
+        machine.front_end.insist(&Request::SetStatus(15), &[]);
+        machine.tell_memory();
+        (0..2).for_each(|ring| machine.start_ring(ring));
+        machine.echo_some(0);
+        assert_eq!(status(&machine), 15);
+        if broken {
+            let FakeVm { rings, guest, .. } = &mut machine;
+            rings[1].queue.attack(guest, Attack::IndexJump, false);
+            rings[1].kick.signal().unwrap();
+            assert!(machine.is_told_of_error(1));
+            assert_eq!(status(&machine), 15 | 64, "the device asks for a reset");
+            machine.front_end.insist(&Request::SetStatus(0), &[]);
+            assert_eq!(status(&machine), 0);
+            let host_status = host.status();
+            assert_eq!((host_status.sources, host_status.sinks), (0, 0));
+            // The driver lays out its rings anew.
+            let (features, guest) = (machine.features, &mut machine.guest);
+            for ring in &mut machine.rings {
+                ring.queue = Box::new(SplitQueue::new(guest, SIZE, features));
+            }
+        }
+    }
     drop(machine);
     host.assert_unharmed();
 }

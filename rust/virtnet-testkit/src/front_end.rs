@@ -255,9 +255,7 @@ impl FakeVm {
     #[track_caller]
     pub fn start(&mut self) {
         self.agree();
-        let (request, files) = self.memory_table();
-        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        self.front_end.insist(&request, &files);
+        self.tell_memory();
         for ring in 0..self.rings.len() {
             self.start_ring(ring);
         }
@@ -278,6 +276,17 @@ impl FakeVm {
         front_end.ask(&Request::GetFeatures, &[]);
         front_end.insist(&Request::SetProtocolFeatures(protocol.bits()), &[]);
         front_end.insist(&Request::SetFeatures(features.bits()), &[]);
+    }
+
+    /// Tells the memory.
+    ///
+    /// # Panics
+    /// When the back-end refuses it.
+    #[track_caller]
+    pub fn tell_memory(&self) {
+        let (request, files) = self.memory_table();
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.front_end.insist(&request, &files);
     }
 
     /// The message that tells the memory, and the files that go with it.

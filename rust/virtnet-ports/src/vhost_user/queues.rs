@@ -1,6 +1,7 @@
 //! The data half of a vhost-user port: the queue pairs of a network device, and the memory they lie in.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use virtnet_mem::GuestMemory;
@@ -35,6 +36,8 @@ pub(super) struct Queues {
     broken: Option<(usize, Broken)>,
     /// Where each ring was when it had to be given up.
     given_up_at: Box<[Option<u32>]>,
+    /// Tells the control half that a ring had to be given up.
+    needs_reset: Arc<AtomicBool>,
 }
 
 /// Why a ring was given up although nobody had asked for it.
@@ -78,7 +81,13 @@ impl Queues {
             counters: PortCounters::default(),
             broken: None,
             given_up_at: vec![None; 2 * usize::from(queue_pairs)].into(),
+            needs_reset: Arc::default(),
         }
+    }
+
+    /// Set when a ring had to be given up, for the driver to be told by the device status.
+    pub(super) fn needs_reset(&self) -> &Arc<AtomicBool> {
+        &self.needs_reset
     }
 
     // The packet's way.
@@ -323,6 +332,7 @@ impl Queues {
         self.memory = Arc::default();
         self.broken = None;
         self.given_up_at.fill(None);
+        self.needs_reset.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn enable_ring(&mut self, ring: usize, enabled: bool) {
@@ -418,6 +428,7 @@ impl Queues {
             *place = base;
         }
         self.broken = Some((ring, why));
+        self.needs_reset.store(true, Ordering::Relaxed);
         self.drop_ring(ring);
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
@@ -56,6 +57,8 @@ pub(super) struct BackendService {
     listener: Option<Listener>,
     session: Option<Session>,
     slot: Arc<Slot<Queues>>,
+    /// A ring had to be given up since the last look.
+    needs_reset: Arc<AtomicBool>,
     deadline_ns: Option<u64>,
     sessions: u64,
     refusals: u64,
@@ -73,6 +76,7 @@ impl BackendService {
     pub(super) fn new(
         options: VhostUserOptions,
         slot: Arc<Slot<Queues>>,
+        needs_reset: Arc<AtomicBool>,
     ) -> Result<Self, PortError> {
         let listener = if options.client {
             None
@@ -85,6 +89,7 @@ impl BackendService {
             listener,
             session: None,
             slot,
+            needs_reset,
             deadline_ns,
             sessions: 0,
             refusals: 0,
@@ -184,6 +189,9 @@ impl BackendService {
         let Some(session) = &mut self.session else {
             return;
         };
+        if self.needs_reset.swap(false, Ordering::Relaxed) {
+            session.backend.set_needs_reset();
+        }
         if let Err(error) = work(&mut session.backend, &mut session.device) {
             self.end(&error, now_ns);
         }
