@@ -1,5 +1,6 @@
 //! A device that can do everything and writes down what it was told, and a front-end without any manners.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const RING_PACKED: u64 = 1 << 34;
 pub const PROTOCOL: u64 = 1 << 30;
 
-/// Writes down every call; refuses those it is told to.
+/// Writes down every call; refuses those it is told to, and panics at those that make no sense.
 #[derive(Default)]
 pub struct FakeDevice {
     pub log: Vec<String>,
@@ -26,14 +27,17 @@ pub struct FakeDevice {
     /// Where rings stop.
     pub base: u32,
     pub config: Vec<u8>,
+    pub features: Option<u64>,
     /// Held, as a real device would hold them.
     pub regions: Vec<Region>,
-    pub calls: Vec<Option<Arc<EventFd>>>,
+    /// The rings that run, as they are now.
+    pub rings: BTreeMap<usize, RingSetup>,
     pub disconnected: u32,
 }
 
 impl FakeDevice {
     fn note(&mut self, line: String) -> Result<(), DeviceError> {
+        assert_eq!(self.disconnected, 0, "{line} after the connection was gone");
         let refused = self
             .refuses
             .is_some_and(|word| line.split(' ').next() == Some(word));
@@ -49,11 +53,20 @@ impl FakeDevice {
     pub fn take_log(&mut self) -> Vec<String> {
         std::mem::take(&mut self.log)
     }
+
+    /// The ring that a call is about, which has to be running.
+    #[track_caller]
+    fn running(&mut self, ring: usize) -> &mut RingSetup {
+        let setup = self.rings.get_mut(&ring);
+        setup.unwrap_or_else(|| panic!("ring {ring} does not run"))
+    }
 }
 
 impl BackendDevice for FakeDevice {
     fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
-        self.note(format!("features {features:#x}"))
+        self.note(format!("features {features:#x}"))?;
+        self.features = Some(features);
+        Ok(())
     }
 
     fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
@@ -88,7 +101,7 @@ impl BackendDevice for FakeDevice {
             err,
             enabled,
             ..
-        } = setup;
+        } = &setup;
         let events = [
             ("kick", kick.is_some()),
             ("call", call.is_some()),
@@ -99,41 +112,55 @@ impl BackendDevice for FakeDevice {
             .filter(|(_, there)| *there)
             .map(|(name, _)| format!(" {name}"))
             .collect();
-        let enabled = if enabled { " enabled" } else { "" };
+        let enabled = if *enabled { " enabled" } else { "" };
         self.note(format!(
             "start {ring} size {size} base {base:#x}{events}{enabled}"
         ))?;
-        self.calls.push(call);
+        assert!(self.features.is_some() && !self.regions.is_empty());
+        let before = self.rings.insert(ring, setup);
+        assert!(before.is_none(), "ring {ring} runs already");
         Ok(())
     }
 
     fn stop_ring(&mut self, ring: usize) -> Result<Option<u32>, DeviceError> {
+        self.running(ring);
         self.note(format!("stop {ring}"))?;
+        self.rings.remove(&ring);
         Ok(Some(self.base))
     }
 
     fn enable_ring(&mut self, ring: usize, enabled: bool) {
         drop(self.note(format!("enable {ring} {enabled}")));
+        self.running(ring).enabled = enabled;
     }
 
     fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        self.note(format!("kick {ring} {}", kick.is_some()))
+        self.note(format!("kick {ring} {}", kick.is_some()))?;
+        self.running(ring).kick = kick;
+        Ok(())
     }
 
     fn set_call(&mut self, ring: usize, call: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        self.note(format!("call {ring} {}", call.is_some()))
+        self.note(format!("call {ring} {}", call.is_some()))?;
+        self.running(ring).call = call;
+        Ok(())
     }
 
     fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        self.note(format!("err {ring} {}", err.is_some()))
+        self.note(format!("err {ring} {}", err.is_some()))?;
+        self.running(ring).err = err;
+        Ok(())
     }
 
     fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
-        self.note(format!("addresses {ring} {:#x}", addresses.descriptor_area))
+        self.note(format!("addresses {ring} {:#x}", addresses.descriptor_area))?;
+        self.running(ring).addresses = addresses;
+        Ok(())
     }
 
     fn reset(&mut self) {
         drop(self.note("reset".to_owned()));
+        assert!(self.rings.is_empty(), "rings stop before a reset");
     }
 
     fn set_status(&mut self, status: u8) {
@@ -161,7 +188,7 @@ impl BackendDevice for FakeDevice {
     fn disconnected(&mut self) {
         self.disconnected += 1;
         self.regions.clear();
-        self.calls.clear();
+        self.rings.clear();
     }
 }
 
@@ -179,8 +206,11 @@ impl Scene {
     }
 
     pub fn with(protocol: ProtocolFeatures) -> Self {
+        Self::offering(Offer::new(VERSION_1 | RING_PACKED, protocol, 2))
+    }
+
+    pub fn offering(offer: Offer) -> Self {
         let (peer, ours) = Stream::pair().unwrap();
-        let offer = Offer::new(VERSION_1 | RING_PACKED, protocol, 2);
         Self {
             peer,
             backend: Backend::new(ours, offer),

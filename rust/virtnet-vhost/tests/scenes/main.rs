@@ -1,8 +1,20 @@
 //! A back-end over a real socket, before front-ends that keep every rule, old ones, odd ones, and none at all.
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "a test")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests choose their numbers and fail loudly"
+)]
 
+mod descriptors;
 mod fake;
 mod framing;
+mod handshakes;
 mod orders;
+mod random;
 mod requests;
 mod rust_vmm;
+mod together;
+mod wire;
+mod words;

@@ -259,21 +259,6 @@ fn u17_tb43_slots_come_and_go_and_a_descriptor_too_many_is_closed() {
 }
 
 #[test]
-fn tb17_tb18_events_are_replaced_over_and_over() {
-    let mut scene = Scene::running(ACK);
-    let event = EventFd::new().unwrap();
-    for _ in 0..1000 {
-        scene.tell(&kick(), &[event.as_fd()]);
-        scene.tell(
-            &Request::SetVringCall(VringFd::new(0, true)),
-            &[event.as_fd()],
-        );
-    }
-    assert_eq!(scene.device.take_log().len(), 2000);
-    assert_eq!(scene.backend.counters().1, 0);
-}
-
-#[test]
 fn tb28_a_size_told_over_and_over_is_just_the_last() {
     let mut scene = Scene::agreed(ACK);
     for round in 0..3000 {

@@ -10,15 +10,17 @@ use virtnet_vhost::{
     ProtocolFeatures, Region, RingAddresses, SessionError,
 };
 
-use crate::device::{Recorder, STOPS_AT};
-use crate::line::{PACKED, PROTOCOL, VERSION_1};
+use crate::fake::{FakeDevice, PROTOCOL, RING_PACKED, VERSION_1};
 
 const SIZE: u64 = 0x2_0000;
+
+/// Where rings stop.
+const STOPS_AT: u32 = 77;
 
 struct Pair {
     frontend: Frontend,
     backend: Backend,
-    device: Recorder,
+    device: FakeDevice,
     events: Vec<FrontendEvent>,
 }
 
@@ -28,7 +30,11 @@ impl Pair {
         Self {
             frontend: Frontend::start_with(front, wanted).unwrap(),
             backend: Backend::new(back, offer),
-            device: Recorder::new(),
+            device: FakeDevice {
+                base: STOPS_AT,
+                config: (0..40).collect(),
+                ..FakeDevice::default()
+            },
             events: Vec::new(),
         }
     }
@@ -91,7 +97,7 @@ fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
 }
 
 fn offer(protocol: ProtocolFeatures) -> Offer {
-    Offer::new(VERSION_1 | PACKED, protocol, 2)
+    Offer::new(VERSION_1 | RING_PACKED, protocol, 2)
 }
 
 /// Sets of protocol features that a back-end may offer, from nothing to everything.
@@ -119,7 +125,7 @@ fn whatever_is_offered_the_handshake_ends_with_the_rings_running() {
             let offered = pair.offered();
             let known = protocol & ProtocolFeatures::BACKEND;
             let more = if known.is_empty() { 0 } else { PROTOCOL };
-            assert_eq!(offered.features, VERSION_1 | PACKED | more);
+            assert_eq!(offered.features, VERSION_1 | RING_PACKED | more);
             assert_eq!(offered.protocol_features, known);
             let pairs = known.contains(ProtocolFeatures::MQ).then_some(2);
             assert_eq!(offered.queue_pairs, pairs);
@@ -155,7 +161,7 @@ fn whatever_is_offered_the_handshake_ends_with_the_rings_running() {
                 assert!(call.drain());
             }
             let mtu = known.contains(ProtocolFeatures::MTU);
-            assert_eq!(pair.device.told.contains(&"mtu 1500".to_owned()), mtu);
+            assert_eq!(pair.device.log.contains(&"mtu 1500".to_owned()), mtu);
         }
     }
 }
@@ -207,7 +213,7 @@ fn features_that_the_device_refuses_end_the_handshake_with_its_name() {
     for protocol in [ProtocolFeatures::REPLY_ACK, ProtocolFeatures::STATUS] {
         let mut pair = Pair::new(offer(protocol), ProtocolFeatures::FRONTEND);
         pair.offered();
-        pair.device.refuses = Some("set_features");
+        pair.device.refuses = Some("features");
         pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
         let error = pair.run().unwrap_err();
         assert!(
@@ -228,14 +234,14 @@ fn memory_that_the_device_refuses_ends_the_handshake_and_an_mtu_does_not() {
     let everything = offer(ProtocolFeatures::all());
     let mut pair = Pair::new(everything.clone(), ProtocolFeatures::FRONTEND);
     pair.offered();
-    pair.device.refuses = Some("set_memory");
+    pair.device.refuses = Some("memory");
     pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
     let error = pair.run().unwrap_err();
     assert!(error.to_string().contains("SET_MEM_TABLE"), "{error}");
 
     let mut pair = Pair::new(everything, ProtocolFeatures::FRONTEND);
     pair.offered();
-    pair.device.refuses = Some("set_mtu");
+    pair.device.refuses = Some("mtu");
     pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
     let events = pair.run().unwrap();
     assert!(
@@ -276,10 +282,10 @@ fn te7_either_end_notices_that_the_other_has_gone_and_leaves_nothing_behind() {
                     matches!(ended, Some(SessionError::Disconnected)),
                     "{ended:?}"
                 );
-                assert!(device.gone);
+                assert!(device.disconnected == 1);
             } else {
                 backend.close(&mut device);
-                assert!(device.gone);
+                assert!(device.disconnected == 1);
                 let ended = (0..3).find_map(|_| frontend.on_readable().err());
                 assert!(
                     matches!(ended, Some(SessionError::Disconnected)),

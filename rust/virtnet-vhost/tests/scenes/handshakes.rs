@@ -8,10 +8,8 @@ use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{MemoryRegion, SingleRegion, VringFd};
 use virtnet_vhost::{ProtocolFeatures, RingAccess};
 
-use crate::line::{
-    Line, MEMORY, PACKED, PROTOCOL, VERSION_1, addresses, base, call, enable, err, kick, memory,
-    place, size, stop,
-};
+use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, ring_at};
+use crate::words::{base, call, enable, err, kick, place, size, stop, whole_memory};
 
 /// Where each ring is told to begin.
 const BASE: u32 = 7;
@@ -42,7 +40,7 @@ fn qemu() -> Vec<Request> {
         call(0),
         call(1),
         features(PROTOCOL),
-        memory(),
+        whole_memory(),
     ];
     for ring in [0, 1] {
         let rest = [size(ring, 256), base(ring, BASE), place(ring)];
@@ -69,7 +67,7 @@ fn virtio_user() -> Vec<Request> {
         features(PROTOCOL),
         Request::SetStatus(11),
         Request::GetStatus,
-        memory(),
+        whole_memory(),
     ];
     for ring in [0, 1] {
         order.extend([size(ring, 256), base(ring, BASE), place(ring)]);
@@ -85,7 +83,7 @@ fn old() -> Vec<Request> {
         Request::SetOwner,
         Request::GetFeatures,
         features(0),
-        memory(),
+        whole_memory(),
     ];
     for ring in [0, 1] {
         order.extend([size(ring, 256), place(ring), base(ring, BASE)]);
@@ -102,7 +100,7 @@ fn rust_vmm() -> Vec<Request> {
         features(PROTOCOL),
         Request::GetProtocolFeatures,
         protocol(PLAIN),
-        memory(),
+        whole_memory(),
     ];
     for ring in [0, 1] {
         order.extend([size(ring, 256), place(ring), base(ring, BASE)]);
@@ -117,12 +115,12 @@ fn rings_before_memory() -> Vec<Request> {
         order.extend([size(ring, 256), base(ring, BASE), place(ring)]);
         order.extend([call(ring as u8), kick(ring as u8), enable(ring, 1)]);
     }
-    order.push(memory());
+    order.push(whole_memory());
     order
 }
 
 fn kick_before_everything_else_of_a_ring() -> Vec<Request> {
-    let mut order = vec![protocol(PLAIN), features(PROTOCOL), memory()];
+    let mut order = vec![protocol(PLAIN), features(PROTOCOL), whole_memory()];
     for ring in [0, 1] {
         order.extend([enable(ring, 1), kick(ring as u8), call(ring as u8)]);
         order.extend([base(ring, BASE), size(ring, 256), place(ring)]);
@@ -131,7 +129,7 @@ fn kick_before_everything_else_of_a_ring() -> Vec<Request> {
 }
 
 fn features_at_last() -> Vec<Request> {
-    let mut order = vec![protocol(PLAIN), memory()];
+    let mut order = vec![protocol(PLAIN), whole_memory()];
     for ring in [0, 1] {
         order.extend([size(ring, 256), base(ring, BASE), place(ring)]);
         order.extend([call(ring as u8), kick(ring as u8), enable(ring, 1)]);
@@ -188,9 +186,9 @@ fn reset_and_told_again() -> Vec<Request> {
     order
 }
 
-/// Tells a line everything in this order; our ends of the events that went with it, the latest of each kind and ring.
+/// Tells a scene everything in this order; our ends of the events that went with it, the latest of each kind and ring.
 fn tell(
-    line: &mut Line,
+    scene: &mut Scene,
     order: &[Request],
     need_reply: bool,
 ) -> BTreeMap<(&'static str, u64), EventFd> {
@@ -206,8 +204,8 @@ fn tell(
                 theirs
             })
             .collect();
-        line.tell_with(request, need_reply, &fds);
-        let refused = line.backend.last_refusal();
+        scene.exchange_with(request, need_reply, &fds);
+        let refused = scene.backend.last_refusal();
         assert!(refused.is_none(), "{}: {refused:?}", request.kind().name());
     }
     ours
@@ -230,14 +228,14 @@ fn tb21_u5_every_order_ends_with_the_same_rings_running() {
     ];
     for (name, order) in orders {
         for need_reply in [false, true] {
-            let mut line = Line::new();
-            let ours = tell(&mut line, &order(), need_reply);
-            assert_eq!(line.device.features, Some(VERSION_1), "{name}");
-            let running: Vec<_> = line.device.rings.keys().copied().collect();
+            let mut scene = Scene::new();
+            let ours = tell(&mut scene, &order(), need_reply);
+            assert_eq!(scene.device.features, Some(VERSION_1), "{name}");
+            let running: Vec<_> = scene.device.rings.keys().copied().collect();
             assert_eq!(running, [0, 1], "{name}");
-            for (&ring, setup) in &line.device.rings {
+            for (&ring, setup) in &scene.device.rings {
                 let what = format!("{name}, ring {ring}");
-                let wire = addresses(ring as u32);
+                let wire = ring_at(ring as u32);
                 let place = setup.addresses;
                 assert_eq!((setup.size, setup.base), (256, BASE), "{what}");
                 assert_eq!(
@@ -246,7 +244,7 @@ fn tb21_u5_every_order_ends_with_the_same_rings_running() {
                     "{what}"
                 );
                 assert!(setup.enabled, "{what}");
-                let state = line.backend.ring_state(ring);
+                let state = scene.backend.ring_state(ring);
                 assert_eq!(state.access(), RingAccess::Full, "{what}");
 
                 // The events are the ones that were sent last, and not each other's.
@@ -266,7 +264,7 @@ fn tb21_u5_every_order_ends_with_the_same_rings_running() {
 
 #[test]
 fn u10_rings_without_events_are_started_and_polled() {
-    let mut line = Line::new();
+    let mut scene = Scene::new();
     let nothing = |ring| VringFd::new(ring, false);
     let mut order = old();
     for request in &mut order {
@@ -276,11 +274,11 @@ fn u10_rings_without_events_are_started_and_polled() {
             _ => continue,
         };
     }
-    tell(&mut line, &order, false);
-    for setup in line.device.rings.values() {
+    tell(&mut scene, &order, false);
+    for setup in scene.device.rings.values() {
         assert!(setup.kick.is_none() && setup.call.is_none() && setup.enabled);
     }
-    assert_eq!(line.device.rings.len(), 2);
+    assert_eq!(scene.device.rings.len(), 2);
 }
 
 #[test]
@@ -289,42 +287,42 @@ fn a_ring_does_not_start_while_anything_is_missing() {
     let needs = [
         protocol(PLAIN | ProtocolFeatures::STATUS.bits()),
         features(PROTOCOL),
-        memory(),
+        whole_memory(),
         size(0, 256),
         place(0),
         kick(0),
         Request::SetStatus(15),
     ];
     for missing in 1..needs.len() {
-        let mut line = Line::new();
+        let mut scene = Scene::new();
         for (number, request) in needs.iter().enumerate() {
             if number != missing {
-                line.tell(request);
+                scene.exchange(request);
             }
         }
         let name = needs[missing].kind().name();
-        assert!(line.device.rings.is_empty(), "without {name}");
-        line.tell(&needs[missing]);
-        assert_eq!(line.device.rings.len(), 1, "after {name}");
+        assert!(scene.device.rings.is_empty(), "without {name}");
+        scene.exchange(&needs[missing]);
+        assert_eq!(scene.device.rings.len(), 1, "after {name}");
     }
 }
 
 #[test]
 fn four_queue_pairs_start_one_by_one() {
-    let mut line = Line::with(virtnet_vhost::Offer::new(
-        VERSION_1 | PACKED,
+    let mut scene = Scene::offering(virtnet_vhost::Offer::new(
+        VERSION_1 | RING_PACKED,
         ProtocolFeatures::all(),
         4,
     ));
-    for request in [protocol(PLAIN), features(PROTOCOL), memory()] {
-        line.tell(&request);
+    for request in [protocol(PLAIN), features(PROTOCOL), whole_memory()] {
+        scene.exchange(&request);
     }
     for ring in 0..8_u32 {
         let word = ring as u8;
         // All of them may lie in one place: nobody looks there.
         let shared = virtnet_vhost::payload::VringAddresses {
             index: ring,
-            ..addresses(0)
+            ..ring_at(0)
         };
         let order = [
             size(ring, 1 << ring),
@@ -335,9 +333,11 @@ fn four_queue_pairs_start_one_by_one() {
             err(word),
             enable(ring, ring & 1),
         ];
-        order.iter().for_each(|request| drop(line.tell(request)));
-        assert_eq!(line.device.rings.len(), ring as usize + 1);
-        let setup = &line.device.rings[&(ring as usize)];
+        order
+            .iter()
+            .for_each(|request| drop(scene.exchange(request)));
+        assert_eq!(scene.device.rings.len(), ring as usize + 1);
+        let setup = &scene.device.rings[&(ring as usize)];
         assert_eq!(
             (setup.size, setup.base, setup.enabled),
             (1 << ring, ring, ring & 1 == 1)
@@ -345,33 +345,33 @@ fn four_queue_pairs_start_one_by_one() {
         assert!(setup.err.is_some());
     }
     // One of them stops; the others do not notice.
-    line.tell(&stop(5));
-    let running: Vec<_> = line.device.rings.keys().copied().collect();
+    scene.exchange(&stop(5));
+    let running: Vec<_> = scene.device.rings.keys().copied().collect();
     assert_eq!(running, [0, 1, 2, 3, 4, 6, 7]);
 }
 
 #[test]
 fn what_is_told_to_a_running_ring_reaches_the_device_and_nothing_else() {
-    let mut line = Line::new();
-    tell(&mut line, &qemu(), false);
-    line.device.calls.clear();
+    let mut scene = Scene::new();
+    tell(&mut scene, &qemu(), false);
+    scene.device.take_log();
     let moved = virtnet_vhost::payload::VringAddresses {
         desc: MEMORY.user_addr + 0x8000,
-        ..addresses(0)
+        ..ring_at(0)
     };
     let cases: [(Request, &[&str]); 9] = [
-        (kick(0), &["set_kick"]),
-        (call(0), &["set_call"]),
-        (err(0), &["set_err"]),
-        (enable(0, 0), &["enable_ring"]),
-        (Request::SetVringAddr(moved), &["set_addresses"]),
-        (memory(), &["set_memory"]),
+        (kick(0), &["kick"]),
+        (call(0), &["call"]),
+        (err(0), &["err"]),
+        (enable(0, 0), &["enable"]),
+        (Request::SetVringAddr(moved), &["addresses"]),
+        (whole_memory(), &["memory"]),
         (features(PROTOCOL), &[]),
         (Request::SetOwner, &[]),
-        (stop(0), &["stop_ring"]),
+        (stop(0), &["stop"]),
     ];
     for (request, calls) in cases {
-        assert!(line.ask_or_answer(&request), "{}", request.kind().name());
-        assert_eq!(line.device.take_calls(), calls, "{}", request.kind().name());
+        assert!(scene.carries_out(&request), "{}", request.kind().name());
+        assert_eq!(scene.take_calls(), calls, "{}", request.kind().name());
     }
 }

@@ -9,7 +9,8 @@ use virtnet_vhost::payload::{
     Config, MemoryRegion, MemoryTable, SingleRegion, VringAddresses, VringFd, VringState,
 };
 
-use crate::line::{Line, MEMORY, PACKED, PROTOCOL, Reply, VERSION_1, Witness, bytes, raw};
+use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, bytes};
+use crate::words::{Reply, Witness, raw};
 
 /// Something that a front-end sends.
 #[derive(Debug, Clone)]
@@ -66,7 +67,7 @@ fn request() -> impl Strategy<Value = Request> {
     let features = prop_oneof![
         Just(VERSION_1),
         Just(VERSION_1 | PROTOCOL),
-        Just(VERSION_1 | PACKED),
+        Just(VERSION_1 | RING_PACKED),
         any::<u64>(),
     ];
     let addresses = (number(), 0..2_u32, address(), address(), address()).prop_map(
@@ -158,29 +159,29 @@ proptest! {
     fn tb21_messages_in_any_order_never_panic_never_leak_and_are_answered_at_most_once(
         messages in vec(sent(), 1..60),
     ) {
-        let mut line = Line::new();
+        let mut scene = Scene::new();
         let mut witnesses = Vec::new();
         for message in &messages {
             let (seen, given): (Vec<_>, Vec<_>) = (0..message.fds).map(|_| Witness::new()).unzip();
             let fds: Vec<_> = given.iter().map(AsFd::as_fd).collect();
-            line.send(&message.bytes, &fds);
+            scene.send(&message.bytes, &fds);
             witnesses.extend(seen);
             drop(given);
             // Every message here has a form that can be followed, so the connection stays.
-            line.serve().unwrap();
-            let replies = Reply::of(&line.answer());
+            scene.serve().unwrap();
+            let replies = Reply::of(&scene.answers());
             prop_assert!(replies.len() <= 1);
             replies.iter().for_each(|reply| check_reply(reply, message));
             // The device and the session never differ about what runs.
             for ring in 0..4 {
                 prop_assert_eq!(
-                    line.backend.session().ring_runs(ring),
-                    line.device.rings.contains_key(&ring),
+                    scene.backend.session().ring_runs(ring),
+                    scene.device.rings.contains_key(&ring),
                     "ring {}", ring
                 );
             }
         }
-        drop(line);
+        drop(scene);
         witnesses.iter_mut().for_each(Witness::assert_closed);
     }
 
@@ -189,7 +190,7 @@ proptest! {
         pieces in vec((vec(any::<u8>(), 1..200), 0..3_usize), 1..20),
         sane in any::<bool>(),
     ) {
-        let mut line = Line::new();
+        let mut scene = Scene::new();
         let mut witnesses = Vec::new();
         for (mut bytes, fds) in pieces {
             if sane && bytes.len() >= 12 {
@@ -201,17 +202,17 @@ proptest! {
             }
             let (seen, given): (Vec<_>, Vec<_>) = (0..fds).map(|_| Witness::new()).unzip();
             let fds: Vec<_> = given.iter().map(AsFd::as_fd).collect();
-            if line.peer.send(&bytes, &fds).is_err() {
+            if scene.peer.send(&bytes, &fds).is_err() {
                 break;
             }
             witnesses.extend(seen);
-            if line.serve().is_err() {
-                assert!(line.device.gone);
+            if scene.serve().is_err() {
+                assert!(scene.device.disconnected == 1);
                 break;
             }
-            line.answer();
+            scene.answers();
         }
-        drop(line);
+        drop(scene);
         witnesses.iter_mut().for_each(Witness::assert_closed);
     }
 
@@ -222,7 +223,7 @@ proptest! {
     ) {
         // Without descriptors, which are tied to their byte; those requests are refused, and that the same way.
         let heap: Vec<u8> = messages.iter().flat_map(|request| bytes(request, true)).collect();
-        let (mut whole, mut pieces) = (Line::new(), Line::new());
+        let (mut whole, mut pieces) = (Scene::new(), Scene::new());
         whole.send(&heap, &[]);
         whole.serve().unwrap();
         let mut rest = &heap[..];
@@ -236,6 +237,6 @@ proptest! {
             }
         }
         prop_assert_eq!(whole.answer(), pieces.answer());
-        prop_assert_eq!(whole.device.calls, pieces.device.calls);
+        prop_assert_eq!(whole.device.log, pieces.device.log);
     }
 }
