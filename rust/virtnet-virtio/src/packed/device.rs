@@ -33,7 +33,10 @@ pub struct PackedDevice {
     /// Next used descriptor to write, ahead of what is published.
     next_used: Position,
     /// Slots taken and not given back: never more than the ring has, whatever the driver does to its flags meanwhile.
-    held: u16,
+    ///
+    /// Wider than it must be: as a neighbour of `size` of the same width the two were loaded as one word, which has to wait for
+    /// the store of this one, and with it for all stores before it.
+    held: u32,
     /// The first used descriptor of a batch, kept back until the batch is complete: a driver that polls sees all or nothing.
     first: Option<(u16, u64)>,
     /// Where `next_used` stood when the driver was last considered for a call; `None` after a start: notify in any case.
@@ -92,7 +95,7 @@ impl PackedDevice {
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
         let mut n = 0;
-        while n < max && self.held < self.size {
+        while n < max && self.held < u32::from(self.size) {
             let Some((id, desc)) = self.available(self.next_avail) else {
                 break;
             };
@@ -135,7 +138,7 @@ impl PackedDevice {
     /// Puts the last `n` chains back as if they had not been taken.
     pub fn untake(&mut self, n: usize, chains: &mut Chains) {
         let slots = chains.pop(n);
-        self.held -= slots;
+        self.held -= u32::from(slots);
         self.next_avail = self.next_avail.back(slots, self.size);
     }
 
@@ -170,7 +173,7 @@ impl PackedDevice {
         } else {
             self.store_rest(self.next_used.slot, rest);
         }
-        self.held -= slots;
+        self.held -= u32::from(slots);
         self.next_used = self.next_used.advance(slots, self.size);
     }
 
@@ -282,7 +285,7 @@ impl PackedDevice {
         let (mut at, mut id, mut desc, mut slots) = (self.next_avail, id, desc, 1);
         let mut walked = self.walk_one(memory, access, desc, Ok(0), slots, chains);
         while desc.flags & DESC_NEXT != 0 {
-            if self.held + slots == self.size {
+            if self.held + u32::from(slots) == u32::from(self.size) {
                 walked = Err(ChainError::TooLong);
                 break;
             }
@@ -295,7 +298,7 @@ impl PackedDevice {
             walked = self.walk_one(memory, access, desc, walked, slots, chains);
         }
         chains.close(id, slots, first, walked);
-        self.held += slots;
+        self.held += u32::from(slots);
         self.next_avail = self.next_avail.advance(slots, self.size);
     }
 
