@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: A thread that had less of its core was disturbed, and so was the figure.
 LEAST_SHARE = 0.97
 
+RING_SIZE = 256
+
 #: Flowgen subtracts a checksum field that is not on the ring.
 FLOWGEN_TRAILER = 4
 
@@ -207,7 +209,7 @@ def _driver(cell: Cell, sockets: list[Path], bench: Bench) -> Testpmd:
 
 def _arguments(cell: Cell, mode: str) -> list[str]:
     size = cell.size + (FLOWGEN_TRAILER if mode == "flowgen" else 0)
-    return ["--burst=32", "--txd=256", "--rxd=256", f"--txpkts={size}"]
+    return ["--burst=32", f"--txd={RING_SIZE}", f"--rxd={RING_SIZE}", f"--txpkts={size}"]
 
 
 def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -> None:
@@ -251,7 +253,9 @@ def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:
     wrong = []
     if counts.received != run.driver_sent:
         wrong.append(f"the driver sent {run.driver_sent}, the back-end received {counts.received}")
-    if counts.sent != run.driver_received:
+    # DPDK's driver throws away what came between the filling of its ring and its start; our source sends by then.
+    thrown_away = RING_SIZE if cell.task.driver_mode == "rxonly" else 0
+    if not 0 <= counts.sent - run.driver_received <= thrown_away:
         wrong.append(f"the back-end sent {counts.sent}, the driver received {run.driver_received}")
     if (
         cell.task.counted == "rx"
