@@ -782,6 +782,34 @@ fn tb34_a_disabled_ring_takes_nothing_in_and_lets_nothing_out() {
 }
 
 #[test]
+fn te10_a_holder_that_does_not_look_delays_its_front_end_and_nothing_is_half_done() {
+    let _gate = beside_others();
+    let directory = TempDir::new();
+    let control = Control::start("control").unwrap();
+    let path = directory.join("port.sock");
+    let mut port = Wiring::default().device(&path, &control);
+    port.attach();
+    let features = Features::VERSION_1 | Features::EVENT_IDX;
+    let mut machine = FakeVm::new(FrontEnd::connect(&path), features, 1, SIZE);
+    let protocol = Request::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.bits());
+    machine.front_end.insist(&protocol, &[]);
+    let accepted = (features | Features::PROTOCOL_FEATURES).bits();
+    let request = Request::SetFeatures(accepted);
+    assert!(
+        !machine.front_end.accepts(&request, &[]),
+        "nobody took it over"
+    );
+    port.detach();
+    let error = port.status().unwrap().last_error.unwrap();
+    assert!(error.contains("worker"), "{error}");
+    assert_eq!(port.status().unwrap().negotiated, 0);
+    machine.start();
+    let echo = Echo::start(port);
+    machine.echo_some(0);
+    drop(echo.stop());
+}
+
+#[test]
 fn o8_another_port_of_the_same_control_thread_goes_on() {
     let _gate = beside_others();
     let directory = TempDir::new();
