@@ -223,6 +223,10 @@ fn tc15_a_packed_descriptor_of_another_lap_is_nothing() {
     for setup in Setup::all(3).filter(Setup::is_packed) {
         let mut attack = Attack::new(setup);
         for at in 0..12 {
+            // Nor is one of this lap, when nothing is out.
+            attack.give(at, 0, 0);
+            assert_eq!(attack.reap(), Ok(vec![]));
+            assert!(!attack.driver.has_work());
             let id = attack.offer(1);
             let desc = setup.desc() + 16 * (at % 3);
             let lap = if setup.bits(at) & 0x8000 != 0 {

@@ -266,15 +266,11 @@ impl NaiveDriver {
             let flags = ram.u16(at + 14);
             let wrap = setup.bits(self.reaped) & 0x8000 != 0;
             let used = (flags & 1 << 7 != 0) == wrap && (flags & 1 << 15 != 0) == wrap;
-            assert!(
-                !used || flags & (NEXT | INDIRECT) == 0,
-                "used flags {flags:#x}"
-            );
-            let len = if flags & WRITE != 0 {
-                ram.u32(at + 8)
-            } else {
-                0
-            };
+            let len = ram.u32(at + 8);
+            // A used descriptor says nothing but who it is, and whether something was written.
+            let rest = flags & (NEXT | INDIRECT | WRITE);
+            let written = if len > 0 { WRITE } else { 0 };
+            assert!(!used || rest == written, "flags {flags:#x}, {len} bytes");
             return used.then(|| (ram.u16(at + 12), len));
         }
         let at = setup.device_area() + 4 + 8 * slot;
