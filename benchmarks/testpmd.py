@@ -178,9 +178,13 @@ class Testpmd:
         ]
         command += ["--file-prefix", prefix, *memory, *eal]
         command += [word for vdev in vdevs for word in ("--vdev", vdev)]
-        command += ["--", "-i", "--no-mlockall", "--total-num-mbufs=16384", f"--forward-mode={mode}", *args]
-        self._log = log.open("w")
+        # Other threads must not write into the prompt: no news of links, and what the libraries say goes to the log alone.
+        command += ["--", "-i", "--no-mlockall", "--mask-event=intr_lsc", "--total-num-mbufs=16384"]
+        command += [f"--forward-mode={mode}", *args]
+        log.unlink(missing_ok=True)
+        self._log = log.open("a")
         self._log.write(" ".join(command) + "\n")
+        self._log.flush()
         self._output = ""
         self._ended = False
         self._news = threading.Condition()
@@ -190,7 +194,7 @@ class Testpmd:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=self._log,
             bufsize=0,
             start_new_session=True,
             env=os.environ | {"RUNTIME_DIRECTORY": str(log.parent)},  # else it leaves files below /var/run
@@ -320,7 +324,7 @@ class Testpmd:
                 raise self._error(f"{what} did not come within {timeout_s:g} s")
             text, prompt, self._output = self._output.partition(PROMPT)
             if not prompt:
-                raise self._error(f"the process ended before {what}", text)
+                raise self._error(f"the process ended before {what}")
             return text
 
     def _read(self) -> None:
@@ -340,8 +344,8 @@ class Testpmd:
         for stream in (self._input, self._chunks, self._log):
             stream.close()
 
-    def _error(self, message: str, tail: str | None = None) -> TestpmdError:
-        last_lines = (self._output if tail is None else tail).strip().splitlines()[-6:]
+    def _error(self, message: str) -> TestpmdError:
+        last_lines = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-6:]
         return TestpmdError("\n    ".join([f"testpmd: {message}; log {self._log.name}", *last_lines]))
 
 

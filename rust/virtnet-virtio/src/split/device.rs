@@ -37,7 +37,7 @@ pub struct SplitDevice {
 }
 
 impl SplitDevice {
-    /// Starts on the rings that `config` describes, from its base. Spec: virtio 1.4, 2.7.
+    /// Starts on the rings that `config` describes, where their used index stands. Spec: virtio 1.4, 2.7.
     ///
     /// # Errors
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
@@ -49,10 +49,10 @@ impl SplitDevice {
             used_bytes(config.size, event_idx),
             used_align,
         )?;
-        // What is used so far stands in the ring itself; only the available side is told by the base.
+        // How far the ring has got stands in the ring itself, and a base that differs is out of date: this device gives back all
+        // that it takes, so where it stops both are equal, and where it was killed nobody could ask it. DPDK's virtio-user says
+        // 0 then. What a device before this one had taken and not given back is taken again instead of being lost to the driver.
         let next_used = used.load_u16(INDEX, Ordering::Acquire);
-        let [low, high, ..] = config.base.to_le_bytes();
-        let next_avail = u16::from_le_bytes([low, high]);
         Ok(Self {
             desc: memory.window(config.desc_area, desc_bytes(config.size), desc_align)?,
             avail: memory.window(
@@ -66,8 +66,8 @@ impl SplitDevice {
             event_idx,
             indirect: config.features.contains(Features::INDIRECT_DESC),
             in_order: config.features.contains(Features::IN_ORDER),
-            next_avail,
-            seen_avail: next_avail,
+            next_avail: next_used,
+            seen_avail: next_used,
             next_used,
             published: next_used,
             signalled: None,

@@ -208,6 +208,7 @@ fn both_devices_refuse_the_same_available_indexes() {
         };
         let (memory, file) = setup.memory(DATA);
         let (ram, theirs) = (Ram(memory), their_memory(&setup, &file));
+        ram.set_u16(setup.device_area() + 2, setup.start as u16);
         let mut random = Random::new(u64::from(size));
         for ahead in (0..300_u16)
             .chain([

@@ -2,10 +2,11 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
-use virtnet_virtio::Access;
+use virtnet_virtio::{Access, Chains, DeviceQueue, RingFormat};
 
-use crate::support::Setup;
+use crate::support::driver::Desc;
 use crate::support::world::{Pair, Step, World};
+use crate::support::{Ram, Setup};
 
 const PAIRS: [Pair; 5] = [
     Pair::Ours,
@@ -189,6 +190,33 @@ fn a_device_goes_on_from_its_base_wherever_it_is_stopped() {
                 }
             }
         }
+    }
+}
+
+/// A device that was killed could not be asked where it was: the ring itself tells, whatever the front-end makes of it.
+#[test]
+fn a_split_ring_goes_on_where_its_used_index_stands_when_the_base_is_out_of_date() {
+    for (used, base) in [(300, 0), (65_500, 0), (7, 9), (9, 7)] {
+        let setup = Setup {
+            start: base,
+            ..Setup::new(RingFormat::Split, 256)
+        };
+        let (memory, _file) = setup.memory(0x1000);
+        let ram = Ram(memory);
+        ram.set_u16(setup.device_area() + 2, used);
+        ram.set_u16(setup.driver_area() + 2, used.wrapping_add(3));
+        for slot in 0..3 {
+            let slot = used.wrapping_add(slot) % 256;
+            ram.set_u16(setup.driver_area() + 4 + 2 * u64::from(slot), slot);
+            Desc::new(setup.data(), 64, 0, 0).write(&ram, setup.desc(), u64::from(slot), false);
+        }
+        let mut device = DeviceQueue::new(&setup.config(), &ram.0).unwrap();
+        let mut chains = Chains::new();
+        assert_eq!(device.take(&ram.0, Access::Read, 64, &mut chains), Ok(3));
+        device.give_all(&chains);
+        device.publish();
+        assert_eq!(ram.u16(setup.device_area() + 2), used.wrapping_add(3));
+        assert_eq!(device.base(), u32::from(used.wrapping_add(3)));
     }
 }
 
