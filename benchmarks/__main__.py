@@ -42,6 +42,7 @@ def main() -> int:
             warm_up_s=options.warm_up,
             window_s=options.window,
             logs=directory,
+            distance=machine.CoreDistance(options.back_core, options.front_core),
             driver_options=options.driver_options,
             eal=options.eal.split(),
         )
@@ -83,6 +84,7 @@ def _measure_cell(
     while due := [side for side in sides if _is_due([run for run in runs if run.side == side], options.runs)]:
         for side in due:
             machine.wait_idle(options.idle_wait)
+            bench.distance.wait_usual(options.idle_wait)
             run = _attempt(cell, side, bench)
             journal.add(run)
             runs.append(run)

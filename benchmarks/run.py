@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks import testpmd
-from benchmarks.machine import CoreWatch, prefer
+from benchmarks.machine import CoreDistance, CoreWatch, prefer
 from benchmarks.ours import Virtnet, VirtnetError
 from benchmarks.testpmd import PortStats, Testpmd, TestpmdError, wait_for
 
@@ -48,6 +48,7 @@ class Bench:
     warm_up_s: float
     window_s: float
     logs: Path
+    distance: CoreDistance
     driver_options: str = ""
     eal: Sequence[str] = ()
 
@@ -70,6 +71,7 @@ class Run:
     """What one measurement found.
 
     Attributes:
+        line_ns: how long a cache line took between the two cores, before and after the window.
         refused: the part of the generated packets that found the ring full: near 0 the generator is the slower side.
         void: who disturbed the measurement; it is to be repeated.
         failed: what went wrong; nothing measured under such circumstances is a figure.
@@ -81,6 +83,7 @@ class Run:
     pps: int = 0
     back_share: float = 0.0
     front_share: float = 0.0
+    line_ns: float = 0.0
     refused: float | None = None
     frame_bytes: float = 0.0
     driver_received: int = 0
@@ -216,11 +219,15 @@ def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -
     """Measure the rate, and whether both threads had their cores meanwhile."""
     prefer(front.pid)
     prefer(back.pid)
+    both = [front.pid, back.pid]
+    lines_ns = [bench.distance.measure_ns(both)]
     before = front.stats()
     watches = [CoreWatch(back.pid, bench.back_core), CoreWatch(front.pid, bench.front_core)]
     time.sleep(bench.window_s)
     shares = [watch.share() for watch in watches]
     after = front.stats()
+    lines_ns.append(bench.distance.measure_ns(both))
+    run.line_ns = round(sum(lines_ns) / 2, 1)
     run.back_share, run.front_share = (round(share.ran, 4) for share in shares)
     if cell.task.counted == "rx":
         run.pps = sum(port.rx_pps for port in after)
@@ -235,6 +242,8 @@ def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -
         run.void = f"the back-end had {run.back_share:.1%} of its core, the driver {run.front_share:.1%}"
     elif max(share.stolen for share in shares) > 1 - LEAST_SHARE:
         run.void = f"the hypervisor took {max(share.stolen for share in shares):.0%} of a core"
+    elif not all(map(bench.distance.is_usual, lines_ns)):
+        run.void = "a cache line took {:.0f} and {:.0f} ns, not {:.0f}".format(*lines_ns, bench.distance.usual_ns)
 
 
 def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:

@@ -178,7 +178,7 @@ class Testpmd:
         ]
         command += ["--file-prefix", prefix, *memory, *eal]
         command += [word for vdev in vdevs for word in ("--vdev", vdev)]
-        # Other threads must not write into the prompt: no news of links, and what the libraries say goes to the log alone.
+        # Nobody else must write into the prompt: no news of links, and what the libraries say goes to the log alone.
         command += ["--", "-i", "--no-mlockall", "--mask-event=intr_lsc", "--total-num-mbufs=16384"]
         command += [f"--forward-mode={mode}", *args]
         log.unlink(missing_ok=True)

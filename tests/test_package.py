@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 import virtnet as vn
 
@@ -20,6 +23,16 @@ def test_build_info_tells_what_runs():
     info = vn.build_info()
     assert info["version"] == vn.__version__
     assert info["profile"] in {"release", "debug"}
+
+
+def test_a_cache_line_costs_some_nanoseconds_between_two_cpus():
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) > 1:
+        assert 1 < vn.line_cost_ns(cpus[0], cpus[1]) < 1e6
+    with pytest.raises(vn.ConfigError, match="name two CPUs"):
+        vn.line_cost_ns(cpus[0], cpus[0])
+    with pytest.raises(vn.ConfigError, match="100000"):
+        vn.line_cost_ns(cpus[0], 100_000)
 
 
 def test_everything_public_is_importable_and_sorted():

@@ -9,7 +9,7 @@ Three doors, one engine; each lower door is what the upper one is made of::
 Everything public is here. ``_virtnet`` is the compiled half and private.
 """
 
-from virtnet._virtnet import __version__, build_info
+from virtnet._virtnet import __version__, build_info, line_cost_ns
 from virtnet.burst import Burst, Columns, Frames, View
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
@@ -61,6 +61,7 @@ __all__ = [
     "WorkerStats",
     "__version__",
     "build_info",
+    "line_cost_ns",
     "memory_pair",
     "open_port",
     "probe",

@@ -14,7 +14,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from virtnet import build_info
+from virtnet import ConfigError, PortError, build_info, line_cost_ns
 from virtnet.cli.options import Json  # noqa: TC001 - Typer reads the annotations
 
 __all__ = ["Finding", "doctor", "examine"]
@@ -27,6 +27,9 @@ CAP_NET_ADMIN = 12
 
 #: Descriptors that a port with a queue pair, its memory and its socket needs, generously.
 FDS_PER_PORT = 16
+
+#: Two CPUs that share a cache take less.
+FAR_NS = 100
 
 Level = Literal["good", "fine", "poor"]
 
@@ -87,7 +90,15 @@ def _cpus() -> Finding:
             "poor",
             "peers and workers take turns: leave --poll at adaptive, busy polling starves the others",
         )
-    return Finding("processors", str(len(cpus)), "good", f"workers can have their own: --cpu {cpus[-1]}")
+    follows = f"workers can have their own: --cpu {cpus[-1]}"
+    try:
+        cost_ns = line_cost_ns(cpus[0], cpus[-1])
+    except (ConfigError, PortError) as error:
+        return Finding("processors", str(len(cpus)), "good", f"{follows} (how far apart they are is unknown: {error})")
+    found = f"{len(cpus)}; a cache line takes {cost_ns:.0f} ns from {cpus[0]} to {cpus[-1]}"
+    if cost_ns > FAR_NS:
+        follows += "; these two are far apart, so put workers and peers on CPUs that share a cache where you can"
+    return Finding("processors", found, "good", follows)
 
 
 def _huge_pages() -> Finding:

@@ -32,4 +32,5 @@ pub use function::{
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};
 pub use stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
+pub use virtnet_sys::line_cost;
 pub use worker::Worker;

@@ -57,7 +57,7 @@ pub(crate) fn session_error(error: SessionError) -> PyErr {
 }
 
 /// The number that Python's `OSError` knows the kind by.
-fn errno(kind: ErrorKind) -> i32 {
+pub(crate) fn errno(kind: ErrorKind) -> i32 {
     match kind {
         ErrorKind::NotFound => 2,
         ErrorKind::PermissionDenied => 13,

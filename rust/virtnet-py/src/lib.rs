@@ -13,6 +13,7 @@ mod build;
 mod columns;
 mod engine;
 mod errors;
+mod host;
 mod open;
 mod packets;
 mod ports;
@@ -26,6 +27,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(columns::parse, module)?)?;
+    module.add_function(wrap_pyfunction!(host::line_cost_ns, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
     module.add_function(wrap_pyfunction!(rings::queue_pair, module)?)?;

@@ -10,6 +10,7 @@
 mod clock;
 mod error;
 mod event;
+mod line;
 pub mod memfd;
 mod poll;
 mod thread;
@@ -20,6 +21,7 @@ mod unix;
 pub use clock::monotonic_ns;
 pub use error::{Fault, SysError};
 pub use event::EventFd;
+pub use line::line_cost;
 pub use poll::{Event, Events, Interest, Poller};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
 pub use timer::Timer;
