@@ -112,6 +112,12 @@ impl<'mem> GuestSlice<'mem> {
     pub fn prefetch(&self) {
         prefetch_read(self.start);
     }
+
+    /// Asks to own the line of the first byte, to write it soon. Only for what the peer has handed over.
+    #[inline]
+    pub fn prefetch_write(&self) {
+        prefetch_write(self.start);
+    }
 }
 
 #[inline(always)]

@@ -55,7 +55,9 @@ impl TransmitQueue {
         // The frames are on their way here while the first of them are looked at.
         for i in before..self.chains.len() {
             if let [first, ..] = self.chains.segments(i) {
-                memory.slice(first.skip(self.header_len_u32())).prefetch();
+                memory
+                    .slice(first.skip(header_len(self.header_len)))
+                    .prefetch();
             }
         }
         let mut bytes_received = 0;
@@ -105,7 +107,7 @@ impl TransmitQueue {
         burst: &mut Burst,
     ) -> Result<u32, DropReason> {
         let bytes = self.chains.bytes(i).map_err(|_| DropReason::Malformed)?;
-        let header_len = self.header_len_u32();
+        let header_len = header_len(self.header_len);
         let frame_len = bytes.checked_sub(header_len).ok_or(DropReason::Malformed)?;
         if frame_len < FRAME_MIN {
             return Err(DropReason::Runt);
@@ -113,42 +115,37 @@ impl TransmitQueue {
         if frame_len > FRAME_MAX {
             return Err(DropReason::Malformed);
         }
-        let segments = self.chains.segments(i);
-        match segments {
-            [one] => {
-                let header = read_header(memory, *one, self.header_len);
-                let offload = self.offload(header, frame_len)?;
-                burst.push_guest(memory, one.skip(header_len), offload);
-            }
-            many => {
-                let mut header = [0; HEADER_MAX];
-                let frame = split_header(memory, many, &mut header[..self.header_len]);
-                let offload = self.offload(header, frame_len)?;
-                burst.push_guest_runs(memory, frame, frame_len, offload);
+        // A plain frame takes a way of its own, on which the metadata is a constant: put together and taken out of the stack again
+        // it waited for every store before it, a tenth of receiving.
+        if let [one] = self.chains.segments(i) {
+            let header = read_header(memory, *one, self.header_len);
+            if header::is_plain(header) {
+                burst.push_guest(memory, one.skip(header_len), Offload::default());
+                return Ok(frame_len);
             }
         }
-        Ok(frame_len)
+        self.frame_with_offload(memory, i, burst, frame_len)
     }
 
-    #[inline]
-    fn header_len_u32(&self) -> u32 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a header has 10 or 12 bytes"
-        )]
-        {
-            self.header_len as u32
-        }
-    }
-
-    /// What the driver asks for, if it may and if it can be done.
-    #[inline]
-    fn offload(&self, header: [u8; HEADER_MAX], frame_len: u32) -> Result<Offload, DropReason> {
+    /// The same for any frame: of several buffers, or with something left to do.
+    #[inline(never)]
+    fn frame_with_offload(
+        &self,
+        memory: &GuestMemory,
+        i: usize,
+        burst: &mut Burst,
+        frame_len: u32,
+    ) -> Result<u32, DropReason> {
+        let mut header = [0; HEADER_MAX];
+        let frame = split_header(
+            memory,
+            self.chains.segments(i),
+            &mut header[..self.header_len],
+        );
         let (offload, _) = header::parse(header);
-        if offload.is_plain() {
-            return Ok(offload);
-        }
-        self.allowed.check(offload, frame_len)
+        let offload = self.allowed.check(offload, frame_len)?;
+        burst.push_guest_runs(memory, frame, frame_len, offload);
+        Ok(frame_len)
     }
 
     /// Gives back every chain whose packet has gone its way; whether the driver is to be called.
@@ -172,6 +169,14 @@ impl TransmitQueue {
     pub fn queue_mut(&mut self) -> &mut DeviceQueue {
         &mut self.queue
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a header has 10 or 12 bytes"
+)]
+fn header_len(bytes: usize) -> u32 {
+    bytes as u32
 }
 
 /// The header at the start of a buffer that is at least as long.
@@ -273,6 +278,15 @@ impl ReceiveQueue {
             .queue
             .take(memory, Access::Write, wanted, &mut self.chains)
             .map(|_| ());
+        // The driver wrote these lines last, or read them: all are fetched at once instead of one after the other, in the order in
+        // which the processor may store. That is 40 % of the time of a short packet. (In `take`, beside other stores, it is none.)
+        for i in 0..self.chains.len() {
+            if let [first, ..] = self.chains.segments(i) {
+                memory
+                    .slice(first.skip(header_len(self.header_len)))
+                    .prefetch_write();
+            }
+        }
         let (mut next, mut accepted, mut sent, mut sent_bytes) = (0, 0, 0, 0);
         let mut rest = picks.iter();
         if let Some(before) = first.checked_sub(1) {

@@ -36,6 +36,14 @@ pub fn parse(bytes: [u8; HEADER_MAX]) -> (Offload, u16) {
     (offload, word(80))
 }
 
+/// Whether a header says of its frame that nothing is left to do and nothing vouched for.
+#[inline(always)]
+#[must_use]
+pub(crate) fn is_plain(bytes: [u8; HEADER_MAX]) -> bool {
+    let [metadata @ .., _, _] = bytes;
+    metadata == [0; HEADER_MAX - 2]
+}
+
 /// Puts a header together.
 #[inline(always)]
 #[must_use]
