@@ -1,9 +1,9 @@
 //! Guest memory: regions, address translation, checked windows over shared memory.
 //!
 //! Everything that another process can write while we read it goes through this crate: it maps regions (on
-//! `vm-memory`), translates the peer's addresses, and hands out three views that are checked once when made and on every
-//! access: [`Window`] (a ring area, long-lived, owns its mapping), [`Segment`] (a plain number pair that names bytes of a
-//! [`GuestMemory`]) and [`GuestSlice`] (those bytes, borrowed).
+//! `vm-memory`), translates the peer's addresses, and hands out views that are checked once when made and on every
+//! access: [`Window`] and [`Table`] (ring areas, long-lived, own their mapping), [`Segment`] (a plain number pair that names
+//! bytes of a [`GuestMemory`]) and [`GuestSlice`] (those bytes, borrowed).
 //!
 //! It guarantees that no access leaves a mapping, that a mapping lives as long as anything made from it, and that no
 //! reference into shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
@@ -18,6 +18,7 @@ mod error;
 mod memory;
 mod region;
 mod slice;
+mod table;
 mod window;
 
 pub use address::{GuestAddr, UserAddr};
@@ -25,4 +26,5 @@ pub use error::MemoryError;
 pub use memory::{GuestMemory, Segment};
 pub use region::Region;
 pub use slice::GuestSlice;
+pub use table::{Table, Word};
 pub use window::Window;

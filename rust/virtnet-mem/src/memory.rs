@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{GuestAddr, GuestSlice, MemoryError, Region, UserAddr, Window};
+use vm_memory::mmap::MmapRegion;
+
+use crate::{GuestAddr, GuestSlice, MemoryError, Region, Table, UserAddr, Window};
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,6 +166,29 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::NotMapped`], [`MemoryError::Misaligned`].
     pub fn window(&self, addr: UserAddr, size: usize, align: usize) -> Result<Window, MemoryError> {
+        let (start, mapping) = self.area(addr, size, align)?;
+        // SAFETY: `size` bytes from `start` lie inside the mapping, as `area` says.
+        Ok(unsafe { Window::new(start, size, mapping) })
+    }
+
+    /// A descriptor area: `len` entries at the front-end's address `addr`, inside one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotMapped`], [`MemoryError::Misaligned`].
+    pub fn table(&self, addr: UserAddr, len: usize) -> Result<Table, MemoryError> {
+        let size = len.saturating_mul(Table::ENTRY);
+        let (start, mapping) = self.area(addr, size, Table::ENTRY)?;
+        // SAFETY: `size` bytes from `start` lie inside the mapping and `start` is aligned, as `area` says.
+        Ok(unsafe { Table::new(start, len, mapping) })
+    }
+
+    /// The first of `size` bytes at `addr`, a multiple of `align`, and the mapping in which all of them lie.
+    fn area(
+        &self,
+        addr: UserAddr,
+        size: usize,
+        align: usize,
+    ) -> Result<(*mut u8, Arc<MmapRegion>), MemoryError> {
         let not_mapped = MemoryError::NotMapped {
             addr,
             size: size as u64,
@@ -183,8 +208,7 @@ impl GuestMemory {
         if !start.addr().is_multiple_of(align) || !addr.0.is_multiple_of(align as u64) {
             return Err(MemoryError::Misaligned { addr, align });
         }
-        // SAFETY: offset + size <= region size, so the bytes are mapped while the window holds the mapping.
-        Ok(unsafe { Window::new(start, size, Arc::clone(&region.mapping)) })
+        Ok((start, Arc::clone(&region.mapping)))
     }
 
     /// The front-end's address of a guest-physical one.

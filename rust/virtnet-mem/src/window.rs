@@ -83,6 +83,19 @@ impl Window {
     word!(load_u32, store_u32, u32, AtomicU32, "u32");
     word!(load_u64, store_u64, u64, AtomicU64, "u64");
 
+    /// Stores two little-endian words, the first at byte `offset`; one check for both.
+    #[inline(always)]
+    pub fn store_u32_pair(&self, offset: usize, values: [u32; 2], ordering: Ordering) {
+        if !self.holds_words(offset, 8, 4) {
+            return;
+        }
+        for (k, value) in values.into_iter().enumerate() {
+            // SAFETY: both words are inside the mapping and aligned (checked above); other sides use them as atomics too.
+            let word = unsafe { AtomicU32::from_ptr(self.start.add(offset + 4 * k).cast::<u32>()) };
+            word.store(value.to_le(), ordering);
+        }
+    }
+
     /// Asks for the line of byte `offset`, to read it soon.
     #[inline(always)]
     pub fn prefetch(&self, offset: usize) {
@@ -104,8 +117,13 @@ impl Window {
 
     #[inline(always)]
     fn holds(&self, offset: usize, size: usize) -> bool {
+        self.holds_words(offset, size, size)
+    }
+
+    #[inline(always)]
+    fn holds_words(&self, offset: usize, size: usize, align: usize) -> bool {
         let fits = offset.checked_add(size).is_some_and(|end| end <= self.len);
-        let aligned = self.start.addr().wrapping_add(offset) & (size - 1) == 0;
+        let aligned = self.start.addr().wrapping_add(offset) & (align - 1) == 0;
         debug_assert!(
             fits && aligned,
             "word of {size} bytes at {offset} of a window of {}",

@@ -151,15 +151,14 @@ impl Burst {
         }
     }
 
-    /// Appends a frame that lies in one run of the memory of [`set_memory`](Self::set_memory): its head is copied now, its body
-    /// stays.
+    /// Appends a frame that lies in one run of the memory of [`set_memory`](Self::set_memory), given as its bytes and by name: its
+    /// head is copied now, its body stays.
     ///
     /// # Panics
     /// When the burst is full, which is a caller's defect.
     #[inline(always)]
-    pub fn push_guest(&mut self, memory: &GuestMemory, frame: Segment, offload: Offload) {
-        let (head, _) = memory.slice(frame).split_at(HEAD_MAX);
-        head.copy_to(&mut self.rows[self.n].0);
+    pub fn push_guest(&mut self, bytes: GuestSlice<'_>, frame: Segment, offload: Offload) {
+        bytes.copy_to(&mut self.rows[self.n].0);
         let body = if frame.len > HEAD_MAX_U32 {
             self.body_of(frame.skip(HEAD_MAX_U32))
         } else {

@@ -64,7 +64,11 @@ fn frames_in_guest_memory_come_out_as_they_lie_there() {
         let memory = guest_with(&frame);
         let mut burst = Burst::new();
         burst.set_memory(&memory);
-        burst.push_guest(&memory, segment(0, len), Offload::default());
+        burst.push_guest(
+            memory.slice(segment(0, len)),
+            segment(0, len),
+            Offload::default(),
+        );
         assert_eq!(whole(&burst, 0), frame, "{len} bytes");
     }
 }
@@ -84,7 +88,11 @@ fn frames_in_many_runs_come_out_whole_wherever_the_head_ends() {
             let mut burst = Burst::new();
             burst.set_memory(&memory);
             // A neighbour's runs must not be taken for its own.
-            burst.push_guest(&memory, segment(0, 300), Offload::default());
+            burst.push_guest(
+                memory.slice(segment(0, 300)),
+                segment(0, 300),
+                Offload::default(),
+            );
             let frame_len = u32::try_from(len).unwrap();
             burst.push_guest_runs(&memory, runs, frame_len, Offload::default());
             assert_eq!(whole(&burst, 1), frame, "{len} bytes in runs of {run}");
@@ -98,7 +106,11 @@ fn a_head_is_private_and_a_body_is_not() {
     let memory = guest_with(&frame);
     let mut burst = Burst::new();
     burst.set_memory(&memory);
-    burst.push_guest(&memory, segment(0, 1_000), Offload::default());
+    burst.push_guest(
+        memory.slice(segment(0, 1_000)),
+        segment(0, 1_000),
+        Offload::default(),
+    );
     memory.slice(segment(0, 1_000)).copy_from(&[0xff; 1_000]);
     assert_eq!(burst.head(0), &frame[..HEAD_MAX]);
     assert!(
@@ -123,7 +135,7 @@ fn a_copy_is_independent_of_the_guest_and_of_its_original() {
         };
         let mut burst = Burst::new();
         burst.set_memory(&memory);
-        burst.push_guest(&memory, segment(0, len), offload);
+        burst.push_guest(memory.slice(segment(0, len)), segment(0, len), offload);
         let mut copies = Burst::new();
         copies.push_bytes(&pattern(500, 9), Offload::default());
         copies.push_copy(&burst, 0);
@@ -168,7 +180,11 @@ fn pieces_can_be_skipped_into_and_copied_to_another_guest() {
     let memory = guest_with(&frame);
     let mut burst = Burst::new();
     burst.set_memory(&memory);
-    burst.push_guest(&memory, segment(0, 1_000), Offload::default());
+    burst.push_guest(
+        memory.slice(segment(0, 1_000)),
+        segment(0, 1_000),
+        Offload::default(),
+    );
     burst.push_bytes(&frame, Offload::default());
     let other = GuestMemory::anonymous(1 << 16, GuestAddr(0)).unwrap();
     for i in 0..2 {

@@ -290,7 +290,7 @@ impl DeviceQueue {
             )));
         }
         for (i, len) in lengths.into_iter().enumerate() {
-            queue.give(chains, i, len);
+            queue.give(chains, i, &[len]);
         }
         chains.clear();
         Ok(())

@@ -65,7 +65,7 @@ impl Bench {
             }
             assert_eq!(at, len as usize);
             self.device
-                .give(&self.chains, i, if self.writable { len } else { 0 });
+                .give(&self.chains, i, &[if self.writable { len } else { 0 }]);
             seen.push(bytes);
         }
         self.device.publish();

@@ -141,10 +141,17 @@ impl Chains {
         }
     }
 
+    /// The buffer of chain `i`, where it has just one: the usual case.
+    #[inline(always)]
+    pub(crate) fn only(&self, i: usize) -> Option<Segment> {
+        let entry = &self.entries[i];
+        matches!(entry.buffers, Buffers::One).then_some(entry.one)
+    }
+
     /// Id and ring slots of each chain, in order.
     #[inline]
-    pub(crate) fn entry(&self, i: usize) -> &Entry {
-        &self.entries[i]
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries[..self.n.min(CHAINS_MAX)]
     }
 
     /// Appends a chain of one buffer.

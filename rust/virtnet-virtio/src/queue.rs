@@ -132,10 +132,10 @@ impl DeviceQueue {
         either!(self, Self, queue => queue.untake(n, chains));
     }
 
-    /// Marks chain `i` used with `len` bytes written. Chains are given in the order they were taken.
+    /// Marks chains from the `first` on used, each with so many bytes written. Chains are given in the order they were taken.
     #[inline]
-    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
-        either!(self, Self, queue => queue.give(chains, i, len));
+    pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
+        either!(self, Self, queue => queue.give(chains, first, lens));
     }
 
     /// Marks all chains used with nothing written.

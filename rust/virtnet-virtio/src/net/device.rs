@@ -15,7 +15,7 @@ pub struct TransmitQueue {
     queue: DeviceQueue,
     /// What the burst on its way still refers to.
     chains: Chains,
-    header_len: usize,
+    header_len: u32,
     allowed: Allowed,
 }
 
@@ -26,7 +26,7 @@ impl TransmitQueue {
         Self {
             queue,
             chains: Chains::new(),
-            header_len: features.header_len(),
+            header_len: header_len(features),
             allowed: Allowed::driver(features),
         }
     }
@@ -54,10 +54,8 @@ impl TransmitQueue {
         burst.set_memory(memory);
         // The frames are on their way here while the first of them are looked at.
         for i in before..self.chains.len() {
-            if let [first, ..] = self.chains.segments(i) {
-                memory
-                    .slice(first.skip(header_len(self.header_len)))
-                    .prefetch();
+            if let Some(only) = self.chains.only(i) {
+                memory.slice(only.skip(self.header_len)).prefetch();
             }
         }
         let mut bytes_received = 0;
@@ -90,8 +88,8 @@ impl TransmitQueue {
             .take(memory, Access::Read, CHAINS_MAX, &mut self.chains);
         let n = self.chains.len() - before;
         for i in before..self.chains.len() {
-            let bytes = self.chains.bytes(i).unwrap_or(0) as usize;
-            counters.received_bytes += bytes.saturating_sub(self.header_len) as u64;
+            let bytes = self.chains.bytes(i).unwrap_or(0);
+            counters.received_bytes += u64::from(bytes.saturating_sub(self.header_len));
         }
         counters.received += n as u64;
         counters.rx_drops.add(reason, n);
@@ -106,41 +104,43 @@ impl TransmitQueue {
         i: usize,
         burst: &mut Burst,
     ) -> Result<u32, DropReason> {
+        // A plain frame in one buffer takes a way of its own, on which the metadata is a constant: put together and taken out of
+        // the stack again it waited for every store before it, a tenth of receiving.
+        if let Some(only) = self.chains.only(i) {
+            let (whole, frame) = (memory.slice(only), only.skip(self.header_len));
+            let is_plain = whole.read().is_some_and(header::is_plain);
+            if is_plain && (FRAME_MIN..=FRAME_MAX).contains(&frame.len) {
+                let bytes = whole.split_at(self.header_len as usize).1;
+                burst.push_guest(bytes, frame, Offload::default());
+                return Ok(frame.len);
+            }
+        }
+        self.any_frame(memory, i, burst)
+    }
+
+    /// The same for any frame: of several buffers, with something left to do, or none at all.
+    #[inline(never)]
+    fn any_frame(
+        &self,
+        memory: &GuestMemory,
+        i: usize,
+        burst: &mut Burst,
+    ) -> Result<u32, DropReason> {
         let bytes = self.chains.bytes(i).map_err(|_| DropReason::Malformed)?;
-        let header_len = header_len(self.header_len);
-        let frame_len = bytes.checked_sub(header_len).ok_or(DropReason::Malformed)?;
+        let frame_len = bytes
+            .checked_sub(self.header_len)
+            .ok_or(DropReason::Malformed)?;
         if frame_len < FRAME_MIN {
             return Err(DropReason::Runt);
         }
         if frame_len > FRAME_MAX {
             return Err(DropReason::Malformed);
         }
-        // A plain frame takes a way of its own, on which the metadata is a constant: put together and taken out of the stack again
-        // it waited for every store before it, a tenth of receiving.
-        if let [one] = self.chains.segments(i) {
-            let header = read_header(memory, *one, self.header_len);
-            if header::is_plain(header) {
-                burst.push_guest(memory, one.skip(header_len), Offload::default());
-                return Ok(frame_len);
-            }
-        }
-        self.frame_with_offload(memory, i, burst, frame_len)
-    }
-
-    /// The same for any frame: of several buffers, or with something left to do.
-    #[inline(never)]
-    fn frame_with_offload(
-        &self,
-        memory: &GuestMemory,
-        i: usize,
-        burst: &mut Burst,
-        frame_len: u32,
-    ) -> Result<u32, DropReason> {
         let mut header = [0; HEADER_MAX];
         let frame = split_header(
             memory,
             self.chains.segments(i),
-            &mut header[..self.header_len],
+            &mut header[..self.header_len as usize],
         );
         let (offload, _) = header::parse(header);
         let offload = self.allowed.check(offload, frame_len)?;
@@ -171,26 +171,8 @@ impl TransmitQueue {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a header has 10 or 12 bytes"
-)]
-fn header_len(bytes: usize) -> u32 {
-    bytes as u32
-}
-
-/// The header at the start of a buffer that is at least as long.
-#[inline]
-fn read_header(memory: &GuestMemory, buffer: Segment, header_len: usize) -> [u8; HEADER_MAX] {
-    let bytes = memory.slice(buffer);
-    if header_len == HEADER_MAX
-        && let Some(header) = bytes.read()
-    {
-        return header;
-    }
-    let mut header = [0; HEADER_MAX];
-    bytes.copy_to(&mut header[..header_len]);
-    header
+fn header_len(features: Features) -> u32 {
+    u32::try_from(features.header_len()).unwrap_or_default()
 }
 
 /// Reads the header from the first buffers of a chain; what follows it is the frame.
@@ -216,7 +198,7 @@ fn split_header<'a>(
 pub struct ReceiveQueue {
     queue: DeviceQueue,
     chains: Chains,
-    header_len: usize,
+    header_len: u32,
     mergeable: bool,
 }
 
@@ -227,7 +209,7 @@ impl ReceiveQueue {
         Self {
             queue,
             chains: Chains::new(),
-            header_len: features.header_len(),
+            header_len: header_len(features),
             mergeable: features.contains(Features::MRG_RXBUF),
         }
     }
@@ -281,21 +263,20 @@ impl ReceiveQueue {
         // The driver wrote these lines last, or read them: all are fetched at once instead of one after the other, in the order in
         // which the processor may store. That is 40 % of the time of a short packet. (In `take`, beside other stores, it is none.)
         for i in 0..self.chains.len() {
-            if let [first, ..] = self.chains.segments(i) {
-                memory
-                    .slice(first.skip(header_len(self.header_len)))
-                    .prefetch_write();
+            if let Some(only) = self.chains.only(i) {
+                memory.slice(only.skip(self.header_len)).prefetch_write();
             }
         }
         let (mut next, mut accepted, mut sent, mut sent_bytes) = (0, 0, 0, 0);
+        let mut lens = [0; CHAINS_MAX];
         let mut rest = picks.iter();
         if let Some(before) = first.checked_sub(1) {
             rest.nth(before);
         }
         for i in rest {
             let frame_len = burst.frame_len(i);
-            let need = self.header_len + frame_len;
-            let Some(room) = self.next_room(&mut next, counters) else {
+            let need = self.header_len as usize + frame_len;
+            let Some(room) = self.next_room(&mut next, &mut lens, counters) else {
                 break;
             };
             if room >= need {
@@ -304,13 +285,15 @@ impl ReceiveQueue {
                     clippy::cast_possible_truncation,
                     reason = "need is at most the chain's u32 length"
                 )]
-                self.queue.give(&self.chains, next, need as u32);
+                {
+                    lens[next] = need as u32;
+                }
                 next += 1;
             } else if self.mergeable {
                 match self.merge(memory, next, need) {
                     Ok(Merged::Chains(n)) => {
                         self.write(memory, next, n, burst, i);
-                        self.give_merged(next, n, need);
+                        self.spread(need, &mut lens, next, n);
                         next += n;
                     }
                     Ok(Merged::NotNow) => break,
@@ -333,6 +316,7 @@ impl ReceiveQueue {
             sent += 1;
             sent_bytes += frame_len as u64;
         }
+        self.queue.give(&self.chains, 0, &lens[..next]);
         let left = self.chains.len() - next;
         if left > 0 {
             self.queue.untake(left, &mut self.chains);
@@ -346,12 +330,17 @@ impl ReceiveQueue {
     /// Bytes of the next chain that is of any use; those before it make no sense, or would not even hold a header, and are given
     /// back.
     #[inline]
-    fn next_room(&mut self, next: &mut usize, counters: &mut PortCounters) -> Option<usize> {
+    fn next_room(
+        &self,
+        next: &mut usize,
+        lens: &mut [u32; CHAINS_MAX],
+        counters: &mut PortCounters,
+    ) -> Option<usize> {
         while *next < self.chains.len() {
             match self.chains.bytes(*next) {
-                Ok(bytes) if bytes as usize >= self.header_len => return Some(bytes as usize),
+                Ok(bytes) if bytes >= self.header_len => return Some(bytes as usize),
                 _ => {
-                    self.queue.give(&self.chains, *next, 0);
+                    lens[*next] = 0;
                     counters.bad_buffers += 1;
                     *next += 1;
                 }
@@ -402,12 +391,11 @@ impl ReceiveQueue {
     }
 
     /// Every buffer of a merged packet but the last is full. Spec: virtio 1.4, 5.1.9.4, Processing of Incoming Packets.
-    fn give_merged(&mut self, next: usize, n: usize, need: usize) {
+    fn spread(&self, need: usize, lens: &mut [u32; CHAINS_MAX], next: usize, n: usize) {
         let mut left = u32::try_from(need).unwrap_or(u32::MAX);
         for i in next..next + n {
-            let used = self.chains.bytes(i).unwrap_or(0).min(left);
-            left -= used;
-            self.queue.give(&self.chains, i, used);
+            lens[i] = self.chains.bytes(i).unwrap_or(0).min(left);
+            left -= lens[i];
         }
     }
 
@@ -416,9 +404,9 @@ impl ReceiveQueue {
     fn write(&self, memory: &GuestMemory, first: usize, n: usize, burst: &Burst, i: usize) {
         #[expect(clippy::cast_possible_truncation, reason = "n is at most CHAINS_MAX")]
         let header = header::build(burst.offload(i), n as u16);
-        let header = &header[..self.header_len];
-        if let (1, &[one]) = (n, self.chains.segments(first)) {
-            let (to_header, to_frame) = memory.slice(one).split_at(self.header_len);
+        let header = &header[..self.header_len as usize];
+        if let (1, Some(only)) = (n, self.chains.only(first)) {
+            let (to_header, to_frame) = memory.slice(only).split_at(header.len());
             write_if_different(&to_header, header);
             let head = burst.head(i);
             to_frame.copy_from(head);

@@ -224,7 +224,7 @@ impl DriverReceive {
         let head = head.whole.skip(HEADROOM).first(len);
         if n == 1 {
             check_len(len)?;
-            burst.push_guest(&self.memory, head, offload);
+            burst.push_guest(self.memory.slice(head), head, offload);
             return Ok(len);
         }
         self.frame.clear();

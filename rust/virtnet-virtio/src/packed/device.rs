@@ -2,15 +2,15 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Window};
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
-    EVENT_ENABLE, EVENT_FLAGS, Position, desc_bytes, wants_event, word,
+    ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
+    EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
-use crate::{Access, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
+use crate::{Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
 
 /// Descriptors of one cache line.
 const DESCS_A_LINE: u16 = 4;
@@ -21,7 +21,7 @@ const AHEAD: usize = 16;
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
 pub struct PackedDevice {
-    desc: Window,
+    desc: Table,
     driver_event: Window,
     device_event: Window,
     size: u16,
@@ -33,10 +33,7 @@ pub struct PackedDevice {
     /// Next used descriptor to write, ahead of what is published.
     next_used: Position,
     /// Slots taken and not given back: never more than the ring has, whatever the driver does to its flags meanwhile.
-    ///
-    /// Wider than it must be: as a neighbour of `size` of the same width the two were loaded as one word, which has to wait for
-    /// the store of this one, and with it for all stores before it.
-    held: u32,
+    held: u16,
     /// The first used descriptor of a batch, kept back until the batch is complete: a driver that polls sees all or nothing.
     first: Option<(u16, u64)>,
     /// Where `next_used` stood when the driver was last considered for a call; `None` after a start: notify in any case.
@@ -53,7 +50,7 @@ impl PackedDevice {
     /// # Errors
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
     pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
-        let [desc_align, driver_align, device_align] = ALIGN;
+        let [_, driver_align, device_align] = ALIGN;
         let [a, b, c, d] = config.base.to_le_bytes();
         let (avail, used) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
         let next_avail = Position::from_bits(avail, config.size);
@@ -64,7 +61,7 @@ impl PackedDevice {
             Position::from_bits(used, config.size)
         };
         Ok(Self {
-            desc: memory.window(config.desc_area, desc_bytes(config.size), desc_align)?,
+            desc: memory.table(config.desc_area, config.size.into())?,
             driver_event: memory.window(config.driver_area, EVENT_BYTES, driver_align)?,
             device_event: memory.window(config.device_area, EVENT_BYTES, device_align)?,
             size: config.size,
@@ -94,28 +91,36 @@ impl PackedDevice {
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
-        let mut n = 0;
-        while n < max && self.held < u32::from(self.size) {
-            let Some((id, desc)) = self.available(self.next_avail) else {
+        let plain = if access == Access::Write {
+            DESC_WRITE
+        } else {
+            0
+        };
+        // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
+        let (mut at, mut held, mut hint, mut n) = (self.next_avail, self.held, self.hint, 0);
+        while n < max && held < self.size {
+            let Some((id, desc)) = self.available(at) else {
                 break;
             };
-            if self.next_avail.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_taken {
-                self.prefetch_ahead(access);
+            if at.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_taken {
+                self.prefetch_ahead(at, access);
             }
-            let plain = desc.flags & (DESC_NEXT | DESC_INDIRECT) == 0
-                && (desc.flags & DESC_WRITE != 0) == (access == Access::Write)
-                && desc.len > 0;
-            match memory.translate(GuestAddr(desc.addr), desc.len, &mut self.hint) {
-                Some(segment) if plain => {
+            let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
+            match memory.translate(GuestAddr(desc.addr), desc.len, &mut hint) {
+                Some(segment) if is_plain && desc.len > 0 => {
                     chains.push_one(id, 1, segment);
-                    self.held += 1;
-                    self.next_avail = self.next_avail.advance(1, self.size);
+                    held += 1;
+                    at = at.advance(1, self.size);
                 }
-                _ => self.walk(memory, access, id, desc, chains),
+                _ => {
+                    let slots = self.walk(memory, access, (at, held), id, desc, chains);
+                    held += slots;
+                    at = at.advance(slots, self.size);
+                }
             }
             n += 1;
         }
-        self.last_taken = n;
+        (self.next_avail, self.held, self.hint, self.last_taken) = (at, held, hint, n);
         Ok(n)
     }
 
@@ -123,58 +128,62 @@ impl PackedDevice {
     /// processor does not see the next lines by itself. Only where the last burst reached, because beyond that the driver may
     /// still be writing.
     #[inline(always)]
-    fn prefetch_ahead(&self, access: Access) {
-        let ahead = usize::from(self.next_avail.slot) + AHEAD;
+    fn prefetch_ahead(&self, at: Position, access: Access) {
+        let ahead = usize::from(at.slot) + AHEAD;
         let size = usize::from(self.size);
-        let offset = DESC_SIZE * if ahead >= size { ahead - size } else { ahead };
+        let slot = if ahead >= size { ahead - size } else { ahead };
         // A line whose descriptors will be given back one by one is fetched to be written.
         if self.in_order && access == Access::Read {
-            self.desc.prefetch(offset);
+            self.desc.prefetch(slot);
         } else {
-            self.desc.prefetch_write(offset);
+            self.desc.prefetch_write(slot);
         }
     }
 
     /// Puts the last `n` chains back as if they had not been taken.
     pub fn untake(&mut self, n: usize, chains: &mut Chains) {
         let slots = chains.pop(n);
-        self.held -= u32::from(slots);
+        self.held -= slots;
         self.next_avail = self.next_avail.back(slots, self.size);
     }
 
-    /// Marks chain `i` used with `len` bytes written. The driver sees it after [`Self::publish`].
+    /// Marks chains from the `first` on used, each with so many bytes written. The driver sees them after [`Self::publish`].
     #[inline]
-    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
-        let entry = chains.entry(i);
-        self.write_used(entry.id, len, entry.slots);
+    pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
+        let (mut at, mut slots) = (self.next_used, 0);
+        for (entry, &len) in chains.entries().iter().skip(first).zip(lens) {
+            self.write_used(at, entry.id, len);
+            slots += entry.slots;
+            at = at.advance(entry.slots, self.size);
+        }
+        self.next_used = at;
+        self.held -= slots;
     }
 
     /// Marks all chains used with nothing written: one used descriptor says it for all where the driver expects that.
     #[inline]
     pub fn give_all(&mut self, chains: &Chains) {
-        let n = chains.len();
-        if self.in_order && n > 0 {
+        match chains.entries() {
             // Spec: virtio 1.4, 2.8.7, In-order use of descriptors: the id of the last, in the place of the first.
-            let slots = (0..n).map(|i| chains.entry(i).slots).sum();
-            self.write_used(chains.entry(n - 1).id, 0, slots);
-            return;
-        }
-        for i in 0..n {
-            self.give(chains, i, 0);
+            entries @ [.., last] if self.in_order => {
+                let slots = entries.iter().map(|entry| entry.slots).sum();
+                self.write_used(self.next_used, last.id, 0);
+                self.next_used = self.next_used.advance(slots, self.size);
+                self.held -= slots;
+            }
+            entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
     }
 
     #[inline]
-    fn write_used(&mut self, id: u16, len: u32, slots: u16) {
+    fn write_used(&mut self, at: Position, id: u16, len: u32) {
         let written = if len > 0 { DESC_WRITE } else { 0 };
-        let rest = word(len, id, self.next_used.used() | written);
+        let rest = word(len, id, at.used() | written);
         if self.first.is_none() {
-            self.first = Some((self.next_used.slot, rest));
+            self.first = Some((at.slot, rest));
         } else {
-            self.store_rest(self.next_used.slot, rest);
+            self.store_rest(at.slot, rest);
         }
-        self.held -= u32::from(slots);
-        self.next_used = self.next_used.advance(slots, self.size);
     }
 
     /// Lets the driver see everything given back; whether it is to be called.
@@ -235,16 +244,14 @@ impl PackedDevice {
     fn available(&self, at: Position) -> Option<(u16, Descriptor)> {
         let rest = self
             .desc
-            .load_u64(DESC_SIZE * usize::from(at.slot) + 8, Ordering::Acquire);
+            .load(at.slot.into(), Word::Second, Ordering::Acquire);
         let (id, desc) = self.descriptor(at.slot, rest);
         at.is_available(desc.flags).then_some((id, desc))
     }
 
     #[inline]
     fn descriptor(&self, slot: u16, rest: u64) -> (u16, Descriptor) {
-        let addr = self
-            .desc
-            .load_u64(DESC_SIZE * usize::from(slot), Ordering::Relaxed);
+        let addr = self.desc.load(slot.into(), Word::First, Ordering::Relaxed);
         // The split format has `flags` and `next` where the packed one has `id` and `flags`.
         let Descriptor {
             len,
@@ -266,26 +273,28 @@ impl PackedDevice {
     #[inline]
     fn store_rest(&self, slot: u16, rest: u64) {
         self.desc
-            .store_u64(DESC_SIZE * usize::from(slot) + 8, rest, Ordering::Release);
+            .store(slot.into(), Word::Second, rest, Ordering::Release);
     }
 
-    /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense.
+    /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense. How
+    /// many slots it has; `from` is where it begins and how many are held before it.
     ///
     /// The list is followed to its end even when it is wrong, because its id stands in its last descriptor.
     #[inline(never)]
     fn walk(
-        &mut self,
+        &self,
         memory: &GuestMemory,
         access: Access,
+        from: (Position, u16),
         id: u16,
         desc: Descriptor,
         chains: &mut Chains,
-    ) {
+    ) -> u16 {
         let first = chains.mark();
-        let (mut at, mut id, mut desc, mut slots) = (self.next_avail, id, desc, 1);
+        let ((mut at, held), mut id, mut desc, mut slots) = (from, id, desc, 1);
         let mut walked = self.walk_one(memory, access, desc, Ok(0), slots, chains);
         while desc.flags & DESC_NEXT != 0 {
-            if self.held + u32::from(slots) == u32::from(self.size) {
+            if held + slots == self.size {
                 walked = Err(ChainError::TooLong);
                 break;
             }
@@ -293,13 +302,12 @@ impl PackedDevice {
             slots += 1;
             let rest = self
                 .desc
-                .load_u64(DESC_SIZE * usize::from(at.slot) + 8, Ordering::Relaxed);
+                .load(at.slot.into(), Word::Second, Ordering::Relaxed);
             (id, desc) = self.descriptor(at.slot, rest);
             walked = self.walk_one(memory, access, desc, walked, slots, chains);
         }
         chains.close(id, slots, first, walked);
-        self.held += u32::from(slots);
-        self.next_avail = self.next_avail.advance(slots, self.size);
+        slots
     }
 
     fn walk_one(

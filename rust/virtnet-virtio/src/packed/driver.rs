@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestMemory, MemoryError, Window};
+use virtnet_mem::{GuestMemory, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    ALIGN, DESC_NEXT, DESC_SIZE, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE,
-    EVENT_FLAGS, Position, desc_bytes, wants_event, word,
+    ALIGN, DESC_NEXT, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE,
+    EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
 
@@ -22,7 +22,7 @@ struct Shadow {
 /// A running packed virtqueue, seen by the driver.
 #[derive(Debug)]
 pub struct PackedDriver {
-    desc: Window,
+    desc: Table,
     driver_event: Window,
     device_event: Window,
     size: u16,
@@ -58,12 +58,13 @@ impl PackedDriver {
     /// # Errors
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
     pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
-        let [desc_align, driver_align, device_align] = ALIGN;
+        let [_, driver_align, device_align] = ALIGN;
         let size = config.size;
-        let desc = memory.window(config.desc_area, desc_bytes(size), desc_align)?;
+        let desc = memory.table(config.desc_area, size.into())?;
         let driver_event = memory.window(config.driver_area, EVENT_BYTES, driver_align)?;
         let device_event = memory.window(config.device_area, EVENT_BYTES, device_align)?;
-        for area in [&desc, &driver_event, &device_event] {
+        desc.zero();
+        for area in [&driver_event, &device_event] {
             area.zero();
         }
         Ok(Self {
@@ -119,8 +120,8 @@ impl PackedDriver {
                 flags |= DESC_NEXT;
             }
             let slot = self.next_avail.slot;
-            let at = DESC_SIZE * usize::from(slot);
-            self.desc.store_u64(at, buffer.addr.0, Ordering::Relaxed);
+            self.desc
+                .store(slot.into(), Word::First, buffer.addr.0, Ordering::Relaxed);
             let rest = word(buffer.len, id, flags);
             // A chain becomes available with the flags of its first descriptor, so those are written last.
             if head.is_none() {
@@ -241,7 +242,7 @@ impl PackedDriver {
     fn used_at(&self, at: Position) -> Option<(u16, u32)> {
         let rest = self
             .desc
-            .load_u64(DESC_SIZE * usize::from(at.slot) + 8, Ordering::Acquire);
+            .load(at.slot.into(), Word::Second, Ordering::Acquire);
         let [a, b, c, d, e, f, g, h] = rest.to_le_bytes();
         let flags = u16::from_le_bytes([g, h]);
         let len = if flags & DESC_WRITE != 0 {
@@ -281,7 +282,7 @@ impl PackedDriver {
     #[inline]
     fn store_rest(&self, slot: u16, rest: u64) {
         self.desc
-            .store_u64(DESC_SIZE * usize::from(slot) + 8, rest, Ordering::Release);
+            .store(slot.into(), Word::Second, rest, Ordering::Release);
     }
 }
 

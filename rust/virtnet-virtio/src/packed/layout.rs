@@ -93,14 +93,14 @@ impl Position {
     #[inline]
     #[must_use]
     pub fn is_available(self, flags: u16) -> bool {
-        (flags & DESC_AVAIL != 0) == self.wrap && (flags & DESC_USED != 0) != self.wrap
+        flags & (DESC_AVAIL | DESC_USED) == self.available()
     }
 
     /// Whether a descriptor with `flags` at this place is used.
     #[inline]
     #[must_use]
     pub fn is_used(self, flags: u16) -> bool {
-        (flags & DESC_AVAIL != 0) == self.wrap && (flags & DESC_USED != 0) == self.wrap
+        flags & (DESC_AVAIL | DESC_USED) == self.used()
     }
 
     /// The two bits that make a descriptor at this place available.

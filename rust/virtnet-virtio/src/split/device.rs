@@ -2,19 +2,19 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, Window};
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, Table, Window, Word};
 
 use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor,
-    ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, desc_bytes, used_bytes,
+    ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, used_bytes,
 };
 use crate::notify::need_event;
-use crate::{Access, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
+use crate::{Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
 
 /// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
 pub struct SplitDevice {
-    desc: Window,
+    desc: Table,
     avail: Window,
     used: Window,
     size: u16,
@@ -43,7 +43,7 @@ impl SplitDevice {
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
     pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
         let event_idx = config.features.contains(Features::EVENT_IDX);
-        let [desc_align, avail_align, used_align] = ALIGN;
+        let [_, avail_align, used_align] = ALIGN;
         let used = memory.window(
             config.device_area,
             used_bytes(config.size, event_idx),
@@ -54,7 +54,7 @@ impl SplitDevice {
         // 0 then. What a device before this one had taken and not given back is taken again instead of being lost to the driver.
         let next_used = used.load_u16(INDEX, Ordering::Acquire);
         Ok(Self {
-            desc: memory.window(config.desc_area, desc_bytes(config.size), desc_align)?,
+            desc: memory.table(config.desc_area, config.size.into())?,
             avail: memory.window(
                 config.driver_area,
                 avail_bytes(config.size, event_idx),
@@ -103,25 +103,32 @@ impl SplitDevice {
             pending = usize::from(ahead);
         }
         let n = pending.min(max);
+        let plain = if access == Access::Write {
+            DESC_WRITE
+        } else {
+            0
+        };
+        // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
+        let (mut at, mut hint) = (self.next_avail, self.hint);
         for _ in 0..n {
-            let slot = usize::from(self.next_avail & self.mask);
+            let slot = usize::from(at & self.mask);
             let head = self.avail.load_u16(ENTRIES + 2 * slot, Ordering::Relaxed);
             if head >= self.size {
+                self.next_avail = at;
                 return Err(RingError::HeadRange {
                     head,
                     size: self.size,
                 });
             }
-            self.next_avail = self.next_avail.wrapping_add(1);
+            at = at.wrapping_add(1);
             let desc = self.descriptor(head);
-            let plain = desc.flags & (DESC_NEXT | DESC_INDIRECT) == 0
-                && (desc.flags & DESC_WRITE != 0) == (access == Access::Write)
-                && desc.len > 0;
-            match memory.translate(GuestAddr(desc.addr), desc.len, &mut self.hint) {
-                Some(segment) if plain => chains.push_one(head, 1, segment),
+            let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
+            match memory.translate(GuestAddr(desc.addr), desc.len, &mut hint) {
+                Some(segment) if is_plain && desc.len > 0 => chains.push_one(head, 1, segment),
                 _ => self.walk(memory, access, head, desc, chains),
             }
         }
+        (self.next_avail, self.hint) = (at, hint);
         Ok(n)
     }
 
@@ -131,36 +138,38 @@ impl SplitDevice {
         self.next_avail = self.next_avail.wrapping_sub(slots);
     }
 
-    /// Marks chain `i` used with `len` bytes written. The driver sees it after [`Self::publish`].
+    /// Marks chains from the `first` on used, each with so many bytes written. The driver sees them after [`Self::publish`].
     #[inline]
-    pub fn give(&mut self, chains: &Chains, i: usize, len: u32) {
-        self.write_used(chains.entry(i).id, len);
-        self.next_used = self.next_used.wrapping_add(1);
+    pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
+        let mut at = self.next_used;
+        for (entry, &len) in chains.entries().iter().skip(first).zip(lens) {
+            self.write_used(at, entry.id, len);
+            at = at.wrapping_add(1);
+        }
+        self.next_used = at;
     }
 
     /// Marks all chains used with nothing written: one used element says it for all where the driver expects that.
     #[inline]
     pub fn give_all(&mut self, chains: &Chains) {
-        let n = chains.len();
-        if self.in_order && n > 0 {
+        match chains.entries() {
             // Spec: virtio 1.4, 2.7.9, In-order use of descriptors: the id of the last, in the place of the first.
-            self.write_used(chains.entry(n - 1).id, 0);
-            #[expect(clippy::cast_possible_truncation, reason = "n is at most CHAINS_MAX")]
-            {
-                self.next_used = self.next_used.wrapping_add(n as u16);
+            entries @ [.., last] if self.in_order => {
+                self.write_used(self.next_used, last.id, 0);
+                #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+                {
+                    self.next_used = self.next_used.wrapping_add(entries.len() as u16);
+                }
             }
-            return;
-        }
-        for i in 0..n {
-            self.give(chains, i, 0);
+            entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
     }
 
     #[inline]
-    fn write_used(&self, id: u16, len: u32) {
-        let entry = ENTRIES + 8 * usize::from(self.next_used & self.mask);
-        self.used.store_u32(entry, u32::from(id), Ordering::Relaxed);
-        self.used.store_u32(entry + 4, len, Ordering::Relaxed);
+    fn write_used(&self, at: u16, id: u16, len: u32) {
+        let element = ENTRIES + 8 * usize::from(at & self.mask);
+        self.used
+            .store_u32_pair(element, [u32::from(id), len], Ordering::Relaxed);
     }
 
     /// Lets the driver see everything given back; whether it is to be called.
@@ -230,17 +239,17 @@ impl SplitDevice {
 
     #[inline]
     fn descriptor(&self, index: u16) -> Descriptor {
-        let at = DESC_SIZE * usize::from(index);
+        let index = usize::from(index);
         Descriptor::from_words(
-            self.desc.load_u64(at, Ordering::Relaxed),
-            self.desc.load_u64(at + 8, Ordering::Relaxed),
+            self.desc.load(index, Word::First, Ordering::Relaxed),
+            self.desc.load(index, Word::Second, Ordering::Relaxed),
         )
     }
 
     /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense.
     #[inline(never)]
     fn walk(
-        &mut self,
+        &self,
         memory: &GuestMemory,
         access: Access,
         head: u16,

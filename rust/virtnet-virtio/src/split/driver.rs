@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestMemory, MemoryError, Window};
+use virtnet_mem::{GuestMemory, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    ALIGN, AVAIL_NO_INTERRUPT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor, ENTRIES, FLAGS, INDEX,
-    USED_NO_NOTIFY, avail_bytes, desc_bytes, used_bytes,
+    ALIGN, AVAIL_NO_INTERRUPT, DESC_NEXT, DESC_WRITE, Descriptor, ENTRIES, FLAGS, INDEX,
+    USED_NO_NOTIFY, avail_bytes, used_bytes,
 };
 use crate::notify::need_event;
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
@@ -27,7 +27,7 @@ struct Shadow {
 /// A running split virtqueue, seen by the driver.
 #[derive(Debug)]
 pub struct SplitDriver {
-    desc: Window,
+    desc: Table,
     avail: Window,
     used: Window,
     size: u16,
@@ -59,16 +59,17 @@ impl SplitDriver {
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
     pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
         let event_idx = config.features.contains(Features::EVENT_IDX);
-        let [desc_align, avail_align, used_align] = ALIGN;
+        let [_, avail_align, used_align] = ALIGN;
         let size = config.size;
-        let desc = memory.window(config.desc_area, desc_bytes(size), desc_align)?;
+        let desc = memory.table(config.desc_area, size.into())?;
         let avail = memory.window(
             config.driver_area,
             avail_bytes(size, event_idx),
             avail_align,
         )?;
         let used = memory.window(config.device_area, used_bytes(size, event_idx), used_align)?;
-        for area in [&desc, &avail, &used] {
+        desc.zero();
+        for area in [&avail, &used] {
             area.zero();
         }
         Ok(Self {
@@ -145,12 +146,14 @@ impl SplitDriver {
     #[inline]
     fn write_descriptor(&mut self, index: u16, desc: Descriptor) {
         let written = &mut self.shadow[usize::from(index)].written;
-        let at = DESC_SIZE * usize::from(index);
+        let at = usize::from(index);
         if written.addr != desc.addr {
-            self.desc.store_u64(at, desc.addr, Ordering::Relaxed);
+            self.desc
+                .store(at, Word::First, desc.addr, Ordering::Relaxed);
         }
         if written.rest() != desc.rest() {
-            self.desc.store_u64(at + 8, desc.rest(), Ordering::Relaxed);
+            self.desc
+                .store(at, Word::Second, desc.rest(), Ordering::Relaxed);
         }
         *written = desc;
     }

@@ -181,7 +181,7 @@ fn both_devices_see_the_same_chains_in_random_tables() {
         let used = setup.device_area();
         let before = ram.read(used, 6 + 8 * usize::from(size));
         for i in 0..taken {
-            device.give(&chains, i, i as u32);
+            device.give(&chains, i, &[i as u32]);
         }
         device.publish();
         let by_ours = ram.read(used, before.len());
@@ -273,7 +273,7 @@ fn with_mock(
     let n = device.take(&memory, Access::Read, 64, &mut chains).unwrap();
     let lens = (0..n).map(|i| chains.segments(i).iter().map(|s| s.len).collect());
     let lens = lens.collect();
-    (0..n).for_each(|i| device.give(&chains, i, i as u32));
+    (0..n).for_each(|i| device.give(&chains, i, &[i as u32]));
     device.publish();
 
     let mut queue = mock.create_queue::<Queue>().unwrap();

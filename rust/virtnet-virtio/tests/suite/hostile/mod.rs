@@ -239,7 +239,7 @@ impl Attack {
     /// Gives all chains back empty; what the driver finds used: id and length of each.
     fn give_back(&mut self) -> Vec<(u32, u32)> {
         for i in 0..self.chains.len() {
-            self.device.give(&self.chains, i, 0);
+            self.device.give(&self.chains, i, &[0]);
         }
         let n = self.chains.len();
         self.chains.clear();

@@ -105,7 +105,7 @@ fn ta52_descriptors_left_available_are_taken_once_a_lap() {
         }
         assert_eq!(taken, size.min(64));
         for i in 0..attack.chains.len() {
-            attack.device.give(&attack.chains, i, 0);
+            attack.device.give(&attack.chains, i, &[0]);
         }
         attack.chains.clear();
         attack.device.publish();
@@ -191,7 +191,7 @@ fn ta56_an_event_area_of_nonsense_is_a_call_too_many_at_most() {
                 attack.ram.set_u16(setup.driver_area() + 2, flags);
                 attack.offer(&[attack.good()]);
                 attack.take();
-                attack.device.give(&attack.chains, 0, 0);
+                attack.device.give(&attack.chains, 0, &[0]);
                 attack.chains.clear();
                 attack.device.publish()
             };

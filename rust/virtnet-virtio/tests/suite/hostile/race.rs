@@ -56,7 +56,7 @@ fn ping_pong(setup: Setup) {
                 for i in 0..chains.len() {
                     // The length says which chain it was.
                     assert_eq!(chains.bytes(i), Ok(4096));
-                    device.give(&chains, i, (done % 4096) as u32);
+                    device.give(&chains, i, &[(done % 4096) as u32]);
                     done += 1;
                 }
                 let any = !chains.is_empty();

@@ -186,7 +186,7 @@ fn ta14_flags_of_the_available_ring_that_mean_nothing_are_not_looked_at() {
             attack.ram.set_u16(setup.driver_area(), flags);
             attack.offer(&[attack.good()]);
             attack.take();
-            attack.device.give(&attack.chains, 0, 0);
+            attack.device.give(&attack.chains, 0, &[0]);
             assert_eq!(attack.device.publish(), call, "{flags:#x}");
         }
     }
@@ -334,7 +334,7 @@ fn ta112_a_call_is_due_exactly_when_the_event_was_passed() {
             for n in [1, 3, 2, 8, 1] {
                 attack.offer_good(n);
                 attack.take();
-                (0..n as usize).for_each(|i| attack.device.give(&attack.chains, i, 0));
+                (0..n as usize).for_each(|i| attack.device.give(&attack.chains, i, &[0]));
                 attack.chains.clear();
                 attack.ram.set_u16(setup.driver_area() + 4 + 16, event);
                 let call = attack.device.publish();
@@ -423,7 +423,7 @@ fn ta9_ta12_areas_on_top_of_each_other_and_queues_that_share_them_do_no_harm() {
                 for device in &mut devices {
                     let mut chains = Chains::new();
                     let taken = device.take(&attack.ram.0, Access::Write, 8, &mut chains);
-                    (0..chains.len()).for_each(|i| device.give(&chains, i, 1));
+                    (0..chains.len()).for_each(|i| device.give(&chains, i, &[1]));
                     device.publish();
                     device.arm();
                     assert!(taken.is_ok() || !setup.is_packed());
