@@ -71,14 +71,14 @@ class CoreDistance:
     virtual cores about: rates measured at different distances do not compare.
     """
 
-    def __init__(self, core: int, other: int, *, looks: int = 50) -> None:
-        """Look for some seconds: what counts is the shortest distance that is there for a fifth of the time."""
+    def __init__(self, core: int, other: int, *, looks: int = 100) -> None:
+        """Look for twenty seconds: what counts is the shortest distance that is there for a tenth of the time."""
         self._cores = core, other
         found = []
         for _ in range(looks):
             found.append(self.measure_ns())
-            time.sleep(0.1)
-        self.usual_ns = sorted(found)[looks // 5]
+            time.sleep(0.2)
+        self.usual_ns = sorted(found)[looks // 10]
 
     def measure_ns(self, busy: Sequence[int] = ()) -> float:
         """Measure it now, while the processes that are busy on these cores stand still."""

@@ -158,7 +158,14 @@ impl Burst {
     /// When the burst is full, which is a caller's defect.
     #[inline(always)]
     pub fn push_guest(&mut self, bytes: GuestSlice<'_>, frame: Segment, offload: Offload) {
-        bytes.copy_to(&mut self.rows[self.n].0);
+        let row = &mut self.rows[self.n].0;
+        // A whole row is moves in line, whatever is shorter a choice among copies.
+        match bytes.read() {
+            Some(head) => *row = head,
+            None => {
+                bytes.copy_to(row);
+            }
+        }
         let body = if frame.len > HEAD_MAX_U32 {
             self.body_of(frame.skip(HEAD_MAX_U32))
         } else {
@@ -255,13 +262,21 @@ impl Burst {
     }
 
     /// Copies frame `i` into `dst`, as much of it as fits; how many bytes.
+    #[inline]
     pub fn copy_frame(&self, i: usize, dst: &mut [u8]) -> usize {
+        if self.frame_len(i) > HEAD_MAX
+            && let Some((room, rest)) = dst.split_first_chunk_mut()
+        {
+            *room = self.rows[i].0;
+            return HEAD_MAX + self.copy_body(i, rest);
+        }
         let head = self.head(i);
         let n = head.len().min(dst.len());
         dst[..n].copy_from_slice(&head[..n]);
         n + self.copy_body(i, &mut dst[n..])
     }
 
+    #[inline]
     fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
         let mut at = 0;
         for piece in self.body(i) {
