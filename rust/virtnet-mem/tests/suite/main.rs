@@ -8,6 +8,7 @@
 
 mod region;
 mod slice;
+mod table;
 mod translate;
 mod window;
 

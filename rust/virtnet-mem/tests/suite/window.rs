@@ -102,6 +102,7 @@ fn words_are_little_endian_and_touch_their_own_bytes_only() {
     window.store_u16(2, 0x0102, Relaxed);
     window.store_u32(4, 0x0304_0506, Relaxed);
     window.store_u64(8, 0x0708_090a_0b0c_0d0e, Relaxed);
+    window.store_u32_pair(16, [0x1112_1314, 0x1516_1718], Relaxed);
     window.store_u64(24, u64::MAX, Relaxed);
     let words = (window.load_u16(2, Relaxed), window.load_u32(4, Relaxed));
     assert_eq!(words, (0x0102, 0x0304_0506));
@@ -110,6 +111,7 @@ fn words_are_little_endian_and_touch_their_own_bytes_only() {
     let bytes = contents(&memory);
     let mut expected: Vec<u8> = (0..SIZE).map(byte_at).collect();
     expected[66..80].copy_from_slice(&[2, 1, 6, 5, 4, 3, 14, 13, 12, 11, 10, 9, 8, 7]);
+    expected[80..88].copy_from_slice(&[20, 19, 18, 17, 24, 23, 22, 21]);
     expected[88..96].fill(0xff);
     assert_eq!(bytes[..], expected);
 }

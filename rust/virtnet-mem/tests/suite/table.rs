@@ -1,0 +1,64 @@
+//! Tables: where they may be, what their words say, and that nothing is reached beyond them.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Region, Table, UserAddr, Word};
+
+use crate::{PAGE, byte_at, file_of};
+
+const USER: u64 = 0x7000_0000;
+
+fn memory(size: u64) -> GuestMemory {
+    let fd = file_of(PAGE).into();
+    let region = Region::map_file(fd, 0, size, GuestAddr(0), UserAddr(USER)).unwrap();
+    GuestMemory::new(vec![region]).unwrap()
+}
+
+#[test]
+fn a_table_lies_wholly_inside_one_region_and_every_entry_on_its_own_place() {
+    let memory = memory(0x200);
+    let table = memory.table(UserAddr(USER + 16), 31).unwrap();
+    assert_eq!((table.len(), table.is_empty()), (31, false));
+    for (at, len) in [
+        (16, 32),
+        (0x200, 1),
+        (0, usize::MAX),
+        (0, usize::MAX / 16 + 2),
+    ] {
+        let error = memory.table(UserAddr(USER + at), len).unwrap_err();
+        assert!(matches!(error, MemoryError::NotMapped { .. }), "{error}");
+    }
+    for at in [1, 2, 4, 8, 15] {
+        let error = memory.table(UserAddr(USER + at), 1).unwrap_err();
+        let told = matches!(error, MemoryError::Misaligned { align, .. } if align == Table::ENTRY);
+        assert!(told, "{error}");
+    }
+}
+
+#[test]
+fn words_are_little_endian_and_where_they_say() {
+    let memory = memory(PAGE);
+    let table = memory.table(UserAddr(USER), 4).unwrap();
+    for i in 0..4 {
+        for (word, at) in [(Word::First, 0), (Word::Second, 8)] {
+            let bytes = std::array::from_fn(|k| byte_at((16 * i + at + k) as u64));
+            assert_eq!(table.load(i, word, Relaxed), u64::from_le_bytes(bytes));
+        }
+    }
+    table.store(2, Word::Second, 0x0807_0605_0403_0201, Relaxed);
+    let mut hint = 0;
+    let bytes = memory.translate(GuestAddr(40), 8, &mut hint).unwrap();
+    assert_eq!(memory.slice(bytes).read(), Some([1, 2, 3, 4, 5, 6, 7, 8]));
+    table.zero();
+    assert_eq!(table.load(2, Word::Second, Relaxed), 0);
+    let behind = memory.translate(GuestAddr(64), 1, &mut hint).unwrap();
+    assert_eq!(memory.slice(behind).read(), Some([byte_at(64)]));
+}
+
+/// A defect of ours: it is told where tests run, and does no harm where they do not.
+#[test]
+#[cfg_attr(debug_assertions, should_panic = "entry 4 of a table of 4")]
+fn an_entry_behind_the_last_is_nobodys() {
+    let table = memory(PAGE).table(UserAddr(USER), 4).unwrap();
+    assert_eq!(table.load(4, Word::First, Relaxed), 0);
+}
