@@ -117,9 +117,9 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", action="append", default=[], metavar="WORDS", help="cells with these words, as in 'echo split 64'")
-    add("--quick", action="store_true", help="three runs of one second; the README is left alone")
-    add("--runs", type=int, help="clean runs per side and cell (5)")
-    add("--window", type=float, help="seconds measured in a run (2)")
+    add("--quick", action="store_true", help="three runs of half a second; the README is left alone")
+    add("--runs", type=int, help="clean runs per side and cell (7)")
+    add("--window", type=float, help="seconds measured in a run (1)")
     add("--warm-up", type=float, default=0.5, help="seconds of traffic before the window (%(default)s)")
     add("--rings", nargs="+", default=cells.RINGS, choices=cells.RINGS, help="ring formats")
     add("--sizes", nargs="+", default=cells.SIZES, type=int, help="frame sizes in bytes, without checksum")
@@ -133,8 +133,8 @@ def _options() -> argparse.Namespace:
     add("--self-check", action="store_true", help="measure DPDK against itself: how far from 1 is noise")
     add("--publish", action=argparse.BooleanOptionalAction, help="write the README's table, or do not (whole runs do)")
     options = parser.parse_args()
-    options.runs = options.runs or (3 if options.quick else 5)
-    options.window = options.window or (1.0 if options.quick else 2.0)
+    options.runs = options.runs or (3 if options.quick else 7)
+    options.window = options.window or (0.5 if options.quick else 1.0)
     return options
 
 
