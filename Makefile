@@ -9,7 +9,7 @@ SOURCES := $(shell find rust python -type f \( -name '*.rs' -o -name '*.toml' -o
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python lint lint-rust lint-python peers bench develop lock clean
+.PHONY: help demo test test-rust test-python lint lint-rust lint-python peers bench instructions develop lock clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ peers: $(VENV)/installed ## install QEMU and DPDK where they are missing, and te
 
 bench: $(VENV)/installed ## measure side by side with DPDK (see benchmarks/)
 	$(BIN)/python -m benchmarks
+
+instructions: $(VENV)/tools ## count the instructions a packet costs in the rings, under valgrind
+	$(BIN)/python -m benchmarks.instructions
 
 develop: $(VENV)/tools ## an editable install with the quick profile, for working on virtnet itself
 	$(BIN)/maturin develop --locked

@@ -64,7 +64,8 @@ pub struct QueueConfig {
     pub driver_area: UserAddr,
     /// Device area: used ring, or device event suppression.
     pub device_area: UserAddr,
-    /// Where to start: the form of SET_VRING_BASE.
+    /// Where to start: the form of SET_VRING_BASE. A split ring starts where its used index stands, which is the same unless the
+    /// base is out of date.
     pub base: u32,
     /// What was negotiated.
     pub features: Features,

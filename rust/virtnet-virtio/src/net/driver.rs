@@ -151,8 +151,19 @@ impl DriverReceive {
             return Ok(0);
         }
         burst.set_memory(&self.memory);
+        // The frames are on their way here while the first of them are looked at.
+        for used in &self.used[self.done..self.reaped] {
+            let frame = self.buffer(*used).whole.skip(HEADROOM);
+            self.memory.slice(frame).prefetch();
+        }
         let before = self.done;
         while self.done < self.reaped && burst.room() > 0 {
+            if let Some(frame_len) = self.plain_frame(burst) {
+                counters.received += 1;
+                counters.received_bytes += u64::from(frame_len);
+                self.done += 1;
+                continue;
+            }
             let waiting = self.reaped - self.done;
             let first = self.used[self.done];
             let (bytes, offload, num_buffers) = self.header(first);
@@ -188,6 +199,31 @@ impl DriverReceive {
         Ok(self.done - before)
     }
 
+    /// Puts the next frame into the burst if it is a plain one in one buffer, the usual case; its length.
+    #[inline]
+    fn plain_frame(&self, burst: &mut Burst) -> Option<u32> {
+        let used = self.used[self.done];
+        let buffer = self.buffer(used);
+        let (_, whole) = buffer.with_header(self.header_len, used.len);
+        let whole = self.memory.slice(whole);
+        let header = whole.read()?;
+        let is_single = !self.mergeable || header::num_buffers(header) == 1;
+        let frame_len = used.len.checked_sub(self.header_len)?;
+        if !is_single || !header::is_plain(header) || check_len(frame_len).is_err() {
+            return None;
+        }
+        let bytes = whole.split_at(self.header_len as usize).1;
+        let frame = buffer.whole.skip(HEADROOM).first(frame_len);
+        burst.push_guest(bytes, frame, Offload::default());
+        Some(frame_len)
+    }
+
+    /// The buffer behind an id that came back.
+    #[inline]
+    fn buffer(&self, used: Used) -> &Buffer {
+        &self.buffers[usize::from(self.buffer_of[usize::from(used.id)])]
+    }
+
     fn buffers_len(&self) -> u16 {
         u16::try_from(self.buffers.len()).unwrap_or(u16::MAX)
     }
@@ -195,8 +231,7 @@ impl DriverReceive {
     /// Bytes behind the header in its buffer, and what the header says.
     #[inline]
     fn header(&self, used: Used) -> (Option<u32>, Offload, u16) {
-        let buffer = self.buffers[usize::from(self.buffer_of[usize::from(used.id)])];
-        let (_, whole) = buffer.with_header(self.header_len, used.len);
+        let (_, whole) = self.buffer(used).with_header(self.header_len, used.len);
         let mut bytes = [0; HEADER_MAX];
         self.memory
             .slice(whole)
@@ -220,7 +255,7 @@ impl DriverReceive {
         } else {
             self.allowed.check(offload, self.frame_len(n, len))?
         };
-        let head = self.buffers[usize::from(self.buffer_of[usize::from(self.used[self.done].id)])];
+        let head = self.buffer(self.used[self.done]);
         let head = head.whole.skip(HEADROOM).first(len);
         if n == 1 {
             check_len(len)?;
@@ -231,8 +266,7 @@ impl DriverReceive {
         self.frame.push(head);
         for k in 1..n {
             let used = self.used[self.done + k];
-            let buffer = self.buffers[usize::from(self.buffer_of[usize::from(used.id)])];
-            let (_, bytes) = buffer.with_header(self.header_len, used.len);
+            let (_, bytes) = self.buffer(used).with_header(self.header_len, used.len);
             self.frame.push(bytes);
             len += bytes.len;
         }
@@ -376,6 +410,12 @@ impl DriverTransmit {
     ) -> Result<usize, RingError> {
         if self.n_free < picks.len() {
             self.reap()?;
+        }
+        // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
+        let ahead = self.free[self.free_head..].iter().take(picks.len());
+        for &buffer in ahead.take(self.n_free) {
+            let frame = self.buffers[usize::from(buffer)].whole.skip(HEADROOM);
+            self.memory.slice(frame).prefetch_write();
         }
         let (mut accepted, mut sent, mut sent_bytes) = (0, 0, 0);
         for i in picks.iter() {

@@ -44,6 +44,14 @@ pub(crate) fn is_plain(bytes: [u8; HEADER_MAX]) -> bool {
     metadata == [0; HEADER_MAX - 2]
 }
 
+/// How many buffers a header says its packet has.
+#[inline(always)]
+#[must_use]
+pub(crate) fn num_buffers(bytes: [u8; HEADER_MAX]) -> u16 {
+    let [.., low, high] = bytes;
+    u16::from_le_bytes([low, high])
+}
+
 /// Puts a header together.
 #[inline(always)]
 #[must_use]
