@@ -1,8 +1,8 @@
 """Instructions a packet costs in the rings: a figure that does not depend on the machine's mood.
 
-``python -m benchmarks.instructions`` runs ``rust/virtnet-virtio/benches/rings.rs`` under valgrind's callgrind, one thread
-playing driver and device in turn, and compares each stage with ``instructions.json``. It ends with 1 where a stage takes
-more than the tolerance allows; ``--update`` writes what was found as what is expected from now on.
+``python -m benchmarks.instructions`` runs ``rust/virtnet-virtio/benches/rings.rs`` under valgrind's callgrind, one
+thread playing driver and device in turn, and compares each stage with ``instructions.json``. It ends with 1 where a
+stage takes more than the tolerance allows; ``--update`` writes what was found as what is expected from now on.
 """
 
 from __future__ import annotations

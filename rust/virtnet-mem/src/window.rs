@@ -90,8 +90,9 @@ impl Window {
             return;
         }
         for (k, value) in values.into_iter().enumerate() {
+            let at = self.start.wrapping_add(offset + 4 * k);
             // SAFETY: both words are inside the mapping and aligned (checked above); other sides use them as atomics too.
-            let word = unsafe { AtomicU32::from_ptr(self.start.add(offset + 4 * k).cast::<u32>()) };
+            let word = unsafe { AtomicU32::from_ptr(at.cast::<u32>()) };
             word.store(value.to_le(), ordering);
         }
     }

@@ -99,6 +99,6 @@ mod tests {
                 .to_string()
                 .contains("two CPUs")
         );
-        assert!(line_cost(0, 1 << 20).is_err());
+        line_cost(0, 1 << 20).unwrap_err();
     }
 }

@@ -393,9 +393,9 @@ impl ReceiveQueue {
     /// Every buffer of a merged packet but the last is full. Spec: virtio 1.4, 5.1.9.4, Processing of Incoming Packets.
     fn spread(&self, need: usize, lens: &mut [u32; CHAINS_MAX], next: usize, n: usize) {
         let mut left = u32::try_from(need).unwrap_or(u32::MAX);
-        for i in next..next + n {
-            lens[i] = self.chains.bytes(i).unwrap_or(0).min(left);
-            left -= lens[i];
+        for (i, len) in lens.iter_mut().enumerate().skip(next).take(n) {
+            *len = self.chains.bytes(i).unwrap_or(0).min(left);
+            left -= *len;
         }
     }
 
