@@ -118,7 +118,8 @@ impl TransmitQueue {
         self.any_frame(memory, i, burst)
     }
 
-    /// The same for any frame: of several buffers, with something left to do, or none at all.
+    /// The same for any frame: of several buffers, with something left to do, or none at all. It reads the header for itself, and
+    /// decides on that alone: what was seen before only chose the way here.
     #[inline(never)]
     fn any_frame(
         &self,
