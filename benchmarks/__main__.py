@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -33,6 +34,10 @@ def main() -> int:
     except ValueError as error:
         sys.exit(f"benchmarks: {error}")
 
+    missing = {options.front_core, options.back_core} - os.sched_getaffinity(0)
+    if missing or options.front_core == options.back_core:
+        usable = sorted(os.sched_getaffinity(0))
+        sys.exit(f"benchmarks: --front-core and --back-core must be two of {usable}, the cores this process may use")
     directory = Path(tempfile.mkdtemp(prefix="virtnet-bench-logs-"))
     with machine.alone(), machine.huge_pages() as pages:
         bench = Bench(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import platform
 import signal
@@ -81,13 +82,17 @@ class CoreDistance:
         self.usual_ns = sorted(found)[looks // 10]
 
     def measure_ns(self, busy: Sequence[int] = ()) -> float:
-        """Measure it now, while the processes that are busy on these cores stand still."""
+        """Measure it now, while the processes that are busy on these cores stand still; infinite if others are too."""
         with _standing_still(busy):
-            return virtnet.line_cost_ns(*self._cores)
+            try:
+                return virtnet.line_cost_ns(*self._cores)
+            except virtnet.PortError:
+                return math.inf
 
     def is_usual(self, found_ns: float) -> bool:
         """Whether the cores were as far apart as they were at first."""
-        return self.usual_ns / SAME_DISTANCE <= found_ns <= SAME_DISTANCE * self.usual_ns
+        known = math.isfinite(found_ns)
+        return known and self.usual_ns / SAME_DISTANCE <= found_ns <= SAME_DISTANCE * self.usual_ns
 
     def wait_usual(self, limit_s: float) -> None:
         """Wait until they are, but not longer than the limit."""
@@ -101,7 +106,8 @@ def _standing_still(pids: Sequence[int]) -> Iterator[None]:
     """Stops processes for the time of a block."""
     try:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # whoever talks to it next will tell
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:

@@ -92,7 +92,8 @@ impl Table {
         crate::slice::prefetch_read(self.start.wrapping_add(i).cast());
     }
 
-    /// Asks to own the line of entry `i`, to write it soon; as [`Window::prefetch_write`](crate::Window::prefetch_write).
+    /// Asks to own the line of entry `i`, to write it soon. Only for what the peer has handed over already: a line that it still
+    /// writes would be taken from it.
     #[inline(always)]
     pub fn prefetch_write(&self, i: usize) {
         crate::slice::prefetch_write(self.start.wrapping_add(i).cast());

@@ -97,19 +97,6 @@ impl Window {
         }
     }
 
-    /// Asks for the line of byte `offset`, to read it soon.
-    #[inline(always)]
-    pub fn prefetch(&self, offset: usize) {
-        crate::slice::prefetch_read(self.start.wrapping_add(offset));
-    }
-
-    /// Asks to own the line of byte `offset`, to write it soon. Only for what the peer has handed over already: a line that it
-    /// still writes would be taken from it.
-    #[inline(always)]
-    pub fn prefetch_write(&self, offset: usize) {
-        crate::slice::prefetch_write(self.start.wrapping_add(offset));
-    }
-
     /// Sets every byte to zero: for a ring's maker, before anyone else sees it.
     pub fn zero(&self) {
         // SAFETY: `len` bytes from `start` are mapped and writable (constructor).

@@ -55,6 +55,32 @@ fn words_are_little_endian_and_where_they_say() {
     assert_eq!(memory.slice(behind).read(), Some([byte_at(64)]));
 }
 
+/// A prefetch may name any place, even one that is not there.
+#[test]
+fn asking_for_lines_changes_nothing() {
+    let memory = memory(PAGE);
+    let table = memory.table(UserAddr(USER + 64), 4).unwrap();
+    for i in [0, 3, 4, 4096, usize::MAX / 2, usize::MAX] {
+        table.prefetch(i);
+        table.prefetch_write(i);
+    }
+    let whole = memory.translate(GuestAddr(0), PAGE as u32, &mut 0).unwrap();
+    let mut bytes = vec![0; PAGE as usize];
+    memory.slice(whole).copy_to(&mut bytes);
+    assert_eq!(bytes, (0..PAGE).map(byte_at).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_table_outlives_the_memory_it_came_from() {
+    let memory = memory(PAGE);
+    let table = memory.table(UserAddr(USER), 4).unwrap();
+    let copy = table.clone();
+    drop(memory);
+    table.store(1, Word::First, 77, Relaxed);
+    drop(table);
+    assert_eq!(copy.load(1, Word::First, Relaxed), 77);
+}
+
 /// A defect of ours: it is told where tests run, and does no harm where they do not.
 #[test]
 #[cfg_attr(debug_assertions, should_panic = "entry 4 of a table of 4")]

@@ -131,21 +131,6 @@ fn zero_clears_the_window_and_no_more() {
     }
 }
 
-/// A prefetch may name any place, even one that is not there.
-#[test]
-fn asking_for_lines_changes_nothing() {
-    let memory = memory(0);
-    let window = memory.window(UserAddr(USER + 64), 16, 16).unwrap();
-    for offset in [0, 8, 15, 16, 4096, usize::MAX / 2, usize::MAX] {
-        window.prefetch(offset);
-        window.prefetch_write(offset);
-    }
-    assert_eq!(
-        contents(&memory),
-        (0..SIZE).map(byte_at).collect::<Vec<_>>()
-    );
-}
-
 #[test]
 fn a_window_outlives_the_memory_it_came_from() {
     let memory = Arc::new(memory(0));
