@@ -14,6 +14,7 @@
 mod chain;
 mod error;
 pub mod features;
+mod ids;
 pub mod net;
 pub mod notify;
 pub mod packed;

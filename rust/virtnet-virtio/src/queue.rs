@@ -237,9 +237,24 @@ impl DriverQueue {
         either!(self, Self, queue => queue.free())
     }
 
+    /// The id that will be taken after `k` others. Ids are below the size of the queue and as many as descriptors, so whoever keeps
+    /// a buffer for each id has one for each descriptor, and prepares those first that come first.
+    #[inline(always)]
+    #[must_use]
+    pub fn upcoming(&self, k: usize) -> Option<u16> {
+        either!(self, Self, queue => queue.upcoming(k))
+    }
+
+    /// Makes `n` chains of one buffer each available, as long as descriptors are free; `buffer` says what stands behind an id. The
+    /// device sees them after [`Self::publish`].
+    #[inline(always)]
+    pub fn add_each(&mut self, n: usize, buffer: impl FnMut(u16) -> DriverBuffer) {
+        either!(self, Self, queue => queue.add_each(n, buffer));
+    }
+
     /// Makes one chain of `buffers` available, readable ones first; its id, or `None` when descriptors are short (or there is no
-    /// buffer). The device sees it after [`Self::publish`].
-    #[inline]
+    /// buffer). It takes the next ids, as many as it has buffers, and is known by the first. The device sees it after
+    /// [`Self::publish`].
     pub fn add(&mut self, buffers: &[DriverBuffer]) -> Option<u16> {
         either!(self, Self, queue => queue.add(buffers))
     }
@@ -257,6 +272,16 @@ impl DriverQueue {
     #[inline]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
         either!(self, Self, queue => queue.reap(used))
+    }
+
+    /// Takes back everything that the device has returned, whatever it has written; how many chains. Where it returns them in order,
+    /// that takes one look.
+    ///
+    /// # Errors
+    /// As [`Self::reap`].
+    #[inline]
+    pub fn reclaim(&mut self) -> Result<usize, RingError> {
+        either!(self, Self, queue => queue.reclaim())
     }
 
     /// Whether the device has returned something.

@@ -35,42 +35,48 @@ impl BufferArea {
     pub fn bytes(count: u16) -> usize {
         usize::from(count) * Self::STRIDE as usize
     }
+}
 
-    fn buffer(&self, memory: &GuestMemory, index: u16) -> Result<Buffer, MemoryError> {
-        let addr = GuestAddr(self.start.0 + u64::from(index) * u64::from(Self::STRIDE));
+/// The same, found in memory: buffer `i` belongs to the queue's descriptor id `i`.
+#[derive(Clone, Copy, Debug)]
+struct Buffers {
+    start: GuestAddr,
+    whole: Segment,
+}
+
+impl Buffers {
+    fn new(memory: &GuestMemory, area: BufferArea) -> Result<Self, MemoryError> {
+        let size = BufferArea::bytes(area.count);
         let mut hint = 0;
-        match memory.translate(addr, Self::STRIDE, &mut hint) {
-            Some(whole) => Ok(Buffer { addr, whole }),
+        let whole = u32::try_from(size)
+            .ok()
+            .and_then(|size| memory.translate(area.start, size, &mut hint));
+        match whole {
+            Some(whole) => Ok(Self {
+                start: area.start,
+                whole,
+            }),
             None => Err(MemoryError::NotMapped {
-                addr: UserAddr(addr.0),
-                size: u64::from(Self::STRIDE),
+                addr: UserAddr(area.start.0),
+                size: size as u64,
             }),
         }
     }
 
-    fn buffers(&self, memory: &GuestMemory) -> Result<Box<[Buffer]>, MemoryError> {
-        (0..self.count)
-            .map(|index| self.buffer(memory, index))
-            .collect()
-    }
-}
-
-/// One buffer, as the device and as we see it.
-#[derive(Clone, Copy, Debug)]
-struct Buffer {
-    addr: GuestAddr,
-    whole: Segment,
-}
-
-impl Buffer {
-    /// Address and bytes from `header_len` before the frame on, `len` bytes in all.
-    #[inline]
-    fn with_header(&self, header_len: u32, len: u32) -> (GuestAddr, Segment) {
-        let skip = HEADROOM - header_len;
+    /// Buffer `i` from `front` bytes before the frame on, `len` bytes in all: where it is for the device, and for us.
+    #[inline(always)]
+    fn at(&self, i: u16, front: u32, len: u32) -> (GuestAddr, Segment) {
+        let skip = u32::from(i) * BufferArea::STRIDE + HEADROOM - front;
         (
-            GuestAddr(self.addr.0 + u64::from(skip)),
+            GuestAddr(self.start.0 + u64::from(skip)),
             self.whole.skip(skip).first(len),
         )
+    }
+
+    /// The room for a frame in buffer `i`.
+    #[inline(always)]
+    fn frame(&self, i: u16) -> Segment {
+        self.at(i, 0, BufferArea::FRAME_ROOM).1
     }
 }
 
@@ -79,9 +85,8 @@ impl Buffer {
 pub struct DriverReceive {
     queue: DriverQueue,
     memory: Arc<GuestMemory>,
-    buffers: Box<[Buffer]>,
-    /// Which buffer stands behind an id that the device holds.
-    buffer_of: Box<[u16]>,
+    buffers: Buffers,
+    count: u16,
     header_len: u32,
     allowed: Allowed,
     mergeable: bool,
@@ -103,12 +108,11 @@ impl DriverReceive {
         area: BufferArea,
         features: Features,
     ) -> Result<Self, MemoryError> {
-        let buffers = area.buffers(&memory)?;
         let mut receive = Self {
             queue,
+            buffers: Buffers::new(&memory, area)?,
             memory,
-            buffer_of: vec![0; buffers.len()].into(),
-            buffers,
+            count: area.count,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
             allowed: Allowed::device(features),
             mergeable: features.contains(Features::MRG_RXBUF),
@@ -117,24 +121,20 @@ impl DriverReceive {
             done: 0,
             frame: Vec::new(),
         };
-        for buffer in 0..area.count {
-            receive.post(buffer);
-        }
+        receive.post(area.count.into());
         Ok(receive)
     }
 
+    /// Makes the buffers of the next `n` ids available.
     #[inline]
-    fn post(&mut self, buffer: u16) {
-        let len = self.header_len + BufferArea::FRAME_ROOM;
-        let (addr, _) = self.buffers[usize::from(buffer)].with_header(self.header_len, len);
-        // There is a descriptor for every buffer, so this always finds one.
-        if let Some(id) = self.queue.add(&[DriverBuffer {
-            addr,
+    fn post(&mut self, n: usize) {
+        let (buffers, header_len) = (self.buffers, self.header_len);
+        let len = header_len + BufferArea::FRAME_ROOM;
+        self.queue.add_each(n, |id| DriverBuffer {
+            addr: buffers.at(id, header_len, len).0,
             len,
             writable: true,
-        }]) {
-            self.buffer_of[usize::from(id)] = buffer;
-        }
+        });
     }
 
     /// Appends packets that the device has written; how many buffers were taken. [`Self::complete`] gives them back.
@@ -153,8 +153,7 @@ impl DriverReceive {
         burst.set_memory(&self.memory);
         // The frames are on their way here while the first of them are looked at.
         for used in &self.used[self.done..self.reaped] {
-            let frame = self.buffer(*used).whole.skip(HEADROOM);
-            self.memory.slice(frame).prefetch();
+            self.memory.slice(self.buffers.frame(used.id)).prefetch();
         }
         let before = self.done;
         while self.done < self.reaped && burst.room() > 0 {
@@ -173,7 +172,7 @@ impl DriverReceive {
             } else {
                 1
             };
-            if n == 0 || n > usize::from(self.buffers_len()) || n > BURST_MAX {
+            if n == 0 || n > usize::from(self.count) || n > BURST_MAX {
                 return Err(RingError::NumBuffers {
                     found: num_buffers,
                     available: available(waiting),
@@ -203,9 +202,7 @@ impl DriverReceive {
     #[inline]
     fn plain_frame(&self, burst: &mut Burst) -> Option<u32> {
         let used = self.used[self.done];
-        let buffer = self.buffer(used);
-        let (_, whole) = buffer.with_header(self.header_len, used.len);
-        let whole = self.memory.slice(whole);
+        let whole = self.memory.slice(self.written(used));
         let header = whole.read()?;
         let is_single = !self.mergeable || header::num_buffers(header) == 1;
         let frame_len = used.len.checked_sub(self.header_len)?;
@@ -213,25 +210,21 @@ impl DriverReceive {
             return None;
         }
         let bytes = whole.split_at(self.header_len as usize).1;
-        let frame = buffer.whole.skip(HEADROOM).first(frame_len);
+        let frame = self.buffers.frame(used.id).first(frame_len);
         burst.push_guest(bytes, frame, Offload::default());
         Some(frame_len)
     }
 
-    /// The buffer behind an id that came back.
-    #[inline]
-    fn buffer(&self, used: Used) -> &Buffer {
-        &self.buffers[usize::from(self.buffer_of[usize::from(used.id)])]
-    }
-
-    fn buffers_len(&self) -> u16 {
-        u16::try_from(self.buffers.len()).unwrap_or(u16::MAX)
+    /// What the device says it has written of a buffer, header and all.
+    #[inline(always)]
+    fn written(&self, used: Used) -> Segment {
+        self.buffers.at(used.id, self.header_len, used.len).1
     }
 
     /// Bytes behind the header in its buffer, and what the header says.
     #[inline]
     fn header(&self, used: Used) -> (Option<u32>, Offload, u16) {
-        let (_, whole) = self.buffer(used).with_header(self.header_len, used.len);
+        let whole = self.written(used);
         let mut bytes = [0; HEADER_MAX];
         self.memory
             .slice(whole)
@@ -255,8 +248,7 @@ impl DriverReceive {
         } else {
             self.allowed.check(offload, self.frame_len(n, len))?
         };
-        let head = self.buffer(self.used[self.done]);
-        let head = head.whole.skip(HEADROOM).first(len);
+        let head = self.buffers.frame(self.used[self.done].id).first(len);
         if n == 1 {
             check_len(len)?;
             burst.push_guest(self.memory.slice(head), head, offload);
@@ -265,8 +257,7 @@ impl DriverReceive {
         self.frame.clear();
         self.frame.push(head);
         for k in 1..n {
-            let used = self.used[self.done + k];
-            let (_, bytes) = self.buffer(used).with_header(self.header_len, used.len);
+            let bytes = self.written(self.used[self.done + k]);
             self.frame.push(bytes);
             len += bytes.len;
         }
@@ -287,10 +278,8 @@ impl DriverReceive {
         if self.done == 0 {
             return false;
         }
-        for k in 0..self.done {
-            let buffer = self.buffer_of[usize::from(self.used[k].id)];
-            self.post(buffer);
-        }
+        // Ids come round in the order in which they came back, so these are the next.
+        self.post(self.done);
         self.used.copy_within(self.done..self.reaped, 0);
         self.reaped -= self.done;
         self.done = 0;
@@ -326,14 +315,6 @@ fn check_len(len: u32) -> Result<(), DropReason> {
     }
 }
 
-/// Whether there are buffers for a frame.
-enum Room {
-    Found,
-    NotNow,
-    /// It takes more than there are.
-    Never,
-}
-
 /// How many buffers a frame takes.
 #[inline]
 fn buffers_for(frame_len: usize) -> usize {
@@ -345,19 +326,10 @@ fn buffers_for(frame_len: usize) -> usize {
 pub struct DriverTransmit {
     queue: DriverQueue,
     memory: Arc<GuestMemory>,
-    buffers: Box<[Buffer]>,
-    /// Free buffers, taken from the front and put back behind.
-    free: Box<[u16]>,
-    free_head: usize,
-    n_free: usize,
-    /// First buffer of the chain that the device holds under an id, and how many.
-    chain_of: Box<[(u16, u16)]>,
-    /// Next buffer of the same chain.
-    next_of: Box<[u16]>,
+    buffers: Buffers,
     /// The header that stands in each buffer: one that stays the same is not written again.
     header_of: Box<[[u8; HEADER_MAX]]>,
     header_len: u32,
-    used: [Used; BURST_MAX],
 }
 
 impl DriverTransmit {
@@ -371,26 +343,22 @@ impl DriverTransmit {
         area: BufferArea,
         features: Features,
     ) -> Result<Self, MemoryError> {
-        let buffers = area.buffers(&memory)?;
-        let count = buffers.len();
-        let header_len = u32::try_from(features.header_len()).unwrap_or_default();
-        for buffer in &buffers {
-            memory
-                .slice(buffer.whole.first(HEADROOM))
-                .copy_from(&[0; HEADROOM as usize]);
+        let buffers = Buffers::new(&memory, area)?;
+        for i in 0..area.count {
+            let (_, headroom) = buffers.at(i, HEADROOM, HEADROOM);
+            memory.slice(headroom).copy_from(&[0; HEADROOM as usize]);
         }
+        debug_assert_eq!(
+            queue.free(),
+            usize::from(area.count),
+            "a buffer for each id"
+        );
         Ok(Self {
-            queue,
             memory,
             buffers,
-            free: (0..area.count).collect(),
-            free_head: 0,
-            n_free: count,
-            chain_of: vec![(0, 0); count].into(),
-            next_of: vec![0; count].into(),
-            header_of: vec![[0; HEADER_MAX]; count].into(),
-            header_len,
-            used: [Used::default(); BURST_MAX],
+            header_of: vec![[0; HEADER_MAX]; queue.free()].into(),
+            queue,
+            header_len: u32::try_from(features.header_len()).unwrap_or_default(),
         })
     }
 
@@ -408,136 +376,126 @@ impl DriverTransmit {
         picks: &Picks,
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
-        if self.n_free < picks.len() {
-            self.reap()?;
+        if self.queue.free() < picks.len() {
+            self.queue.reclaim()?;
         }
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
-        let ahead = self.free[self.free_head..].iter().take(picks.len());
-        for &buffer in ahead.take(self.n_free) {
-            let frame = self.buffers[usize::from(buffer)].whole.skip(HEADROOM);
-            self.memory.slice(frame).prefetch_write();
+        for id in (0..picks.len()).map_while(|k| self.queue.upcoming(k)) {
+            self.memory.slice(self.buffers.frame(id)).prefetch_write();
         }
-        let (mut accepted, mut sent, mut sent_bytes) = (0, 0, 0);
-        for i in picks.iter() {
-            let frame_len = burst.frame_len(i);
-            let n = buffers_for(frame_len);
-            if n > self.n_free {
-                match self.find_room(n) {
-                    Ok(Room::Found) => {}
-                    Ok(Room::Never) => {
-                        counters.tx_drops.add(DropReason::TooBig, 1);
-                        accepted += 1;
-                        continue;
-                    }
-                    // What was accepted before stands; the next call meets the error again.
-                    Err(error) if accepted == 0 => return Err(error),
-                    Ok(Room::NotNow) | Err(_) => break,
-                }
-            }
-            if !self.send_one(burst, i, n) {
+        let mut accepted = 0;
+        while accepted < picks.len() {
+            let small = picks
+                .iter()
+                .skip(accepted)
+                .take_while(|&i| buffers_for(burst.frame_len(i)) == 1)
+                .count();
+            let sent = small.min(self.queue.free());
+            self.send_small(burst, picks, accepted, sent, counters);
+            accepted += sent;
+            if sent < small || accepted == picks.len() {
                 break;
             }
-            accepted += 1;
-            sent += 1;
-            sent_bytes += frame_len as u64;
+            match self.send_large(burst, picks.get(accepted), counters) {
+                Ok(true) => accepted += 1,
+                // What was accepted before stands; the next call meets the error again.
+                Err(error) if accepted == 0 => return Err(error),
+                Ok(false) | Err(_) => break,
+            }
         }
-        counters.sent += sent;
-        counters.sent_bytes += sent_bytes;
         Ok(accepted)
     }
 
-    /// Whether `n` buffers are free once those that have come back meanwhile are counted.
-    #[cold]
-    fn find_room(&mut self, n: usize) -> Result<Room, RingError> {
-        if n > self.buffers.len() {
-            return Ok(Room::Never);
-        }
-        self.reap()?;
-        Ok(if n <= self.n_free {
-            Room::Found
-        } else {
-            Room::NotNow
-        })
-    }
-
-    /// Takes back the buffers that the device has done with.
-    fn reap(&mut self) -> Result<(), RingError> {
-        loop {
-            let n = self.queue.reap(&mut self.used)?;
-            for k in 0..n {
-                let id = usize::from(self.used[k].id);
-                let (mut buffer, count) = self.chain_of[id];
-                for _ in 0..count {
-                    let tail = self.free_head + self.n_free;
-                    let tail = if tail >= self.free.len() {
-                        tail - self.free.len()
-                    } else {
-                        tail
-                    };
-                    self.free[tail] = buffer;
-                    self.n_free += 1;
-                    buffer = self.next_of[usize::from(buffer)];
+    /// Sends `n` packets that fit one buffer each, from the pick `first` on. There are as many free buffers.
+    #[inline(always)]
+    fn send_small(
+        &mut self,
+        burst: &Burst,
+        picks: &Picks,
+        first: usize,
+        n: usize,
+        counters: &mut PortCounters,
+    ) {
+        let (mut k, mut bytes) = (first, 0);
+        let (memory, buffers, header_len) = (&self.memory, self.buffers, self.header_len);
+        let header_of = &mut self.header_of;
+        self.queue.add_each(n, |id| {
+            let i = picks.get(k);
+            k += 1;
+            write_header(
+                memory,
+                &buffers,
+                header_len,
+                header_of,
+                id,
+                burst.offload(i),
+            );
+            let head = burst.head(i);
+            let room = memory.slice(buffers.frame(id));
+            room.copy_from(head);
+            let frame_len = burst.frame_len(i);
+            bytes += frame_len as u64;
+            if frame_len > head.len() {
+                let mut rest = room.split_at(head.len()).1;
+                for piece in burst.body(i) {
+                    let written = piece.copy_to_guest(&rest);
+                    rest = rest.split_at(written).1;
                 }
             }
-            if n < self.used.len() {
-                return Ok(());
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a frame that fits one buffer"
+            )]
+            let (addr, whole) = buffers.at(id, header_len, header_len + frame_len as u32);
+            DriverBuffer {
+                addr,
+                len: whole.len,
+                writable: false,
             }
-        }
+        });
+        counters.sent += n as u64;
+        counters.sent_bytes += bytes;
     }
 
-    /// Puts packet `i` into the next `n` buffers, which are free.
-    #[inline]
-    fn send_one(&mut self, burst: &Burst, i: usize, n: usize) -> bool {
-        let frame_len = burst.frame_len(i);
-        let first = self.pop_free();
-        let header = header::build(burst.offload(i), 0);
-        let buffer = self.buffers[usize::from(first)];
-        if self.header_of[usize::from(first)] != header {
-            self.header_of[usize::from(first)] = header;
-            let (_, at) = buffer.with_header(self.header_len, self.header_len);
-            self.memory
-                .slice(at)
-                .copy_from(&header[..self.header_len as usize]);
-        }
-        let head = burst.head(i);
-        let room = self.memory.slice(buffer.whole.skip(HEADROOM));
-        room.copy_from(head);
-        if n > 1 {
-            return self.send_chain(burst, i, first, n);
-        }
-        if frame_len > head.len() {
-            let mut rest = room.split_at(head.len()).1;
-            for piece in burst.body(i) {
-                let written = piece.copy_to_guest(&rest);
-                rest = rest.split_at(written).1;
-            }
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a frame that fits one buffer"
-        )]
-        let (addr, bytes) = buffer.with_header(self.header_len, self.header_len + frame_len as u32);
-        let added = self.queue.add(&[DriverBuffer {
-            addr,
-            len: bytes.len,
-            writable: false,
-        }]);
-        self.note(added, first, 1)
-    }
-
-    /// A frame of several buffers; its header and head stand in the first already.
+    /// Sends a packet that takes several buffers, or counts why not; whether there was room for it.
     #[inline(never)]
-    fn send_chain(&mut self, burst: &Burst, i: usize, first: u16, n: usize) -> bool {
-        let mut chain = Vec::with_capacity(n);
-        let mut index = first;
-        let mut filled = burst.head(i).len();
-        let mut left = burst.frame_len(i);
+    fn send_large(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        counters: &mut PortCounters,
+    ) -> Result<bool, RingError> {
+        let frame_len = burst.frame_len(i);
+        let n = buffers_for(frame_len);
+        if n > self.header_of.len() {
+            counters.tx_drops.add(DropReason::TooBig, 1);
+            return Ok(true);
+        }
+        if n > self.queue.free() {
+            self.queue.reclaim()?;
+        }
+        let Some(first) = self.queue.upcoming(n - 1).and(self.queue.upcoming(0)) else {
+            return Ok(false);
+        };
+        let (memory, buffers, header_len) = (&self.memory, &self.buffers, self.header_len);
+        let header_of = &mut self.header_of;
+        write_header(
+            memory,
+            buffers,
+            header_len,
+            header_of,
+            first,
+            burst.offload(i),
+        );
+        let head = burst.head(i);
+        let mut filled = memory.slice(buffers.frame(first)).copy_from(head);
+        let mut left = frame_len;
         let mut body = burst.body(i);
         let mut piece = body.next();
-        for k in 0..n {
-            let buffer = self.buffers[usize::from(index)];
+        let mut chain = Vec::with_capacity(n);
+        for id in (0..n).map_while(|k| self.queue.upcoming(k)) {
             let here = left.min(BufferArea::FRAME_ROOM as usize);
-            let room = self.memory.slice(buffer.whole.skip(HEADROOM));
+            let room = memory.slice(buffers.frame(id));
             while filled < here {
                 let Some(bytes) = piece else { break };
                 let written = bytes.copy_to_guest(&room.split_at(here).0.split_at(filled).1);
@@ -549,12 +507,12 @@ impl DriverTransmit {
                     Some(rest)
                 };
             }
-            let front = if k == 0 { self.header_len } else { 0 };
+            let front = if chain.is_empty() { header_len } else { 0 };
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "here is at most a buffer's room"
             )]
-            let (addr, bytes) = buffer.with_header(front, front + here as u32);
+            let (addr, bytes) = buffers.at(id, front, front + here as u32);
             chain.push(DriverBuffer {
                 addr,
                 len: bytes.len,
@@ -562,35 +520,14 @@ impl DriverTransmit {
             });
             left -= here;
             filled = 0;
-            if k + 1 < n {
-                let next = self.pop_free();
-                self.next_of[usize::from(index)] = next;
-                index = next;
-            }
         }
-        let added = self.queue.add(&chain);
-        self.note(added, first, u16::try_from(n).unwrap_or(u16::MAX))
-    }
-
-    #[inline]
-    fn note(&mut self, added: Option<u16>, first: u16, count: u16) -> bool {
-        // There is a descriptor for every buffer, so whoever finds buffers free finds descriptors free.
-        debug_assert!(added.is_some(), "descriptors ran out before buffers");
-        if let Some(id) = added {
-            self.chain_of[usize::from(id)] = (first, count);
+        drop(body);
+        if self.queue.add(&chain).is_none() {
+            return Ok(false);
         }
-        added.is_some()
-    }
-
-    #[inline]
-    fn pop_free(&mut self) -> u16 {
-        let index = self.free[self.free_head];
-        self.free_head += 1;
-        if self.free_head == self.free.len() {
-            self.free_head = 0;
-        }
-        self.n_free -= 1;
-        index
+        counters.sent += 1;
+        counters.sent_bytes += frame_len as u64;
+        Ok(true)
     }
 
     /// Lets the device see what was sent; whether it is to be kicked.
@@ -599,14 +536,33 @@ impl DriverTransmit {
         self.queue.publish()
     }
 
-    /// Packets that the device has not returned yet.
+    /// Buffers that the device has not returned yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.free.len() - self.n_free
+        self.header_of.len() - self.queue.free()
     }
 
     /// The queue below.
     pub fn queue_mut(&mut self) -> &mut DriverQueue {
         &mut self.queue
+    }
+}
+
+/// Puts a header in front of the frame of buffer `id`, unless it stands there already.
+#[inline(always)]
+fn write_header(
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    header_len: u32,
+    header_of: &mut [[u8; HEADER_MAX]],
+    id: u16,
+    offload: Offload,
+) {
+    let header = header::build(offload, 0);
+    let stands = &mut header_of[usize::from(id)];
+    if *stands != header {
+        *stands = header;
+        let (_, at) = buffers.at(id, header_len, header_len);
+        memory.slice(at).copy_from(&header[..header_len as usize]);
     }
 }

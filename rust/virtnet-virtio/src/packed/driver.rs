@@ -8,6 +8,7 @@ use super::layout::{
     ALIGN, DESC_NEXT, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE,
     EVENT_FLAGS, Position, wants_event, word,
 };
+use crate::ids::Ids;
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
 
 /// What we know of one buffer id; the ring itself is shared and never trusted.
@@ -15,7 +16,9 @@ use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
 struct Shadow {
     /// Slots of the chain that the device holds under this id, else 0.
     slots: u16,
-    /// Bytes of it that the device may write.
+    /// The id set aside for the next slot of the same chain.
+    next: u16,
+    /// Bytes that the device may write.
     writable: u32,
 }
 
@@ -29,19 +32,11 @@ pub struct PackedDriver {
     event_idx: bool,
     in_order: bool,
     shadow: Box<[Shadow]>,
-    /// Free buffer ids, taken from the front and put back behind.
-    ids: Box<[u16]>,
-    ids_head: usize,
-    n_ids: usize,
-    /// Free slots of the ring.
-    n_free: u16,
-    /// Ids that the device holds, oldest first: what an in-order device returns next.
-    held: Box<[u16]>,
-    held_head: usize,
-    n_held: usize,
-    /// In order: chains of a batch whose one used descriptor has been seen, still to be reported; and that one's length.
-    batch: usize,
-    batch_len: u32,
+    /// Buffer ids. A chain sets one aside for each of its slots, so as many slots are free as ids, and whoever keeps a buffer for
+    /// each id has one for each slot.
+    ids: Ids,
+    /// In order: the last chain of a batch whose one used descriptor has been seen, and that one's length.
+    batch: Option<(u16, u32)>,
     /// Next slot to write, ahead of what is published.
     next_avail: Position,
     /// The first descriptor of a batch, kept back until the batch is complete.
@@ -75,15 +70,8 @@ impl PackedDriver {
             event_idx: config.features.contains(Features::EVENT_IDX),
             in_order: config.features.contains(Features::IN_ORDER),
             shadow: vec![Shadow::default(); usize::from(size)].into(),
-            ids: (0..size).collect(),
-            ids_head: 0,
-            n_ids: usize::from(size),
-            n_free: size,
-            held: vec![0; usize::from(size)].into(),
-            held_head: 0,
-            n_held: 0,
-            batch: 0,
-            batch_len: 0,
+            ids: Ids::new(size),
+            batch: None,
             next_avail: Position::START,
             first: None,
             signalled: Position::START,
@@ -95,64 +83,97 @@ impl PackedDriver {
     #[inline]
     #[must_use]
     pub fn free(&self) -> usize {
-        usize::from(self.n_free)
+        self.ids.free()
+    }
+
+    /// The id that will be taken after `k` others; see [`crate::DriverQueue::upcoming`].
+    #[inline(always)]
+    #[must_use]
+    pub fn upcoming(&self, k: usize) -> Option<u16> {
+        self.ids.upcoming(k)
+    }
+
+    /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
+    #[inline(always)]
+    pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
+        for _ in 0..n {
+            let Some(id) = self.ids.take() else { return };
+            let buffer = buffer(id);
+            let rest = self.write_descriptor(&buffer, id, 0);
+            self.hold(id, 1, if buffer.writable { buffer.len } else { 0 });
+            self.show(rest);
+        }
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
-    #[inline]
     pub fn add(&mut self, buffers: &[DriverBuffer]) -> Option<u16> {
         let n = u16::try_from(buffers.len())
             .ok()
-            .filter(|&n| n > 0 && n <= self.n_free)?;
-        let id = self.ids[self.ids_head];
-        self.ids_head = wrapped(self.ids_head + 1, self.ids.len());
-        self.n_ids -= 1;
-
-        let mut head = None;
-        let mut writable = 0_u32;
+            .filter(|&n| n > 0 && usize::from(n) <= self.ids.free())?;
+        let id = self.ids.upcoming(0)?;
+        let (mut head, mut writable) = (None, 0_u32);
         for (k, buffer) in buffers.iter().enumerate() {
-            let mut flags = self.next_avail.available();
-            if buffer.writable {
-                flags |= DESC_WRITE;
-                writable = writable.saturating_add(buffer.len);
-            }
-            if k + 1 < buffers.len() {
-                flags |= DESC_NEXT;
-            }
-            let slot = self.next_avail.slot;
-            self.desc
-                .store(slot.into(), Word::First, buffer.addr.0, Ordering::Relaxed);
-            let rest = word(buffer.len, id, flags);
+            let index = self.ids.take()?;
+            let is_last = k + 1 == buffers.len();
+            let flags = if is_last { 0 } else { DESC_NEXT };
+            let rest = self.write_descriptor(buffer, id, flags);
             // A chain becomes available with the flags of its first descriptor, so those are written last.
             if head.is_none() {
-                head = Some((slot, rest));
+                head = Some(rest);
             } else {
-                self.store_rest(slot, rest);
+                self.store_rest(rest);
             }
-            self.next_avail = self.next_avail.advance(1, self.size);
+            self.shadow[usize::from(index)].next = self.ids.upcoming(0).unwrap_or_default();
+            if buffer.writable {
+                writable = writable.saturating_add(buffer.len);
+            }
         }
-        match head {
-            Some(head) if self.first.is_none() => self.first = Some(head),
-            Some((slot, rest)) => self.store_rest(slot, rest),
-            None => {}
-        }
-        self.n_free -= n;
-        let shadow = &mut self.shadow[usize::from(id)];
-        shadow.slots = n;
-        shadow.writable = writable;
-        let tail = wrapped(self.held_head + self.n_held, self.held.len());
-        self.held[tail] = id;
-        self.n_held += 1;
+        self.show(head?);
+        self.hold(id, n, writable);
         Some(id)
+    }
+
+    /// Writes the first word of the next descriptor, and gives the second with its slot.
+    #[inline(always)]
+    fn write_descriptor(&mut self, buffer: &DriverBuffer, id: u16, flags: u16) -> (u16, u64) {
+        let at = self.next_avail;
+        self.desc.store(
+            at.slot.into(),
+            Word::First,
+            buffer.addr.0,
+            Ordering::Relaxed,
+        );
+        self.next_avail = at.advance(1, self.size);
+        let write = if buffer.writable { DESC_WRITE } else { 0 };
+        let flags = at.available() | flags | write;
+        (at.slot, word(buffer.len, id, flags))
+    }
+
+    /// Completes the head of a chain, unless it is the first of a batch.
+    #[inline(always)]
+    fn show(&mut self, rest: (u16, u64)) {
+        if self.first.is_none() {
+            self.first = Some(rest);
+        } else {
+            self.store_rest(rest);
+        }
+    }
+
+    /// Notes what the device holds under an id.
+    #[inline(always)]
+    fn hold(&mut self, id: u16, slots: u16, writable: u32) {
+        let shadow = &mut self.shadow[usize::from(id)];
+        shadow.slots = slots;
+        shadow.writable = writable;
     }
 
     /// Lets the device see everything added; whether it is to be kicked.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let Some((slot, rest)) = self.first.take() else {
+        let Some(rest) = self.first.take() else {
             return false;
         };
-        self.store_rest(slot, rest);
+        self.store_rest(rest);
         // The descriptors must be visible before the device's wish is read, or both sides may wait for ever.
         fence(Ordering::SeqCst);
         let event = self.device_event.load_u32(0, Ordering::Relaxed);
@@ -164,40 +185,62 @@ impl PackedDriver {
     ///
     /// # Errors
     /// [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
-    #[inline]
+    #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
         let mut n = 0;
         while let Some(place) = used.get_mut(n) {
-            let Some(returned) = self.take_back()? else {
+            let Some((id, len)) = self.next_returned() else {
                 break;
             };
-            *place = returned;
+            self.free_chain(id, len)?;
+            *place = Used { id, len };
             n += 1;
         }
         Ok(n)
     }
 
-    #[inline]
-    fn take_back(&mut self) -> Result<Option<Used>, RingError> {
-        let (id, len) = if self.batch > 0 {
-            // The rest of an in-order batch has no descriptors of its own. Spec: virtio 1.4, 2.8.7.
-            self.batch -= 1;
-            self.oldest_of_batch()
-        } else {
-            if self.n_held == 0 {
-                return Ok(None);
-            }
-            let Some((id, len)) = self.used_at(self.next_used) else {
-                return Ok(None);
-            };
-            if self.in_order && id != self.held[self.held_head] {
-                self.batch = self.batch_up_to(id)?;
-                self.batch_len = len;
-                self.oldest_of_batch()
-            } else {
-                (id, len)
-            }
+    /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].
+    ///
+    /// # Errors
+    /// As [`Self::reap`].
+    #[inline(always)]
+    pub fn reclaim(&mut self) -> Result<usize, RingError> {
+        let mut n = 0;
+        while let Some((id, len)) = self.next_returned() {
+            self.free_chain(id, len)?;
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    /// Id and length of the next chain that the device has returned. With a device that uses buffers in order the last one of a
+    /// batch has the length that the device wrote, those before it have no descriptors of their own and were used completely.
+    /// Spec: virtio 1.4, 2.8.7.
+    #[inline(always)]
+    fn next_returned(&mut self) -> Option<(u16, u32)> {
+        let oldest = self.ids.oldest()?;
+        let (last, len) = match self.batch {
+            Some(batch) => batch,
+            None => self.used_at(self.next_used)?,
         };
+        if !self.in_order || oldest == last {
+            self.batch = None;
+            return Some((last, len));
+        }
+        let is_held = self
+            .shadow
+            .get(usize::from(last))
+            .is_some_and(|shadow| shadow.slots > 0);
+        if !is_held {
+            return Some((last, len)); // which nobody will find
+        }
+        self.batch = Some((last, len));
+        Some((oldest, self.shadow[usize::from(oldest)].writable))
+    }
+
+    /// Frees ids and slots of a chain that came back.
+    #[inline(always)]
+    fn free_chain(&mut self, id: u16, len: u32) -> Result<(), RingError> {
         let Some(shadow) = self.shadow.get_mut(usize::from(id)).filter(|s| s.slots > 0) else {
             return Err(RingError::UsedId { id: u32::from(id) });
         };
@@ -209,36 +252,18 @@ impl PackedDriver {
             });
         }
         let slots = std::mem::take(&mut shadow.slots);
-        self.n_free += slots;
-        self.held_head = wrapped(self.held_head + 1, self.held.len());
-        self.n_held -= 1;
-        let tail = wrapped(self.ids_head + self.n_ids, self.ids.len());
-        self.ids[tail] = id;
-        self.n_ids += 1;
+        self.ids.put(id);
+        let mut index = id;
+        for _ in 1..slots {
+            index = self.shadow[usize::from(index)].next;
+            self.ids.put(index);
+        }
         self.next_used = self.next_used.advance(slots, self.size);
-        Ok(Some(Used { id, len }))
-    }
-
-    /// How many chains an in-order device has returned behind the oldest, when it names `id` as the last.
-    fn batch_up_to(&self, id: u16) -> Result<usize, RingError> {
-        (1..self.n_held)
-            .find(|k| self.held[wrapped(self.held_head + k, self.held.len())] == id)
-            .ok_or_else(|| RingError::UsedId { id: u32::from(id) })
-    }
-
-    /// The oldest chain of a batch: the last one has the length that the device wrote, the others were used completely.
-    fn oldest_of_batch(&self) -> (u16, u32) {
-        let id = self.held[self.held_head];
-        let len = if self.batch == 0 {
-            self.batch_len
-        } else {
-            self.shadow[usize::from(id)].writable
-        };
-        (id, len)
+        Ok(())
     }
 
     /// Buffer id and bytes written of the descriptor at `at`, if the device has marked it used.
-    #[inline]
+    #[inline(always)]
     fn used_at(&self, at: Position) -> Option<(u16, u32)> {
         let rest = self
             .desc
@@ -257,7 +282,7 @@ impl PackedDriver {
     /// Whether the device has returned something.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.batch > 0 || (self.n_held > 0 && self.used_at(self.next_used).is_some())
+        self.batch.is_some() || (self.ids.held() > 0 && self.used_at(self.next_used).is_some())
     }
 
     /// Asks for a call with the next buffer returned; whether some have been returned already.
@@ -279,15 +304,9 @@ impl PackedDriver {
             .store_u16(EVENT_FLAGS, EVENT_DISABLE, Ordering::Relaxed);
     }
 
-    #[inline]
-    fn store_rest(&self, slot: u16, rest: u64) {
+    #[inline(always)]
+    fn store_rest(&self, (slot, rest): (u16, u64)) {
         self.desc
             .store(slot.into(), Word::Second, rest, Ordering::Release);
     }
-}
-
-/// Place `at` of a circular buffer of `len` places; at most one lap too far. (A division would cost more than the rest.)
-#[inline]
-fn wrapped(at: usize, len: usize) -> usize {
-    if at >= len { at - len } else { at }
 }

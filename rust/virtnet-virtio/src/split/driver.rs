@@ -8,6 +8,7 @@ use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_NEXT, DESC_WRITE, Descriptor, ENTRIES, FLAGS, INDEX,
     USED_NO_NOTIFY, avail_bytes, used_bytes,
 };
+use crate::ids::Ids;
 use crate::notify::need_event;
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
 
@@ -35,21 +36,16 @@ pub struct SplitDriver {
     event_idx: bool,
     in_order: bool,
     shadow: Box<[Shadow]>,
-    /// Free descriptors, taken from the front and put back behind: a queue that returns in order keeps descriptor `i` in slot
-    /// `i`, and neither the table nor the available ring changes from lap to lap.
-    free: Box<[u16]>,
-    free_head: u16,
-    n_free: u16,
+    /// Descriptors. A device that returns them in order leaves descriptor `i` in slot `i`: neither the table nor the available
+    /// ring changes from lap to lap, and their lines stay in both caches.
+    ids: Ids,
     /// Next available entry to write; free-running, ahead of what is published.
     next_avail: u16,
     published: u16,
     /// Next used entry to read.
     next_used: u16,
-    /// In order: chains of a batch whose one used element has been seen, still to be reported; and that element's length.
-    batch: u16,
-    batch_len: u32,
-    /// In order: heads that the device holds, oldest first, at the slot they were made available in.
-    heads: Box<[u16]>,
+    /// In order: the last chain of a batch whose one used element has been seen, and that element's length.
+    batch: Option<(u16, u32)>,
 }
 
 impl SplitDriver {
@@ -81,15 +77,11 @@ impl SplitDriver {
             event_idx,
             in_order: config.features.contains(Features::IN_ORDER),
             shadow: vec![Shadow::default(); usize::from(size)].into(),
-            free: (0..size).collect(),
-            free_head: 0,
-            n_free: size,
+            ids: Ids::new(size),
             next_avail: 0,
             published: 0,
             next_used: 0,
-            batch: 0,
-            batch_len: 0,
-            heads: vec![0; usize::from(size)].into(),
+            batch: None,
         })
     }
 
@@ -97,53 +89,68 @@ impl SplitDriver {
     #[inline]
     #[must_use]
     pub fn free(&self) -> usize {
-        usize::from(self.n_free)
+        self.ids.free()
+    }
+
+    /// The descriptor that will be taken after `k` others; see [`crate::DriverQueue::upcoming`].
+    #[inline(always)]
+    #[must_use]
+    pub fn upcoming(&self, k: usize) -> Option<u16> {
+        self.ids.upcoming(k)
+    }
+
+    /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
+    #[inline(always)]
+    pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
+        for _ in 0..n {
+            let Some(head) = self.ids.take() else { return };
+            let buffer = buffer(head);
+            self.write_descriptor(head, describe(&buffer, None));
+            self.offer(head, 1, if buffer.writable { buffer.len } else { 0 });
+        }
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
-    #[inline]
     pub fn add(&mut self, buffers: &[DriverBuffer]) -> Option<u16> {
         let n = u16::try_from(buffers.len())
             .ok()
-            .filter(|&n| n > 0 && n <= self.n_free)?;
-        let head = self.free[usize::from(self.free_head & self.mask)];
+            .filter(|&n| n > 0 && usize::from(n) <= self.ids.free())?;
+        let head = self.ids.upcoming(0)?;
         let mut writable = 0_u32;
         for (k, buffer) in buffers.iter().enumerate() {
-            let index = self.free[usize::from(self.free_head & self.mask)];
-            self.free_head = self.free_head.wrapping_add(1);
-            let mut desc = Descriptor {
-                addr: buffer.addr.0,
-                len: buffer.len,
-                flags: 0,
-                next: 0,
+            let index = self.ids.take()?;
+            let next = if k + 1 < buffers.len() {
+                self.ids.upcoming(0)
+            } else {
+                None
             };
             if buffer.writable {
-                desc.flags |= DESC_WRITE;
                 writable = writable.saturating_add(buffer.len);
             }
-            if k + 1 < buffers.len() {
-                desc.flags |= DESC_NEXT;
-                desc.next = self.free[usize::from(self.free_head & self.mask)];
-            }
-            self.write_descriptor(index, desc);
+            self.write_descriptor(index, describe(buffer, next));
         }
-        self.n_free -= n;
+        self.offer(head, n, writable);
+        Some(head)
+    }
+
+    /// Puts a chain into the available ring.
+    #[inline(always)]
+    fn offer(&mut self, head: u16, chained: u16, writable: u32) {
         let slot = usize::from(self.next_avail & self.mask);
         let shadow = &mut self.shadow[usize::from(head)];
-        shadow.chained = n;
+        shadow.chained = chained;
         shadow.writable = writable;
-        self.heads[slot] = head;
-        if self.shadow[slot].avail_entry != head {
-            self.shadow[slot].avail_entry = head;
+        let entry = &mut self.shadow[slot].avail_entry;
+        if *entry != head {
+            *entry = head;
             self.avail
                 .store_u16(ENTRIES + 2 * slot, head, Ordering::Relaxed);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        Some(head)
     }
 
     /// Stores only the words that differ: an unchanged line stays in both caches.
-    #[inline]
+    #[inline(always)]
     fn write_descriptor(&mut self, index: u16, desc: Descriptor) {
         let written = &mut self.shadow[usize::from(index)].written;
         let at = usize::from(index);
@@ -183,8 +190,42 @@ impl SplitDriver {
     ///
     /// # Errors
     /// [`RingError::UsedIndex`], [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
-    #[inline]
+    #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
+        let n = self.ready()?.min(used.len());
+        for place in used.iter_mut().take(n) {
+            let (id, len) = match self.next_in_order() {
+                Some(returned) => returned,
+                None => self.element(),
+            };
+            let id = self.free_chain(id, len)?;
+            *place = Used { id, len };
+        }
+        Ok(n)
+    }
+
+    /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].
+    ///
+    /// # Errors
+    /// As [`Self::reap`].
+    #[inline(always)]
+    pub fn reclaim(&mut self) -> Result<usize, RingError> {
+        let n = self.ready()?;
+        self.batch = None;
+        for _ in 0..n {
+            // What an in-order device returns needs no look at the used ring: its index says it all.
+            let id = match self.ids.oldest() {
+                Some(oldest) if self.in_order => oldest.into(),
+                _ => self.element().0,
+            };
+            self.free_chain(id, 0)?;
+        }
+        Ok(n)
+    }
+
+    /// How many chains the device has returned that were not taken back yet.
+    #[inline(always)]
+    fn ready(&self) -> Result<usize, RingError> {
         let found = self.used.load_u16(INDEX, Ordering::Acquire);
         let outstanding = self.published.wrapping_sub(self.next_used);
         let ready = found.wrapping_sub(self.next_used);
@@ -195,33 +236,54 @@ impl SplitDriver {
                 outstanding,
             });
         }
-        let n = usize::from(ready).min(used.len());
-        for place in used.iter_mut().take(n) {
-            *place = self.take_back()?;
-        }
-        Ok(n)
+        Ok(ready.into())
     }
 
-    #[inline]
-    fn take_back(&mut self) -> Result<Used, RingError> {
-        let slot = usize::from(self.next_used & self.mask);
-        let (id, len) = if self.batch > 0 {
-            // The rest of an in-order batch has no elements of its own. Spec: virtio 1.4, 2.7.9.
-            self.batch -= 1;
-            self.oldest_of_batch(slot)
-        } else {
-            let entry = ENTRIES + 8 * slot;
-            let id = self.used.load_u32(entry, Ordering::Relaxed);
-            let len = self.used.load_u32(entry + 4, Ordering::Relaxed);
-            if self.in_order && id != u32::from(self.heads[slot]) {
-                self.batch = self.batch_up_to(id)?;
-                self.batch_len = len;
-                self.oldest_of_batch(slot)
-            } else {
-                (id, len)
+    /// The next used element: chain and length.
+    #[inline(always)]
+    fn element(&self) -> (u32, u32) {
+        let at = ENTRIES + 8 * usize::from(self.next_used & self.mask);
+        let id = self.used.load_u32(at, Ordering::Relaxed);
+        let len = self.used.load_u32(at + 4, Ordering::Relaxed);
+        (id, len)
+    }
+
+    /// The oldest chain of a device that uses buffers in order. The last one of a batch has the length that the device wrote, those
+    /// before it have no elements of their own and were used completely. Spec: virtio 1.4, 2.7.9.
+    #[inline(always)]
+    fn next_in_order(&mut self) -> Option<(u32, u32)> {
+        if !self.in_order {
+            return None;
+        }
+        let oldest = self.ids.oldest()?;
+        let (last, len) = match self.batch {
+            Some(batch) => batch,
+            None => {
+                let (id, len) = self.element();
+                match u16::try_from(id) {
+                    Ok(last) if last != oldest && self.is_held(last) => {
+                        self.batch = Some((last, len));
+                        (last, len)
+                    }
+                    _ => return Some((id, len)),
+                }
             }
         };
+        if oldest == last {
+            self.batch = None;
+            return Some((oldest.into(), len));
+        }
+        Some((oldest.into(), self.shadow[usize::from(oldest)].writable))
+    }
 
+    fn is_held(&self, id: u16) -> bool {
+        let shadow = self.shadow.get(usize::from(id));
+        shadow.is_some_and(|shadow| shadow.chained > 0)
+    }
+
+    /// Frees the descriptors of a chain that came back; its head.
+    #[inline(always)]
+    fn free_chain(&mut self, id: u32, len: u32) -> Result<u16, RingError> {
         let head = u16::try_from(id)
             .ok()
             .filter(|&head| head < self.size)
@@ -238,37 +300,14 @@ impl SplitDriver {
                 size: shadow.writable,
             });
         }
+        self.ids.put(head);
         let mut index = head;
-        for _ in 0..chained {
-            let back = self.free_head.wrapping_add(self.n_free) & self.mask;
-            self.free[usize::from(back)] = index;
-            self.n_free += 1;
+        for _ in 1..chained {
             index = self.shadow[usize::from(index)].written.next;
+            self.ids.put(index);
         }
         self.next_used = self.next_used.wrapping_add(1);
-        Ok(Used { id: head, len })
-    }
-
-    /// How many chains an in-order device has returned behind the oldest, when it names `id` as the last.
-    fn batch_up_to(&self, id: u32) -> Result<u16, RingError> {
-        let outstanding = self.published.wrapping_sub(self.next_used);
-        (1..outstanding)
-            .find(|&k| {
-                let slot = self.next_used.wrapping_add(k) & self.mask;
-                u32::from(self.heads[usize::from(slot)]) == id
-            })
-            .ok_or(RingError::UsedId { id })
-    }
-
-    /// The oldest chain of a batch: the last one has the length that the device wrote, the others were used completely.
-    fn oldest_of_batch(&self, slot: usize) -> (u32, u32) {
-        let head = self.heads[slot];
-        let len = if self.batch == 0 {
-            self.batch_len
-        } else {
-            self.shadow[usize::from(head)].writable
-        };
-        (u32::from(head), len)
+        Ok(head)
     }
 
     /// Whether the device has returned something.
@@ -298,5 +337,20 @@ impl SplitDriver {
             self.avail
                 .store_u16(FLAGS, AVAIL_NO_INTERRUPT, Ordering::Relaxed);
         }
+    }
+}
+
+/// A buffer's descriptor; `next` continues the chain.
+#[inline(always)]
+fn describe(buffer: &DriverBuffer, next: Option<u16>) -> Descriptor {
+    let mut flags = if buffer.writable { DESC_WRITE } else { 0 };
+    if next.is_some() {
+        flags |= DESC_NEXT;
+    }
+    Descriptor {
+        addr: buffer.addr.0,
+        len: buffer.len,
+        flags,
+        next: next.unwrap_or_default(),
     }
 }

@@ -1,0 +1,111 @@
+//! A driver's descriptor ids: which are free, and in which order the others went out.
+
+/// Ids 0 to the size of the queue, each of them free or held by the device.
+///
+/// They stand in a circle. From `head` on come the free ones, in the order in which they will be taken; behind them the held ones,
+/// oldest first for as long as the device returns them in that order. So what is put back belongs where the oldest stands, and
+/// with a device that keeps the order no place ever changes: slot, descriptor and buffer stay together from lap to lap.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    circle: Box<[u16]>,
+    head: usize,
+    free: usize,
+}
+
+impl Ids {
+    /// All of them free.
+    pub(crate) fn new(size: u16) -> Self {
+        Self {
+            circle: (0..size).collect(),
+            head: 0,
+            free: size.into(),
+        }
+    }
+
+    /// How many are free.
+    #[inline(always)]
+    pub(crate) fn free(&self) -> usize {
+        self.free
+    }
+
+    /// How many the device holds.
+    #[inline(always)]
+    pub(crate) fn held(&self) -> usize {
+        self.circle.len() - self.free
+    }
+
+    /// The id that will be taken after `k` others.
+    #[inline(always)]
+    pub(crate) fn upcoming(&self, k: usize) -> Option<u16> {
+        (k < self.free).then(|| self.circle[self.place(k)])
+    }
+
+    /// The id that went out first of those that the device holds, if it keeps the order.
+    #[inline(always)]
+    pub(crate) fn oldest(&self) -> Option<u16> {
+        (self.free < self.circle.len()).then(|| self.circle[self.place(self.free)])
+    }
+
+    /// Takes the next free id.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Option<u16> {
+        let id = self.upcoming(0)?;
+        self.head = self.place(1);
+        self.free -= 1;
+        Some(id)
+    }
+
+    /// Puts a held id back.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, id: u16) {
+        let place = self.place(self.free);
+        self.circle[place] = id;
+        self.free += 1;
+    }
+
+    /// The place `k` behind the head; `k` is at most the size. (A division would cost more than the rest.)
+    #[inline(always)]
+    fn place(&self, k: usize) -> usize {
+        let at = self.head + k;
+        if at >= self.circle.len() {
+            at - self.circle.len()
+        } else {
+            at
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_come_back_in_order_keep_their_places() {
+        let mut ids = Ids::new(5);
+        for lap in 0..20 {
+            let taken: Vec<_> = (0..3).filter_map(|_| ids.take()).collect();
+            let expected: Vec<_> = (0..3).map(|k| (3 * lap + k) % 5).collect();
+            assert_eq!(taken, expected);
+            assert_eq!((ids.free(), ids.held()), (2, 3));
+            for id in taken {
+                assert_eq!(ids.oldest(), Some(id));
+                ids.put(id);
+            }
+            assert_eq!(ids.oldest(), None);
+        }
+    }
+
+    #[test]
+    fn ids_are_taken_in_the_order_in_which_they_came_back() {
+        let mut ids = Ids::new(4);
+        let taken: Vec<_> = std::iter::from_fn(|| ids.take()).collect();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        assert_eq!((ids.take(), ids.upcoming(0)), (None, None));
+        for id in [2, 0, 3, 1] {
+            ids.put(id);
+        }
+        assert_eq!([0, 3, 4].map(|k| ids.upcoming(k)), [Some(2), Some(1), None]);
+        let taken: Vec<_> = std::iter::from_fn(|| ids.take()).collect();
+        assert_eq!(taken, [2, 0, 3, 1]);
+    }
+}
