@@ -28,9 +28,7 @@ def main() -> int:
     elif "ours" in sides and not ours.program():
         sys.exit("benchmarks: virtnet was not found: install it (make develop), set VIRTNET, or say --peer-only")
     try:
-        chosen = cells.select(
-            options.only, rings=options.rings, sizes=options.sizes, in_order=[word == "on" for word in options.in_order]
-        )
+        chosen = cells.select(options.only, rings=options.rings, sizes=options.sizes, loads=options.loads)
     except ValueError as error:
         sys.exit(f"benchmarks: {error}")
 
@@ -126,9 +124,9 @@ def _options() -> argparse.Namespace:
     add("--runs", type=int, help="clean runs per side and cell (7)")
     add("--window", type=float, help="seconds measured in a run (1)")
     add("--warm-up", type=float, default=0.5, help="seconds of traffic before the window (%(default)s)")
-    add("--rings", nargs="+", default=cells.RINGS, choices=cells.RINGS, help="ring formats")
+    add("--rings", nargs="+", default=cells.USUAL_RINGS, choices=cells.RINGS, help="ring formats")
     add("--sizes", nargs="+", default=cells.SIZES, type=int, help="frame sizes in bytes, without checksum")
-    add("--in-order", nargs="+", default=["on"], choices=["on", "off"], help="the driver's in-order feature")
+    add("--loads", nargs="+", default=cells.LOADS, choices=cells.LOADS, help="whose driver makes the load")
     add("--front-core", type=int, default=1, help="core of the driver (%(default)s)")
     add("--back-core", type=int, default=0, help="core of the back-ends (%(default)s)")
     add("--idle-wait", type=float, default=20, help="seconds to wait for an idle machine (%(default)s)")

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-RINGS = ("split", "packed")
-SIZES = (64, 1518)
+#: Ring formats by name: the format, and whether the driver asks for in-order use.
+RINGS = {
+    "split": ("split", True),
+    "packed": ("packed", False),
+    "packed-in-order": ("packed", True),
+    "split-any-order": ("split", False),
+}
+#: What a run measures without being asked. (In order is what DPDK's driver does with split rings by itself.)
+USUAL_RINGS = ("split", "packed", "packed-in-order")
+SIZES = (64, 256, 1518)
+#: Who drives: DPDK's testpmd, or virtnet.
+LOADS = ("testpmd", "virtnet")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Task:
         counted: the driver's counter that is the result, ``rx`` or ``tx``.
         tx_first: bursts the driver sends first; then packets only circulate (a closed loop).
         usual: whether a run measures it without being asked.
+        stations: addresses behind each port of the driver.
     """
 
     name: str
@@ -40,6 +51,7 @@ class Task:
     counted: str
     tx_first: int = 0
     usual: bool = True
+    stations: int = 1
 
     @property
     def driver_generates(self) -> bool:
@@ -67,19 +79,29 @@ class Cell:
     task: Task
     ring: str
     size: int
-    in_order: bool = True
+    load: str = "testpmd"
+
+    @property
+    def format(self) -> str:
+        """The ring format, split or packed."""
+        return RINGS[self.ring][0]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the driver asks for in-order use."""
+        return RINGS[self.ring][1]
 
     def __str__(self) -> str:
         """Name the cell as ``--only`` takes it."""
-        return f"{self.task.name} {self.ring} {self.size}" + ("" if self.in_order else " no-in-order")
+        return f"{self.task.name} {self.ring} {self.size} {self.load}"
 
 
 def select(
     only: Iterable[str],
     *,
-    rings: Iterable[str] = RINGS,
+    rings: Iterable[str] = USUAL_RINGS,
     sizes: Iterable[int] = SIZES,
-    in_order: Iterable[bool] = (True,),
+    loads: Iterable[str] = LOADS,
 ) -> list[Cell]:
     """Give the cells to measure, in table order.
 
@@ -92,7 +114,7 @@ def select(
     wanted = [set(text.split()) for text in only]
     found: list[Cell] = []
     used: set[int] = set()
-    for cell in _all_cells(rings, sizes, in_order):
+    for cell in _all_cells(rings, sizes, loads):
         fits = {number for number, words in enumerate(wanted) if words <= set(str(cell).split())}
         if fits or (not wanted and cell.task.usual):
             found.append(cell)
@@ -100,10 +122,11 @@ def select(
     for number, words in enumerate(wanted):
         if number not in used:
             names = ", ".join(task.name for task in TASKS)
-            raise ValueError(f"no cell has the words {sorted(words)}: say TASK RING SIZE, with TASK one of {names}")
+            raise ValueError(f"no cell has all of {sorted(words)}: say TASK RING SIZE LOAD, with TASK one of {names}")
     return found
 
 
-def _all_cells(rings: Iterable[str], sizes: Iterable[int], in_order: Iterable[bool]) -> Iterator[Cell]:
-    for task, size, ring, order in itertools.product(TASKS, sizes, rings, in_order):
-        yield Cell(task, ring, size, order)
+def _all_cells(rings: Iterable[str], sizes: Iterable[int], loads: Iterable[str]) -> Iterator[Cell]:
+    for load, task, size, ring in itertools.product(loads, TASKS, sizes, rings):
+        if load == "testpmd" or not task.tx_first:
+            yield Cell(task, ring, size, load)

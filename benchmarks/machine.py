@@ -73,13 +73,13 @@ class CoreDistance:
     """
 
     def __init__(self, core: int, other: int, *, looks: int = 100) -> None:
-        """Look for twenty seconds: what counts is the shortest distance that is there for a tenth of the time."""
+        """Look for twenty seconds: what counts is the distance that is there for most of the time."""
         self._cores = core, other
         found = []
         for _ in range(looks):
             found.append(self.measure_ns())
             time.sleep(0.2)
-        self.usual_ns = sorted(found)[looks // 10]
+        self.usual_ns = sorted(found)[looks // 2]
 
     def measure_ns(self, busy: Sequence[int] = ()) -> float:
         """Measure it now, while the processes that are busy on these cores stand still; infinite if others are too."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks import testpmd
+from benchmarks.drivers import DRIVERS, RING_SIZE, Driver, DriverError, Reading, arguments
 from benchmarks.machine import CoreDistance, CoreWatch, prefer
 from benchmarks.ours import Virtnet, VirtnetError
-from benchmarks.testpmd import PortStats, Testpmd, TestpmdError, wait_for
+from benchmarks.testpmd import Testpmd, TestpmdError, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,15 +28,10 @@ if TYPE_CHECKING:
 #: A thread that had less of its core was disturbed, and so was the figure.
 LEAST_SHARE = 0.97
 
-RING_SIZE = 256
-
-#: Flowgen subtracts a checksum field that is not on the ring.
-FLOWGEN_TRAILER = 4
-
 #: A guard only: the command is ended when the window is over.
 LONGEST_RUN_S = 120
 
-FAILURES = (TestpmdError, VirtnetError, TimeoutError)
+FAILURES = (TestpmdError, VirtnetError, DriverError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class PeerBackend:
                 log=log,
                 core=bench.back_core,
                 hugepages=bench.huge_pages,
-                args=_arguments(cell, cell.task.peer_mode),
+                args=arguments(cell, cell.task.peer_mode),
                 eal=bench.eal,
             )
         )
@@ -181,58 +177,31 @@ def measure(cell: Cell, side: str, bench: Bench) -> Run:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtnet-bench-")))
         sockets = [directory / f"{number}.sock" for number in range(cell.task.ports)]
         back: Backend = SIDES[side](cell, sockets, bench, bench.logs / f"{side}.log", stack)
-        front = stack.enter_context(_driver(cell, sockets, bench))
+        front: Driver = stack.enter_context(DRIVERS[cell.load](cell, sockets, bench))
         front.ready()
         back.begin()
-        front.start(cell.task.tx_first)
+        front.begin()
         time.sleep(bench.warm_up_s)
         _window(run, cell, front, back, bench)
         _settle(run, cell, front, back)
     return run
 
 
-def _driver(cell: Cell, sockets: list[Path], bench: Bench) -> Testpmd:
-    vdevs = [
-        testpmd.virtio_user(number, socket, ring=cell.ring, in_order=cell.in_order, extra=bench.driver_options)
-        for number, socket in enumerate(sockets)
-    ]
-    peers = []
-    if len(sockets) == 2:
-        peers = [f"--eth-peer={number},{testpmd.mac(1 - number)}" for number in range(2)]
-    return Testpmd(
-        vdevs,
-        mode=cell.task.driver_mode,
-        log=bench.logs / "driver.log",
-        core=bench.front_core,
-        hugepages=bench.huge_pages,
-        args=[*_arguments(cell, cell.task.driver_mode), *peers],
-        eal=bench.eal,
-    )
-
-
-def _arguments(cell: Cell, mode: str) -> list[str]:
-    size = cell.size + (FLOWGEN_TRAILER if mode == "flowgen" else 0)
-    return ["--burst=32", f"--txd={RING_SIZE}", f"--rxd={RING_SIZE}", f"--txpkts={size}"]
-
-
-def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -> None:
+def _window(run: Run, cell: Cell, front: Driver, back: Backend, bench: Bench) -> None:
     """Measure the rate, and whether both threads had their cores meanwhile."""
     prefer(front.pid)
     prefer(back.pid)
     both = [front.pid, back.pid]
     lines_ns = [bench.distance.measure_ns(both)]
-    before = front.stats()
+    before = front.read()
     watches = [CoreWatch(back.pid, bench.back_core), CoreWatch(front.pid, bench.front_core)]
     time.sleep(bench.window_s)
     shares = [watch.share() for watch in watches]
-    after = front.stats()
+    after = front.read()
     lines_ns.append(bench.distance.measure_ns(both))
     run.line_ns = round(sum(lines_ns) / 2, 1)
     run.back_share, run.front_share = (round(share.ran, 4) for share in shares)
-    if cell.task.counted == "rx":
-        run.pps = sum(port.rx_pps for port in after)
-    else:
-        run.pps = sum(port.tx_pps for port in after)
+    run.pps = round(after.received_pps if cell.task.counted == "rx" else after.sent_pps)
     run.frame_bytes = _frame_bytes(before, after)
     if run.pps == 0:
         run.failed = "no packet came through"
@@ -246,24 +215,19 @@ def _window(run: Run, cell: Cell, front: Testpmd, back: Backend, bench: Bench) -
         run.void = "a cache line took {:.0f} and {:.0f} ns, not {:.0f}".format(*lines_ns, bench.distance.usual_ns)
 
 
-def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:
+def _settle(run: Run, cell: Cell, front: Driver, back: Backend) -> None:
     """Let everything come to rest in the order in which packets flow, then compare all counters."""
-    if cell.task.driver_mode != "rxonly":
-        offered = front.stop()
-        run.refused = offered.refused if cell.task.driver_generates else None
-        front.drain()
-        front.mode("rxonly")
-        front.start()
+    run.refused = front.calm()
     counts = back.finish()
-    front.drain()
-    run.driver_received, run.driver_sent = front.totals()
+    last = front.settle()
+    run.driver_received, run.driver_sent = last.received, last.sent
     run.back = {"received": counts.received, "sent": counts.sent, "dropped": counts.dropped}
     run.refused = run.refused if counts.refused is None else counts.refused
     wrong = []
     if counts.received != run.driver_sent:
         wrong.append(f"the driver sent {run.driver_sent}, the back-end received {counts.received}")
     # DPDK's driver throws away what came between the filling of its ring and its start; our source sends by then.
-    thrown_away = RING_SIZE if cell.task.driver_mode == "rxonly" else 0
+    thrown_away = RING_SIZE if cell.load == "testpmd" and cell.task.driver_mode == "rxonly" else 0
     if not 0 <= counts.sent - run.driver_received <= thrown_away:
         wrong.append(f"the back-end sent {counts.sent}, the driver received {run.driver_received}")
     if (
@@ -276,16 +240,14 @@ def _settle(run: Run, cell: Cell, front: Testpmd, back: Backend) -> None:
         run.failed = "; ".join(wrong)
 
 
-def _frame_bytes(before: list[PortStats], after: list[PortStats]) -> float:
-    def total(stats: list[PortStats], direction: str) -> tuple[int, int]:
-        packets = sum(getattr(port, f"{direction}_packets") for port in stats)
-        return packets, sum(getattr(port, f"{direction}_bytes") for port in stats)
-
+def _frame_bytes(before: Reading, after: Reading) -> float:
+    """Mean length of the frames that passed between two readings."""
     sizes = []
-    for direction in ("rx", "tx"):
-        (packets, bytes_), (packets_before, bytes_before) = total(after, direction), total(before, direction)
-        if packets > packets_before:
-            sizes.append((bytes_ - bytes_before) / (packets - packets_before))
+    for direction in ("received", "sent"):
+        packets = getattr(after, direction) - getattr(before, direction)
+        if packets > 0:
+            size = getattr(after, f"{direction}_bytes") - getattr(before, f"{direction}_bytes")
+            sizes.append(size / packets)
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 

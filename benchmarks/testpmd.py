@@ -349,13 +349,13 @@ class Testpmd:
         return TestpmdError("\n    ".join([f"testpmd: {message}; log {self._log.name}", *last_lines]))
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 10) -> float:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 10, *, every_s: float = 0.01) -> float:
     """Wait until a condition holds and return how many seconds that took."""
     begin = time.monotonic()
     while not condition():
         if time.monotonic() - begin > timeout_s:
             raise TimeoutError(f"waited {timeout_s:g} s in vain for {what}")
-        time.sleep(0.01)
+        time.sleep(every_s)
     return time.monotonic() - begin
 
 

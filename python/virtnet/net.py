@@ -28,9 +28,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes
+
+import numpy as np
 
 from virtnet import _virtnet
+from virtnet.burst import OFFLOAD, Burst
 from virtnet.errors import ConfigError, StateError
 from virtnet.nodes import Function, Node, PortNode
 from virtnet.ports import MemoryPort
@@ -68,6 +71,9 @@ CABLES: dict[str, tuple[int, str]] = {
 FRAME_MIN = 60
 ETHERNET_LEN = 14
 FRAME_MAX = 65_535
+
+#: A source holds a burst.
+SOURCE_PACKETS_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -233,18 +239,21 @@ class Net:
 
     def source(
         self,
-        frame: Frame | None = None,
+        frame: Frame | Iterable[Frame] | Burst | None = None,
         *,
         size: int | None = None,
         rate_pps: float | None = None,
         count: int | None = None,
         name: str | None = None,
     ) -> Function:
-        """Adds a source, which makes the same packet again and again.
+        """Adds a source, which makes the same packet again and again, or the same few in turn.
+
+        What arrives at it ends there and is counted as consumed.
 
         Args:
-            frame: the packet; a broadcast UDP datagram to port 9 (discard) if not given.
-            size: its bytes, without Ethernet's checksum; the frame is cut or filled up with zeros.
+            frame: the packet; a broadcast UDP datagram to port 9 (discard) if not given. Or 1 to 64 packets that take
+                turns; those of a :class:`~virtnet.Burst` keep their offload metadata.
+            size: bytes of each, without Ethernet's checksum; frames are cut or filled up with zeros.
             rate_pps: packets a second, as many as its port takes if not given.
             count: how many packets in all, without end if not given.
             name: what to call it.
@@ -253,12 +262,15 @@ class Net:
             raise ConfigError(f"rate_pps is a number above 0, or None for no limit, found {rate_pps!r}")
         if count is not None and count < 0:
             raise ConfigError(f"count is a number from 0, or None for no end, found {count!r}")
-        packet = bytes(frame) if frame is not None else discard_frame(size or FRAME_MIN)
-        if size is not None:
-            packet = packet[:size].ljust(size, b"\0")
-        if not ETHERNET_LEN <= len(packet) <= FRAME_MAX:
-            raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {len(packet)}")
-        return self._function("source", name, {"frame": packet, "rate_pps": rate_pps, "count": count})
+        packets = []
+        for packet, offload in _packets(discard_frame(size or FRAME_MIN) if frame is None else frame):
+            sized = packet if size is None else packet[:size].ljust(size, b"\0")
+            if not ETHERNET_LEN <= len(sized) <= FRAME_MAX:
+                raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {len(sized)}")
+            packets.append((sized, offload))
+        if not 1 <= len(packets) <= SOURCE_PACKETS_MAX:
+            raise ConfigError(f"a source makes copies of 1 to {SOURCE_PACKETS_MAX} packets, found {len(packets)}")
+        return self._function("source", name, {"packets": packets, "rate_pps": rate_pps, "count": count})
 
     def echo(self, *, name: str | None = None) -> Function:
         """Adds an echo, which swaps the MAC addresses of every packet and sends it back."""
@@ -530,6 +542,15 @@ def _ended_by_sigterm(end: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
+    """Frames with their offload metadata."""
+    if isinstance(frames, Burst):
+        return list(zip(map(bytes, frames), map(bytes, np.asarray(frames.columns.offload)), strict=True))
+    if isinstance(frames, bytes | bytearray | memoryview | SupportsBytes):
+        return [(bytes(frames), bytes(OFFLOAD.itemsize))]
+    return [(bytes(frame), bytes(OFFLOAD.itemsize)) for frame in frames]
 
 
 def discard_frame(size: int) -> bytes:

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use virtnet_packet::BURST_MAX;
 use virtnet_sys::Fault;
 
 use crate::graph::{NodeId, NodeKind, Place};
@@ -74,6 +75,12 @@ pub enum EngineError {
         min: usize,
         /// The largest.
         max: usize,
+    },
+    /// A source of no packets, or of more than it can hold.
+    #[error("a source makes copies of 1 to {BURST_MAX} packets in turn, {count} were given")]
+    FrameCount {
+        /// How many were given.
+        count: usize,
     },
     /// A rate of nothing.
     #[error("a rate of 0 packets/s generates nothing; leave the rate out for as fast as possible")]

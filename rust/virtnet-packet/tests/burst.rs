@@ -20,6 +20,14 @@ fn whole(burst: &Burst, i: usize) -> Vec<u8> {
     let copied = burst.copy_frame(i, &mut frame);
     assert_eq!(copied, burst.frame_len(i));
     assert_eq!(frame[copied..], [0xee; 8], "nothing is written behind it");
+    let mut loose = vec![0xee; copied.max(HEAD_MAX) + 8];
+    assert_eq!(burst.copy_frame_loosely(i, &mut loose), copied);
+    assert_eq!(loose[..copied], frame[..copied]);
+    assert_eq!(
+        loose[copied.max(HEAD_MAX)..],
+        [0xee; 8],
+        "only a head is loose"
+    );
     frame.truncate(copied);
     frame
 }

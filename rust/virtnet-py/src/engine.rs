@@ -15,6 +15,7 @@ use virtnet_ports::Control;
 
 use crate::errors::{ConfigError, StateError, engine_error, port_error};
 use crate::open::{Opened, Watch, get, open};
+use crate::packets::offload_from;
 use crate::stats;
 
 /// Workers, and the graph they run.
@@ -360,12 +361,15 @@ fn make(
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
         "source" => {
-            let frame: Vec<u8> = get(options, "frame")?;
+            let packets: Vec<(Vec<u8>, Vec<u8>)> = get(options, "packets")?;
+            let packets = packets
+                .iter()
+                .map(|(frame, offload)| (&frame[..], offload_from(offload)));
             let orders = SourceOrders {
                 rate: rate(options)?,
                 count: get(options, "count")?,
             };
-            Source::of_frame(&frame, orders).map_err(invalid)?.into()
+            Source::of_packets(packets, orders).map_err(invalid)?.into()
         }
         "echo" => Echo::new().into(),
         _ => {

@@ -130,7 +130,7 @@ fn offload_bytes(offload: Offload) -> [u8; OFFLOAD_LEN] {
     ]
 }
 
-fn offload_from(bytes: &[u8]) -> Offload {
+pub(crate) fn offload_from(bytes: &[u8]) -> Offload {
     let Some(&[flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1]) = bytes.first_chunk() else {
         return Offload::default();
     };

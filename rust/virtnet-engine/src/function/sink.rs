@@ -1,6 +1,6 @@
 //! A sink: packets end here, counted, and copied out if asked.
 
-use virtnet_packet::{Burst, Picks};
+use virtnet_packet::{Burst, HEAD_MAX, Picks};
 
 use super::Fate;
 
@@ -71,8 +71,8 @@ impl Sink {
         // What a vector of bytes is aligned to is a matter of luck, and a copy across lines takes a tenth longer.
         let first_line = self.kept.as_ptr().align_offset(ALIGN).min(ALIGN);
         let room = &mut self.kept[first_line + self.at..];
-        let room_len = room.len().min(len);
-        let copied = burst.copy_frame(i, &mut room[..room_len]);
+        let room_len = room.len().min(len.max(HEAD_MAX));
+        let copied = burst.copy_frame_loosely(i, &mut room[..room_len]);
         self.bytes += len as u64;
         self.copied_bytes += copied as u64;
         self.at = (self.at + copied).next_multiple_of(ALIGN) % KEPT_BYTES;

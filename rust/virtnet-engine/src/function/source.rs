@@ -1,4 +1,4 @@
-//! A source: one packet, prepared once, sent again and again.
+//! A source: packets prepared once, sent again and again in turn.
 
 use std::net::Ipv4Addr;
 
@@ -55,14 +55,19 @@ impl SourceOrders {
     }
 }
 
-/// Makes packets: UDP over IPv4 between the addresses for benchmarks (RFC 2544), all the same.
+/// Makes packets: the same few in turn, unless told otherwise one of UDP over IPv4 between the addresses for benchmarks (RFC 2544).
 ///
 /// It makes what the receiver takes and no more; a receiver without room costs nothing and is tried again.
 #[derive(Debug)]
 pub struct Source {
-    /// One packet. It is picked as often as it is to be sent.
+    /// The packets. Each is picked as often as it is to be sent.
     template: Option<Box<Burst>>,
+    frames: usize,
+    /// Which of them comes next.
+    turn: usize,
+    /// What was offered last, and the turn it began with.
     picks: Picks,
+    picked_from: usize,
     frame_len: usize,
     orders: SourceOrders,
     pace: Option<Pace>,
@@ -97,18 +102,42 @@ impl Source {
     /// # Errors
     /// As [`Self::new`].
     pub fn of_frame(frame: &[u8], orders: SourceOrders) -> Result<Self, EngineError> {
+        Self::of_packets([(frame, Offload::default())], orders)
+    }
+
+    /// A source of copies of several packets, in turn: at most [`BURST_MAX`] of them.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`EngineError::FrameCount`].
+    pub fn of_packets<'a>(
+        packets: impl IntoIterator<Item = (&'a [u8], Offload)>,
+        orders: SourceOrders,
+    ) -> Result<Self, EngineError> {
         let (min, max) = (Self::FRAME_LEN_MIN, Self::FRAME_LEN_MAX);
-        if !(min..=max).contains(&frame.len()) {
-            let size = frame.len();
-            return Err(EngineError::FrameSize { size, min, max });
-        }
         orders.check()?;
         let mut template = Burst::new();
-        template.push_bytes(frame, Offload::default());
+        let (mut count, mut longest) = (0, 0);
+        for (frame, offload) in packets {
+            if !(min..=max).contains(&frame.len()) {
+                let size = frame.len();
+                return Err(EngineError::FrameSize { size, min, max });
+            }
+            count += 1;
+            longest = longest.max(frame.len());
+            if template.room() > 0 {
+                template.push_bytes(frame, offload);
+            }
+        }
+        if !(1..=BURST_MAX).contains(&count) {
+            return Err(EngineError::FrameCount { count });
+        }
         Ok(Self {
             template: Some(Box::new(template)),
+            frames: count,
+            turn: 0,
             picks: Picks::default(),
-            frame_len: frame.len(),
+            picked_from: 0,
+            frame_len: longest,
             orders,
             pace: None,
             left: orders.count.unwrap_or(u64::MAX),
@@ -116,7 +145,7 @@ impl Source {
         })
     }
 
-    /// Bytes of each frame it makes.
+    /// Bytes of each frame it makes; of the longest, where they differ.
     #[must_use]
     pub fn frame_len(&self) -> usize {
         self.frame_len
@@ -129,9 +158,10 @@ impl Source {
         if n == 0 {
             return None;
         }
-        if self.picks.len() != n {
+        if self.picks.len() != n || self.picked_from != self.turn {
             self.picks.clear();
-            (0..n).for_each(|_| self.picks.push(0));
+            (0..n).for_each(|k| self.picks.push((self.turn + k) % self.frames));
+            self.picked_from = self.turn;
         }
         Some((self.template.take()?, self.picks))
     }
@@ -140,6 +170,7 @@ impl Source {
     #[inline]
     pub(crate) fn sent(&mut self, template: Box<Burst>, n: usize, now: u64) {
         self.template = Some(template);
+        self.turn = (self.turn + n) % self.frames;
         self.blocked_until = (n == 0).then(|| now.saturating_add(RETRY_NS));
         if self.left != u64::MAX {
             self.left = self.left.saturating_sub(n as u64);
@@ -231,6 +262,29 @@ mod tests {
         assert_eq!(run(&mut source, 0, 64), 6);
         assert_eq!(run(&mut source, 0, 64), 0);
         assert_eq!(source.due(), None);
+    }
+
+    #[test]
+    fn frames_take_turns_whatever_is_taken() {
+        let frames: Vec<Vec<u8>> = (0..3_u8).map(|k| vec![k; 60 + usize::from(k)]).collect();
+        let orders = SourceOrders::default();
+        let plain = |frame| (frame, Offload::default());
+        let packets = frames.iter().map(Vec::as_slice).map(plain);
+        let mut source = Source::of_packets(packets, orders).unwrap();
+        assert_eq!(source.frame_len(), 62);
+        let mut expected = 0;
+        for taken in [64, 1, 0, 7, 30, 64] {
+            let (burst, picks) = source.offer(0).unwrap();
+            for (k, i) in picks.iter().enumerate() {
+                assert_eq!(usize::from(burst.head(i)[0]), (expected + k) % 3);
+            }
+            source.sent(burst, taken, 0);
+            expected += taken;
+        }
+        let many = std::iter::repeat_n(plain(&[0; 60][..]), 65);
+        let refused = Source::of_packets(many, orders).unwrap_err();
+        assert!(refused.to_string().contains("1 to 64"), "{refused}");
+        Source::of_packets([], orders).unwrap_err();
     }
 
     #[test]
