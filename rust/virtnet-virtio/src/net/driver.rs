@@ -416,12 +416,16 @@ impl DriverTransmit {
         n: usize,
         counters: &mut PortCounters,
     ) {
-        let (mut k, mut bytes) = (first, 0);
         let (memory, buffers, header_len) = (&self.memory, self.buffers, self.header_len);
         let header_of = &mut self.header_of;
-        self.queue.add_each(n, |id| {
-            let i = picks.get(k);
-            k += 1;
+        // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
+        let mut lens = [0; BURST_MAX];
+        let mut bytes = 0;
+        for (k, len) in lens.iter_mut().enumerate().take(n) {
+            let Some(id) = self.queue.upcoming(k) else {
+                break;
+            };
+            let i = picks.get(first + k);
             write_header(
                 memory,
                 &buffers,
@@ -446,10 +450,16 @@ impl DriverTransmit {
                 clippy::cast_possible_truncation,
                 reason = "a frame that fits one buffer"
             )]
-            let (addr, whole) = buffers.at(id, header_len, header_len + frame_len as u32);
+            {
+                *len = header_len + frame_len as u32;
+            }
+        }
+        let mut lens = lens.iter();
+        self.queue.add_each(n, |id| {
+            let len = lens.next().copied().unwrap_or_default();
             DriverBuffer {
-                addr,
-                len: whole.len,
+                addr: buffers.at(id, header_len, len).0,
+                len,
                 writable: false,
             }
         });

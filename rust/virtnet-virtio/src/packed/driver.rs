@@ -96,13 +96,17 @@ impl PackedDriver {
     /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
     #[inline(always)]
     pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
+        // The position stays in registers: see the split ring's.
+        let mut at = self.next_avail;
         for _ in 0..n {
-            let Some(id) = self.ids.take() else { return };
+            let Some(id) = self.ids.take() else { break };
             let buffer = buffer(id);
-            let rest = self.write_descriptor(&buffer, id, 0);
+            let rest = self.write_descriptor(at, &buffer, id, 0);
             self.hold(id, 1, if buffer.writable { buffer.len } else { 0 });
             self.show(rest);
+            at = at.advance(1, self.size);
         }
+        self.next_avail = at;
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
@@ -116,7 +120,8 @@ impl PackedDriver {
             let index = self.ids.take()?;
             let is_last = k + 1 == buffers.len();
             let flags = if is_last { 0 } else { DESC_NEXT };
-            let rest = self.write_descriptor(buffer, id, flags);
+            let rest = self.write_descriptor(self.next_avail, buffer, id, flags);
+            self.next_avail = self.next_avail.advance(1, self.size);
             // A chain becomes available with the flags of its first descriptor, so those are written last.
             if head.is_none() {
                 head = Some(rest);
@@ -133,17 +138,21 @@ impl PackedDriver {
         Some(id)
     }
 
-    /// Writes the first word of the next descriptor, and gives the second with its slot.
+    /// Writes the first word of the descriptor at `at`, and gives the second with its slot.
     #[inline(always)]
-    fn write_descriptor(&mut self, buffer: &DriverBuffer, id: u16, flags: u16) -> (u16, u64) {
-        let at = self.next_avail;
+    fn write_descriptor(
+        &self,
+        at: Position,
+        buffer: &DriverBuffer,
+        id: u16,
+        flags: u16,
+    ) -> (u16, u64) {
         self.desc.store(
             at.slot.into(),
             Word::First,
             buffer.addr.0,
             Ordering::Relaxed,
         );
-        self.next_avail = at.advance(1, self.size);
         let write = if buffer.writable { DESC_WRITE } else { 0 };
         let flags = at.available() | flags | write;
         (at.slot, word(buffer.len, id, flags))
@@ -187,16 +196,24 @@ impl PackedDriver {
     /// [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
     #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
-        let mut n = 0;
+        let (mut n, mut at) = (0, self.next_used);
+        let mut outcome = Ok(());
         while let Some(place) = used.get_mut(n) {
-            let Some((id, len)) = self.next_returned() else {
+            let Some((id, len)) = self.next_returned(at) else {
                 break;
             };
-            self.free_chain(id, len)?;
+            match self.free_chain(id, len) {
+                Ok(slots) => at = at.advance(slots, self.size),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
             *place = Used { id, len };
             n += 1;
         }
-        Ok(n)
+        self.next_used = at;
+        outcome.map(|()| n)
     }
 
     /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].
@@ -205,23 +222,31 @@ impl PackedDriver {
     /// As [`Self::reap`].
     #[inline(always)]
     pub fn reclaim(&mut self) -> Result<usize, RingError> {
-        let mut n = 0;
-        while let Some((id, len)) = self.next_returned() {
-            self.free_chain(id, len)?;
+        let (mut n, mut at) = (0, self.next_used);
+        let mut outcome = Ok(());
+        while let Some((id, len)) = self.next_returned(at) {
+            match self.free_chain(id, len) {
+                Ok(slots) => at = at.advance(slots, self.size),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
             n += 1;
         }
-        Ok(n)
+        self.next_used = at;
+        outcome.map(|()| n)
     }
 
-    /// Id and length of the next chain that the device has returned. With a device that uses buffers in order the last one of a
+    /// Id and length of the chain that the device has returned at `at`. With a device that uses buffers in order the last one of a
     /// batch has the length that the device wrote, those before it have no descriptors of their own and were used completely.
     /// Spec: virtio 1.4, 2.8.7.
     #[inline(always)]
-    fn next_returned(&mut self) -> Option<(u16, u32)> {
+    fn next_returned(&mut self, at: Position) -> Option<(u16, u32)> {
         let oldest = self.ids.oldest()?;
         let (last, len) = match self.batch {
             Some(batch) => batch,
-            None => self.used_at(self.next_used)?,
+            None => self.used_at(at)?,
         };
         if !self.in_order || oldest == last {
             self.batch = None;
@@ -238,9 +263,9 @@ impl PackedDriver {
         Some((oldest, self.shadow[usize::from(oldest)].writable))
     }
 
-    /// Frees ids and slots of a chain that came back.
+    /// Frees the ids of a chain that came back; how many slots it had.
     #[inline(always)]
-    fn free_chain(&mut self, id: u16, len: u32) -> Result<(), RingError> {
+    fn free_chain(&mut self, id: u16, len: u32) -> Result<u16, RingError> {
         let Some(shadow) = self.shadow.get_mut(usize::from(id)).filter(|s| s.slots > 0) else {
             return Err(RingError::UsedId { id: u32::from(id) });
         };
@@ -258,8 +283,7 @@ impl PackedDriver {
             index = self.shadow[usize::from(index)].next;
             self.ids.put(index);
         }
-        self.next_used = self.next_used.advance(slots, self.size);
-        Ok(())
+        Ok(slots)
     }
 
     /// Buffer id and bytes written of the descriptor at `at`, if the device has marked it used.

@@ -102,12 +102,18 @@ impl SplitDriver {
     /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
     #[inline(always)]
     pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
+        // The position stays in a register: as a field it is read wider than it was written, which waits for every store before it,
+        // to lines that the device owns: that was half of sending.
+        let mut at = self.next_avail;
         for _ in 0..n {
-            let Some(head) = self.ids.take() else { return };
+            let Some(head) = self.ids.take() else { break };
             let buffer = buffer(head);
             self.write_descriptor(head, describe(&buffer, None));
-            self.offer(head, 1, if buffer.writable { buffer.len } else { 0 });
+            let writable = if buffer.writable { buffer.len } else { 0 };
+            self.offer(at, head, 1, writable);
+            at = at.wrapping_add(1);
         }
+        self.next_avail = at;
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
@@ -129,14 +135,15 @@ impl SplitDriver {
             }
             self.write_descriptor(index, describe(buffer, next));
         }
-        self.offer(head, n, writable);
+        self.offer(self.next_avail, head, n, writable);
+        self.next_avail = self.next_avail.wrapping_add(1);
         Some(head)
     }
 
-    /// Puts a chain into the available ring.
+    /// Puts a chain into the available ring, as entry number `at`.
     #[inline(always)]
-    fn offer(&mut self, head: u16, chained: u16, writable: u32) {
-        let slot = usize::from(self.next_avail & self.mask);
+    fn offer(&mut self, at: u16, head: u16, chained: u16, writable: u32) {
+        let slot = usize::from(at & self.mask);
         let shadow = &mut self.shadow[usize::from(head)];
         shadow.chained = chained;
         shadow.writable = writable;
@@ -146,7 +153,6 @@ impl SplitDriver {
             self.avail
                 .store_u16(ENTRIES + 2 * slot, head, Ordering::Relaxed);
         }
-        self.next_avail = self.next_avail.wrapping_add(1);
     }
 
     /// Stores only the words that differ: an unchanged line stays in both caches.
@@ -193,15 +199,24 @@ impl SplitDriver {
     #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
         let n = self.ready()?.min(used.len());
+        let mut at = self.next_used;
+        let mut outcome = Ok(n);
         for place in used.iter_mut().take(n) {
-            let (id, len) = match self.next_in_order() {
+            let (id, len) = match self.next_in_order(at) {
                 Some(returned) => returned,
-                None => self.element(),
+                None => self.element(at),
             };
-            let id = self.free_chain(id, len)?;
-            *place = Used { id, len };
+            match self.free_chain(id, len) {
+                Ok(id) => *place = Used { id, len },
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+            at = at.wrapping_add(1);
         }
-        Ok(n)
+        self.next_used = at;
+        outcome
     }
 
     /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].
@@ -211,16 +226,23 @@ impl SplitDriver {
     #[inline(always)]
     pub fn reclaim(&mut self) -> Result<usize, RingError> {
         let n = self.ready()?;
+        let mut at = self.next_used;
+        let mut outcome = Ok(n);
         self.batch = None;
         for _ in 0..n {
             // What an in-order device returns needs no look at the used ring: its index says it all.
             let id = match self.ids.oldest() {
                 Some(oldest) if self.in_order => oldest.into(),
-                _ => self.element().0,
+                _ => self.element(at).0,
             };
-            self.free_chain(id, 0)?;
+            if let Err(error) = self.free_chain(id, 0) {
+                outcome = Err(error);
+                break;
+            }
+            at = at.wrapping_add(1);
         }
-        Ok(n)
+        self.next_used = at;
+        outcome
     }
 
     /// How many chains the device has returned that were not taken back yet.
@@ -239,10 +261,10 @@ impl SplitDriver {
         Ok(ready.into())
     }
 
-    /// The next used element: chain and length.
+    /// Used element number `at`: chain and length.
     #[inline(always)]
-    fn element(&self) -> (u32, u32) {
-        let at = ENTRIES + 8 * usize::from(self.next_used & self.mask);
+    fn element(&self, at: u16) -> (u32, u32) {
+        let at = ENTRIES + 8 * usize::from(at & self.mask);
         let id = self.used.load_u32(at, Ordering::Relaxed);
         let len = self.used.load_u32(at + 4, Ordering::Relaxed);
         (id, len)
@@ -251,7 +273,7 @@ impl SplitDriver {
     /// The oldest chain of a device that uses buffers in order. The last one of a batch has the length that the device wrote, those
     /// before it have no elements of their own and were used completely. Spec: virtio 1.4, 2.7.9.
     #[inline(always)]
-    fn next_in_order(&mut self) -> Option<(u32, u32)> {
+    fn next_in_order(&mut self, at: u16) -> Option<(u32, u32)> {
         if !self.in_order {
             return None;
         }
@@ -259,7 +281,7 @@ impl SplitDriver {
         let (last, len) = match self.batch {
             Some(batch) => batch,
             None => {
-                let (id, len) = self.element();
+                let (id, len) = self.element(at);
                 match u16::try_from(id) {
                     Ok(last) if last != oldest && self.is_held(last) => {
                         self.batch = Some((last, len));
@@ -306,7 +328,6 @@ impl SplitDriver {
             index = self.shadow[usize::from(index)].written.next;
             self.ids.put(index);
         }
-        self.next_used = self.next_used.wrapping_add(1);
         Ok(head)
     }
 
