@@ -18,6 +18,7 @@ mod error;
 mod memory;
 mod region;
 mod slice;
+mod slots;
 mod table;
 mod window;
 
@@ -26,5 +27,6 @@ pub use error::MemoryError;
 pub use memory::{GuestMemory, Segment};
 pub use region::Region;
 pub use slice::GuestSlice;
+pub use slots::Slots;
 pub use table::{Table, Word};
 pub use window::Window;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
-use crate::{GuestAddr, GuestSlice, MemoryError, Region, Table, UserAddr, Window};
+use crate::{GuestAddr, GuestSlice, MemoryError, Region, Slots, Table, UserAddr, Window};
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,6 +180,29 @@ impl GuestMemory {
         let (start, mapping) = self.area(addr, size, Table::ENTRY)?;
         // SAFETY: `size` bytes from `start` lie inside the mapping and `start` is aligned, as `area` says.
         Ok(unsafe { Table::new(start, len, mapping) })
+    }
+
+    /// `count` buffers of `stride` bytes each, the first one at `addr`, all inside one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotMapped`].
+    pub fn slots(&self, addr: GuestAddr, count: u32, stride: u32) -> Result<Slots, MemoryError> {
+        let not_mapped = MemoryError::NotMapped {
+            addr: UserAddr(addr.0),
+            size: u64::from(count) * u64::from(stride),
+        };
+        let mut hint = 0;
+        let whole = count
+            .checked_mul(stride)
+            .and_then(|size| self.translate(addr, size, &mut hint));
+        let Some((whole, region)) =
+            whole.and_then(|whole| Some((whole, self.regions.get(whole.region as usize)?)))
+        else {
+            return Err(not_mapped);
+        };
+        let start = region.host.0.wrapping_add(whole.offset);
+        // SAFETY: the segment lies inside its region, which is mapped by its mapping.
+        Ok(unsafe { Slots::new(start, count, stride, Arc::clone(&region.mapping)) })
     }
 
     /// The first of `size` bytes at `addr`, a multiple of `align`, and the mapping in which all of them lie.

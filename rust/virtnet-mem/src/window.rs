@@ -83,6 +83,21 @@ impl Window {
     word!(load_u32, store_u32, u32, AtomicU32, "u32");
     word!(load_u64, store_u64, u64, AtomicU64, "u64");
 
+    /// Loads two little-endian words, the first at byte `offset`; one check for both.
+    #[inline(always)]
+    #[must_use]
+    pub fn load_u32_pair(&self, offset: usize, ordering: Ordering) -> [u32; 2] {
+        if !self.holds_words(offset, 8, 4) {
+            return [0; 2];
+        }
+        [offset, offset + 4].map(|offset| {
+            let at = self.start.wrapping_add(offset);
+            // SAFETY: both words are inside the mapping and aligned (checked above); other sides use them as atomics too.
+            let word = unsafe { AtomicU32::from_ptr(at.cast::<u32>()) };
+            u32::from_le(word.load(ordering))
+        })
+    }
+
     /// Stores two little-endian words, the first at byte `offset`; one check for both.
     #[inline(always)]
     pub fn store_u32_pair(&self, offset: usize, values: [u32; 2], ordering: Ordering) {

@@ -4,74 +4,75 @@
 ///
 /// They stand in a circle. From `head` on come the free ones, in the order in which they will be taken; behind them the held ones,
 /// oldest first for as long as the device returns them in that order. So what is put back belongs where the oldest stands, and
-/// with a device that keeps the order no place ever changes: slot, descriptor and buffer stay together from lap to lap.
+/// with a device that keeps the order no id ever changes its place: slot, descriptor and buffer stay together from lap to lap.
 #[derive(Debug)]
 pub(crate) struct Ids {
+    /// As many places as there are ids, and more up to a power of two, so that a position needs no division.
     circle: Box<[u16]>,
+    size: usize,
+    /// How many ids were ever taken, and put back on top of those that were free at first: positions in the circle.
     head: usize,
-    free: usize,
+    tail: usize,
 }
 
 impl Ids {
     /// All of them free.
     pub(crate) fn new(size: u16) -> Self {
+        let mut circle = vec![0; usize::from(size).next_power_of_two()];
+        (0..size)
+            .zip(&mut circle)
+            .for_each(|(id, place)| *place = id);
         Self {
-            circle: (0..size).collect(),
+            circle: circle.into(),
+            size: size.into(),
             head: 0,
-            free: size.into(),
+            tail: size.into(),
         }
     }
 
     /// How many are free.
     #[inline(always)]
     pub(crate) fn free(&self) -> usize {
-        self.free
+        self.tail.wrapping_sub(self.head)
     }
 
     /// How many the device holds.
     #[inline(always)]
     pub(crate) fn held(&self) -> usize {
-        self.circle.len() - self.free
+        self.size - self.free()
     }
 
     /// The id that will be taken after `k` others.
     #[inline(always)]
     pub(crate) fn upcoming(&self, k: usize) -> Option<u16> {
-        (k < self.free).then(|| self.circle[self.place(k)])
+        (k < self.free()).then(|| self.at(self.head.wrapping_add(k)))
     }
 
     /// The id that went out first of those that the device holds, if it keeps the order.
     #[inline(always)]
     pub(crate) fn oldest(&self) -> Option<u16> {
-        (self.free < self.circle.len()).then(|| self.circle[self.place(self.free)])
+        (self.held() > 0).then(|| self.at(self.tail.wrapping_sub(self.size)))
     }
 
     /// Takes the next free id.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> Option<u16> {
         let id = self.upcoming(0)?;
-        self.head = self.place(1);
-        self.free -= 1;
+        self.head = self.head.wrapping_add(1);
         Some(id)
     }
 
     /// Puts a held id back.
     #[inline(always)]
     pub(crate) fn put(&mut self, id: u16) {
-        let place = self.place(self.free);
+        let place = self.tail & (self.circle.len() - 1);
         self.circle[place] = id;
-        self.free += 1;
+        self.tail = self.tail.wrapping_add(1);
     }
 
-    /// The place `k` behind the head; `k` is at most the size. (A division would cost more than the rest.)
     #[inline(always)]
-    fn place(&self, k: usize) -> usize {
-        let at = self.head + k;
-        if at >= self.circle.len() {
-            at - self.circle.len()
-        } else {
-            at
-        }
+    fn at(&self, position: usize) -> u16 {
+        self.circle[position & (self.circle.len() - 1)]
     }
 }
 

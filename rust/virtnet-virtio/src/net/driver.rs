@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, UserAddr};
+use virtnet_mem::{GuestAddr, GuestMemory, GuestSlice, MemoryError, Segment, Slots};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, PortCounters};
 
 use super::header::{self, Allowed, HEADER_MAX};
@@ -38,45 +38,52 @@ impl BufferArea {
 }
 
 /// The same, found in memory: buffer `i` belongs to the queue's descriptor id `i`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Buffers {
     start: GuestAddr,
+    slots: Slots,
+    /// The whole area, to name what stays in a buffer.
     whole: Segment,
 }
 
 impl Buffers {
     fn new(memory: &GuestMemory, area: BufferArea) -> Result<Self, MemoryError> {
-        let size = BufferArea::bytes(area.count);
+        let slots = memory.slots(area.start, area.count.into(), BufferArea::STRIDE)?;
         let mut hint = 0;
-        let whole = u32::try_from(size)
-            .ok()
-            .and_then(|size| memory.translate(area.start, size, &mut hint));
-        match whole {
-            Some(whole) => Ok(Self {
-                start: area.start,
-                whole,
-            }),
-            None => Err(MemoryError::NotMapped {
-                addr: UserAddr(area.start.0),
-                size: size as u64,
-            }),
-        }
+        let size = u32::from(area.count) * BufferArea::STRIDE;
+        Ok(Self {
+            start: area.start,
+            slots,
+            whole: memory
+                .translate(area.start, size, &mut hint)
+                .unwrap_or_default(),
+        })
     }
 
-    /// Buffer `i` from `front` bytes before the frame on, `len` bytes in all: where it is for the device, and for us.
+    /// Where buffer `i` is for the device, from `front` bytes before the frame on.
     #[inline(always)]
-    fn at(&self, i: u16, front: u32, len: u32) -> (GuestAddr, Segment) {
+    fn addr(&self, i: u16, front: u32) -> GuestAddr {
         let skip = u32::from(i) * BufferArea::STRIDE + HEADROOM - front;
-        (
-            GuestAddr(self.start.0 + u64::from(skip)),
-            self.whole.skip(skip).first(len),
-        )
+        GuestAddr(self.start.0 + u64::from(skip))
+    }
+
+    /// Bytes of buffer `i`, from `front` bytes before the frame on.
+    #[inline(always)]
+    fn bytes(&self, i: u16, front: u32, len: u32) -> GuestSlice<'_> {
+        self.slots.slice(i.into(), HEADROOM - front, len)
     }
 
     /// The room for a frame in buffer `i`.
     #[inline(always)]
-    fn frame(&self, i: u16) -> Segment {
-        self.at(i, 0, BufferArea::FRAME_ROOM).1
+    fn room(&self, i: u16) -> GuestSlice<'_> {
+        self.bytes(i, 0, BufferArea::FRAME_ROOM)
+    }
+
+    /// Names the same bytes as [`Self::bytes`].
+    #[inline(always)]
+    fn segment(&self, i: u16, front: u32, len: u32) -> Segment {
+        let skip = u32::from(i) * BufferArea::STRIDE + HEADROOM - front;
+        self.whole.skip(skip).first(len)
     }
 }
 
@@ -128,10 +135,10 @@ impl DriverReceive {
     /// Makes the buffers of the next `n` ids available.
     #[inline]
     fn post(&mut self, n: usize) {
-        let (buffers, header_len) = (self.buffers, self.header_len);
+        let (buffers, header_len) = (&self.buffers, self.header_len);
         let len = header_len + BufferArea::FRAME_ROOM;
         self.queue.add_each(n, |id| DriverBuffer {
-            addr: buffers.at(id, header_len, len).0,
+            addr: buffers.addr(id, header_len),
             len,
             writable: true,
         });
@@ -153,16 +160,11 @@ impl DriverReceive {
         burst.set_memory(&self.memory);
         // The frames are on their way here while the first of them are looked at.
         for used in &self.used[self.done..self.reaped] {
-            self.memory.slice(self.buffers.frame(used.id)).prefetch();
+            self.buffers.room(used.id).prefetch();
         }
         let before = self.done;
+        self.receive_plain(burst, counters);
         while self.done < self.reaped && burst.room() > 0 {
-            if let Some(frame_len) = self.plain_frame(burst) {
-                counters.received += 1;
-                counters.received_bytes += u64::from(frame_len);
-                self.done += 1;
-                continue;
-            }
             let waiting = self.reaped - self.done;
             let first = self.used[self.done];
             let (bytes, offload, num_buffers) = self.header(first);
@@ -198,27 +200,37 @@ impl DriverReceive {
         Ok(self.done - before)
     }
 
-    /// Puts the next frame into the burst if it is a plain one in one buffer, the usual case; its length.
-    #[inline]
-    fn plain_frame(&self, burst: &mut Burst) -> Option<u32> {
-        let used = self.used[self.done];
-        let whole = self.memory.slice(self.written(used));
-        let header = whole.read()?;
-        let is_single = !self.mergeable || header::num_buffers(header) == 1;
-        let frame_len = used.len.checked_sub(self.header_len)?;
-        if !is_single || !header::is_plain(header) || check_len(frame_len).is_err() {
-            return None;
+    /// Puts the frames that come next into the burst as long as they are plain and in one buffer each: the usual case.
+    #[inline(always)]
+    fn receive_plain(&mut self, burst: &mut Burst, counters: &mut PortCounters) {
+        let waiting = &self.used[self.done..self.reaped];
+        let (mut n, mut bytes) = (0, 0);
+        for used in waiting.iter().take(burst.room()) {
+            let whole = self.buffers.bytes(used.id, self.header_len, used.len);
+            let Some(header) = whole.read() else { break };
+            let is_single = !self.mergeable || header::num_buffers(header) == 1;
+            let frame_len = used.len - self.header_len;
+            if !is_single || !header::is_plain(header) || check_len(frame_len).is_err() {
+                break;
+            }
+            let frame = whole.split_at(self.header_len as usize).1;
+            burst.push_guest(
+                frame,
+                self.buffers.segment(used.id, 0, frame_len),
+                Offload::default(),
+            );
+            n += 1;
+            bytes += u64::from(frame_len);
         }
-        let bytes = whole.split_at(self.header_len as usize).1;
-        let frame = self.buffers.frame(used.id).first(frame_len);
-        burst.push_guest(bytes, frame, Offload::default());
-        Some(frame_len)
+        self.done += n;
+        counters.received += n as u64;
+        counters.received_bytes += bytes;
     }
 
     /// What the device says it has written of a buffer, header and all.
     #[inline(always)]
     fn written(&self, used: Used) -> Segment {
-        self.buffers.at(used.id, self.header_len, used.len).1
+        self.buffers.segment(used.id, self.header_len, used.len)
     }
 
     /// Bytes behind the header in its buffer, and what the header says.
@@ -248,7 +260,7 @@ impl DriverReceive {
         } else {
             self.allowed.check(offload, self.frame_len(n, len))?
         };
-        let head = self.buffers.frame(self.used[self.done].id).first(len);
+        let head = self.buffers.segment(self.used[self.done].id, 0, len);
         if n == 1 {
             check_len(len)?;
             burst.push_guest(self.memory.slice(head), head, offload);
@@ -325,7 +337,6 @@ fn buffers_for(frame_len: usize) -> usize {
 #[derive(Debug)]
 pub struct DriverTransmit {
     queue: DriverQueue,
-    memory: Arc<GuestMemory>,
     buffers: Buffers,
     /// The header that stands in each buffer: one that stays the same is not written again.
     header_of: Box<[[u8; HEADER_MAX]]>,
@@ -345,8 +356,8 @@ impl DriverTransmit {
     ) -> Result<Self, MemoryError> {
         let buffers = Buffers::new(&memory, area)?;
         for i in 0..area.count {
-            let (_, headroom) = buffers.at(i, HEADROOM, HEADROOM);
-            memory.slice(headroom).copy_from(&[0; HEADROOM as usize]);
+            let headroom = buffers.bytes(i, HEADROOM, HEADROOM);
+            headroom.copy_from(&[0; HEADROOM as usize]);
         }
         debug_assert_eq!(
             queue.free(),
@@ -354,7 +365,6 @@ impl DriverTransmit {
             "a buffer for each id"
         );
         Ok(Self {
-            memory,
             buffers,
             header_of: vec![[0; HEADER_MAX]; queue.free()].into(),
             queue,
@@ -381,7 +391,7 @@ impl DriverTransmit {
         }
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
         for id in (0..picks.len()).map_while(|k| self.queue.upcoming(k)) {
-            self.memory.slice(self.buffers.frame(id)).prefetch_write();
+            self.buffers.room(id).prefetch_write();
         }
         let mut accepted = 0;
         while accepted < picks.len() {
@@ -416,7 +426,7 @@ impl DriverTransmit {
         n: usize,
         counters: &mut PortCounters,
     ) {
-        let (memory, buffers, header_len) = (&self.memory, self.buffers, self.header_len);
+        let (buffers, header_len) = (&self.buffers, self.header_len);
         let header_of = &mut self.header_of;
         // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
         let mut lens = [0; BURST_MAX];
@@ -426,16 +436,9 @@ impl DriverTransmit {
                 break;
             };
             let i = picks.get(first + k);
-            write_header(
-                memory,
-                &buffers,
-                header_len,
-                header_of,
-                id,
-                burst.offload(i),
-            );
+            write_header(buffers, header_len, header_of, id, burst.offload(i));
             let head = burst.head(i);
-            let room = memory.slice(buffers.frame(id));
+            let room = buffers.room(id);
             room.copy_from(head);
             let frame_len = burst.frame_len(i);
             bytes += frame_len as u64;
@@ -458,7 +461,7 @@ impl DriverTransmit {
         self.queue.add_each(n, |id| {
             let len = lens.next().copied().unwrap_or_default();
             DriverBuffer {
-                addr: buffers.at(id, header_len, len).0,
+                addr: buffers.addr(id, header_len),
                 len,
                 writable: false,
             }
@@ -487,25 +490,18 @@ impl DriverTransmit {
         let Some(first) = self.queue.upcoming(n - 1).and(self.queue.upcoming(0)) else {
             return Ok(false);
         };
-        let (memory, buffers, header_len) = (&self.memory, &self.buffers, self.header_len);
+        let (buffers, header_len) = (&self.buffers, self.header_len);
         let header_of = &mut self.header_of;
-        write_header(
-            memory,
-            buffers,
-            header_len,
-            header_of,
-            first,
-            burst.offload(i),
-        );
+        write_header(buffers, header_len, header_of, first, burst.offload(i));
         let head = burst.head(i);
-        let mut filled = memory.slice(buffers.frame(first)).copy_from(head);
+        let mut filled = buffers.room(first).copy_from(head);
         let mut left = frame_len;
         let mut body = burst.body(i);
         let mut piece = body.next();
         let mut chain = Vec::with_capacity(n);
         for id in (0..n).map_while(|k| self.queue.upcoming(k)) {
             let here = left.min(BufferArea::FRAME_ROOM as usize);
-            let room = memory.slice(buffers.frame(id));
+            let room = buffers.room(id);
             while filled < here {
                 let Some(bytes) = piece else { break };
                 let written = bytes.copy_to_guest(&room.split_at(here).0.split_at(filled).1);
@@ -522,10 +518,9 @@ impl DriverTransmit {
                 clippy::cast_possible_truncation,
                 reason = "here is at most a buffer's room"
             )]
-            let (addr, bytes) = buffers.at(id, front, front + here as u32);
             chain.push(DriverBuffer {
-                addr,
-                len: bytes.len,
+                addr: buffers.addr(id, front),
+                len: front + here as u32,
                 writable: false,
             });
             left -= here;
@@ -561,7 +556,6 @@ impl DriverTransmit {
 /// Puts a header in front of the frame of buffer `id`, unless it stands there already.
 #[inline(always)]
 fn write_header(
-    memory: &GuestMemory,
     buffers: &Buffers,
     header_len: u32,
     header_of: &mut [[u8; HEADER_MAX]],
@@ -572,7 +566,7 @@ fn write_header(
     let stands = &mut header_of[usize::from(id)];
     if *stands != header {
         *stands = header;
-        let (_, at) = buffers.at(id, header_len, header_len);
-        memory.slice(at).copy_from(&header[..header_len as usize]);
+        let at = buffers.bytes(id, header_len, header_len);
+        at.copy_from(&header[..header_len as usize]);
     }
 }

@@ -265,8 +265,7 @@ impl SplitDriver {
     #[inline(always)]
     fn element(&self, at: u16) -> (u32, u32) {
         let at = ENTRIES + 8 * usize::from(at & self.mask);
-        let id = self.used.load_u32(at, Ordering::Relaxed);
-        let len = self.used.load_u32(at + 4, Ordering::Relaxed);
+        let [id, len] = self.used.load_u32_pair(at, Ordering::Relaxed);
         (id, len)
     }
 
