@@ -107,6 +107,26 @@ impl<'mem> GuestSlice<'mem> {
         Some(unsafe { self.start.cast::<[u8; N]>().read_unaligned() })
     }
 
+    /// Copies as many bytes as `dst` has out, if there are as many: moves in line, however many that are.
+    #[inline(always)]
+    #[must_use]
+    pub fn copy_whole<const N: usize>(&self, dst: &mut [u8; N]) -> bool {
+        const LINE: usize = 64;
+        const { assert!(N.is_multiple_of(LINE), "whole lines") };
+        if self.len < N {
+            return false;
+        }
+        for at in (0..N).step_by(LINE) {
+            let (from, to) = (
+                self.start.wrapping_add(at),
+                dst.as_mut_ptr().wrapping_add(at),
+            );
+            // SAFETY: a line from `at` is mapped here and present in `dst`, which has `N` bytes as checked for this slice.
+            unsafe { from.copy_to_nonoverlapping(to, LINE) };
+        }
+        true
+    }
+
     /// Asks for the line of the first byte, to read it soon.
     #[inline]
     pub fn prefetch(&self) {

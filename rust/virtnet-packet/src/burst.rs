@@ -160,11 +160,8 @@ impl Burst {
     pub fn push_guest(&mut self, bytes: GuestSlice<'_>, frame: Segment, offload: Offload) {
         let row = &mut self.rows[self.n].0;
         // A whole row is moves in line, whatever is shorter a choice among copies.
-        match bytes.read() {
-            Some(head) => *row = head,
-            None => {
-                bytes.copy_to(row);
-            }
+        if !bytes.copy_whole(row) {
+            bytes.copy_to(row);
         }
         let body = if frame.len > HEAD_MAX_U32 {
             self.body_of(frame.skip(HEAD_MAX_U32))
