@@ -245,6 +245,15 @@ impl DriverQueue {
         either!(self, Self, queue => queue.upcoming(k))
     }
 
+    /// Asks to own what the next `n` chains will be written to, for a caller with something else to do first. The device has read or
+    /// written these lines last. (In a split ring they are not written at all from lap to lap.)
+    #[inline(always)]
+    pub fn prepare(&self, n: usize) {
+        if let Self::Packed(queue) = self {
+            queue.prepare(n);
+        }
+    }
+
     /// Makes `n` chains of one buffer each available, as long as descriptors are free; `buffer` says what stands behind an id. The
     /// device sees them after [`Self::publish`].
     #[inline(always)]

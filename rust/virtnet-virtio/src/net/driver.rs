@@ -158,6 +158,7 @@ impl DriverReceive {
             return Ok(0);
         }
         burst.set_memory(&self.memory);
+        self.queue.prepare(self.reaped - self.done);
         // The frames are on their way here while the first of them are looked at.
         for used in &self.used[self.done..self.reaped] {
             self.buffers.room(used.id).prefetch();
@@ -389,6 +390,7 @@ impl DriverTransmit {
         if self.queue.free() < picks.len() {
             self.queue.reclaim()?;
         }
+        self.queue.prepare(picks.len());
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
         for id in (0..picks.len()).map_while(|k| self.queue.upcoming(k)) {
             self.buffers.room(id).prefetch_write();

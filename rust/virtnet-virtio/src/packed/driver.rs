@@ -11,6 +11,9 @@ use super::layout::{
 use crate::ids::Ids;
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
 
+/// Descriptors of a line of cache.
+const LINE_SLOTS: u16 = 4;
+
 /// What we know of one buffer id; the ring itself is shared and never trusted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shadow {
@@ -91,6 +94,16 @@ impl PackedDriver {
     #[must_use]
     pub fn upcoming(&self, k: usize) -> Option<u16> {
         self.ids.upcoming(k)
+    }
+
+    /// Asks to own the lines of the next `n` descriptors, which are free; see [`crate::DriverQueue::prepare`].
+    #[inline(always)]
+    pub fn prepare(&self, n: usize) {
+        let mut at = self.next_avail;
+        for _ in 0..n.min(self.ids.free()).div_ceil(LINE_SLOTS.into()) {
+            self.desc.prefetch_write(at.slot.into());
+            at = at.advance(LINE_SLOTS.min(self.size), self.size);
+        }
     }
 
     /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
