@@ -147,7 +147,7 @@ class OurDriver:
         self._errors = self._log.open("w")
         order = "--in-order" if cell.in_order else "--no-in-order"
         words = [cell.task.driver_mode, *map(str, sockets), "--ring", cell.format, order, "--size", str(cell.size)]
-        words += ["--stations", str(cell.task.stations), "--cpu", core]
+        words += ["--stations", str(cell.task.stations), "--learnt", str(cell.task.learnt), "--cpu", core]
         self._process = subprocess.Popen(
             [*DIE_WITH_PARENT, "taskset", "-c", core, sys.executable, "-m", "benchmarks.load", *words],
             stdin=subprocess.PIPE,

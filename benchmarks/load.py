@@ -16,52 +16,79 @@ from typing import TYPE_CHECKING
 
 import virtnet as vn
 from benchmarks import frames
+from virtnet.net import FRAME_MIN, SOURCE_PACKETS_MAX
 
 if TYPE_CHECKING:
-    from virtnet.nodes import PortNode
+    from virtnet.nodes import Function
 
 #: What a port of the driver does, by the name of the driver's mode in ``cells``.
 SENDS = {"txonly": True, "flowgen": True, "rxonly": False}
 
 
-def main() -> None:
-    """Attach, say so, and do as told."""
-    options = _options()
-    net = vn.Net(cpus=[options.cpu], poll="busy")
-    n = len(options.sockets)
-    packets = [frames.between(number, n, options.size, stations=options.stations) for number in range(n)]
-    with net:
-        ports = [
+class Load:
+    """The ports of a driver, each joined to a sink until it is to send."""
+
+    def __init__(self, net: vn.Net, options: argparse.Namespace) -> None:
+        """Attach to the back-ends."""
+        self.net = net
+        self.ports = [
             net.virtio_user(socket, ring=options.ring, in_order=options.in_order, queue_pairs=options.queue_pairs)
             for socket in options.sockets
         ]
-        ends = [port >> net.sink() for port in ports]
-        for port in ports:
+        self.ends = [port >> net.sink() for port in self.ports]
+        for port in self.ports:
             if not port.wait_connected(10):
                 sys.exit(f"nobody serves {port.spec.where}")
+
+    def plug(self, number: int, end: Function) -> None:
+        """Join a port to another function, without losing a packet."""
+        with self.net.change():
+            self.ends[number].remove()
+            self.ends[number] = self.ports[number] >> end
+
+    def teach(self, stations: int) -> None:
+        """Send a packet from each of many addresses behind each port, a source's worth at a time."""
+        for number, port in enumerate(self.ports):
+            everybody = frames.between(number, len(self.ports), FRAME_MIN, stations=stations)
+            for first in range(0, stations, SOURCE_PACKETS_MAX):
+                some = everybody[first : first + SOURCE_PACKETS_MAX]
+                sent = port.stats().sent + len(some)
+                self.plug(number, self.net.source(some, count=len(some)))
+                while port.stats().sent < sent:
+                    time.sleep(0.001)
+            self.plug(number, self.net.sink())
+
+    def counters(self) -> dict[str, float]:
+        """What the ports have counted so far."""
+        stats = self.net.stats()
+        own = [stats.ports[port.name] for port in self.ports]
+        return {
+            "at": time.monotonic(),
+            "received": sum(port.received for port in own),
+            "sent": sum(port.sent for port in own),
+            "received_bytes": sum(port.received_bytes for port in own),
+            "sent_bytes": sum(port.sent_bytes for port in own),
+            "lost": stats.balance().dropped,
+        }
+
+
+def main() -> None:
+    """Attach, say so, and do as told."""
+    options = _options()
+    n = len(options.sockets)
+    packets = [frames.between(number, n, options.size, stations=options.stations) for number in range(n)]
+    with vn.Net(cpus=[options.cpu], poll="busy") as net:
+        load = Load(net, options)
         print(json.dumps({"attached": n}), flush=True)
         for line in sys.stdin:
             word = line.strip()
+            if word == "begin":
+                load.teach(options.learnt)
             if word in {"begin", "calm"}:
-                sends = word == "begin" and SENDS[options.mode]
-                with net.change():
-                    for number, port in enumerate(ports):
-                        ends[number].remove()
-                        ends[number] = port >> (net.source(packets[number]) if sends else net.sink())
-            print(json.dumps(_counters(net, ports)), flush=True)
-
-
-def _counters(net: vn.Net, ports: list[PortNode]) -> dict[str, float]:
-    stats = net.stats()
-    own = [stats.ports[port.name] for port in ports]
-    return {
-        "at": time.monotonic(),
-        "received": sum(port.received for port in own),
-        "sent": sum(port.sent for port in own),
-        "received_bytes": sum(port.received_bytes for port in own),
-        "sent_bytes": sum(port.sent_bytes for port in own),
-        "lost": stats.balance().dropped,
-    }
+                for number in range(n):
+                    sends = word == "begin" and SENDS[options.mode]
+                    load.plug(number, net.source(packets[number]) if sends else net.sink())
+            print(json.dumps(load.counters()), flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -73,6 +100,7 @@ def _options() -> argparse.Namespace:
     add("--in-order", action=argparse.BooleanOptionalAction, default=True)
     add("--size", type=int, default=64)
     add("--stations", type=int, default=1, help="addresses behind each port")
+    add("--learnt", type=int, default=0, help="addresses to make known behind each port before")
     add("--queue-pairs", type=int, default=1)
     add("--cpu", type=int, default=min(os.sched_getaffinity(0)))
     return parser.parse_args()

@@ -8,6 +8,7 @@ come to rest the counters of driver and back-end agree to the last packet.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from benchmarks import testpmd
 from benchmarks.drivers import DRIVERS, RING_SIZE, Driver, DriverError, Reading, arguments
 from benchmarks.machine import CoreDistance, CoreWatch, prefer
 from benchmarks.ours import Virtnet, VirtnetError
+from benchmarks.ovs import Ovs, OvsError
 from benchmarks.testpmd import Testpmd, TestpmdError, wait_for
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ LEAST_SHARE = 0.97
 #: A guard only: the command is ended when the window is over.
 LONGEST_RUN_S = 120
 
-FAILURES = (TestpmdError, VirtnetError, DriverError, TimeoutError)
+FAILURES = (OvsError, TestpmdError, VirtnetError, DriverError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Run:
 
 class Backend(Protocol):
     """The side under test, as a measurement sees it."""
+
+    def __init__(self, cell: Cell, sockets: list[Path], bench: Bench, log: Path, stack: contextlib.ExitStack) -> None:
+        """Start it and wait until it listens."""
 
     @property
     def pid(self) -> int:
@@ -167,6 +172,30 @@ class OurBackend:
         return account(self._process.finish())
 
 
+class OvsBackend:
+    """OVS with DPDK's datapath."""
+
+    def __init__(self, cell: Cell, sockets: list[Path], bench: Bench, log: Path, stack: contextlib.ExitStack) -> None:
+        """Start it and wait until it listens."""
+        directory = log.parent / f"ovs-{cell.task.name}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        self._ovs = Ovs(len(sockets), directory, core=bench.back_core)
+        stack.callback(self._ovs.close)
+        for socket, place in zip(self._ovs.sockets, sockets, strict=True):
+            place.symlink_to(socket)
+        self.pid = self._ovs.pid
+
+    def begin(self) -> None:
+        """Wait until it knows that the driver is attached."""
+        self._ovs.wait_up()
+
+    def finish(self) -> Counts:
+        """Read its counters; a packet that came in went to one port, or was dropped there."""
+        received, dropped = self._ovs.account()
+        return Counts(received, received - dropped, dropped)
+
+
 SIDES: dict[str, type[PeerBackend | OurBackend]] = {"peer": PeerBackend, "ours": OurBackend}
 
 
@@ -176,7 +205,8 @@ def measure(cell: Cell, side: str, bench: Bench) -> Run:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtnet-bench-")))
         sockets = [directory / f"{number}.sock" for number in range(cell.task.ports)]
-        back: Backend = SIDES[side](cell, sockets, bench, bench.logs / f"{side}.log", stack)
+        kind: type[Backend] = OvsBackend if side == "peer" and cell.task.peer == "ovs" else SIDES[side]
+        back: Backend = kind(cell, sockets, bench, bench.logs / f"{side}.log", stack)
         front: Driver = stack.enter_context(DRIVERS[cell.load](cell, sockets, bench))
         front.ready()
         back.begin()

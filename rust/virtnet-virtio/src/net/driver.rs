@@ -489,9 +489,12 @@ impl DriverTransmit {
         if n > self.queue.free() {
             self.queue.reclaim()?;
         }
-        let Some(first) = self.queue.upcoming(n - 1).and(self.queue.upcoming(0)) else {
+        let Some(first) = self.queue.upcoming(0) else {
             return Ok(false);
         };
+        if n > self.queue.free() {
+            return Ok(false);
+        }
         let (buffers, header_len) = (&self.buffers, self.header_len);
         let header_of = &mut self.header_of;
         write_header(buffers, header_len, header_of, first, burst.offload(i));
