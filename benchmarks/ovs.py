@@ -104,7 +104,7 @@ class Ovs:
     def account(self) -> tuple[int, int]:
         """Packets that came in at all ports, and those of them that found no room at the port they were for.
 
-        Counted by the datapath and by the senders. The latter's counters get into the database now and then, so they count
+        Counted by the datapath and by the senders. The latter's counters get into the database now and then: they count
         once they stand still.
         """
         last = None

@@ -6,7 +6,7 @@ every 100 ms to answer Ctrl-C. Objects may be used from any thread.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, Self, TypeAlias, final
 
 from numpy.typing import NDArray
 
@@ -15,12 +15,12 @@ __all__ = [
     "DriverQueue",
     "Engine",
     "GuestMemory",
+    "Headers",
     "Port",
     "__version__",
     "build_info",
     "line_cost_ns",
     "memory_pair",
-    "parse",
     "probe",
     "queue_pair",
 ]
@@ -53,8 +53,13 @@ def line_cost_ns(cpu: int, other: int) -> float:
         PortError: the CPUs were too busy to tell.
     """
 
-def parse(data: bytearray, starts: NDArray[Any], lengths: NDArray[Any]) -> dict[str, bytes]:
-    """The columns of `virtnet.Columns` but for ``length`` and ``offload``, each a packed native-endian array."""
+@final
+class Headers:
+    """The headers of packets, parsed."""
+
+    def __new__(cls, data: bytearray, starts: NDArray[Any], lengths: NDArray[Any]) -> Self: ...
+    def column(self, name: str) -> bytes:
+        """A column of `virtnet.Columns` but for ``length`` and ``offload``, as a packed native-endian array."""
 
 def probe(path: str, timeout_s: float) -> dict[str, Any]:
     """Attaches to a back-end as a front-end and tells what it offers, then leaves.

@@ -75,6 +75,11 @@ class _Packets:
     lease: _Lease
 
     def pick(self, key: Any) -> _Packets:
+        if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == self.starts.shape:
+            key = key.nonzero()[0]  # looked through once, not once an array
+            return _Packets(
+                self.data, self.starts.take(key), self.lengths.take(key), self.offloads.take(key), self.lease
+            )
         return _Packets(self.data, self.starts[key], self.lengths[key], self.offloads[key], self.lease)
 
 
@@ -279,7 +284,8 @@ class Columns:
     def __init__(self, packets: _Packets) -> None:
         """Used by bursts."""
         self._packets = packets
-        self._parsed: dict[str, NDArray[Any]] | None = None
+        self._headers: _virtnet.Headers | None = None
+        self._parsed: dict[str, NDArray[Any]] = {}
 
     def __getattr__(self, name: str) -> View:
         """The column of that name."""
@@ -291,7 +297,7 @@ class Columns:
             return View(_read_only(packets.lengths), packets.lease)
         if name == "offload":
             return View(packets.offloads, packets.lease)
-        return View(self._parse()[name], packets.lease)
+        return View(self._parse(name), packets.lease)
 
     def __getitem__(self, name: str) -> View:
         """The column of that name, as an attribute gives it."""
@@ -332,12 +338,13 @@ class Columns:
                 table[name] = array
         return table
 
-    def _parse(self) -> dict[str, NDArray[Any]]:
-        if self._parsed is None:
+    def _parse(self, name: str) -> NDArray[Any]:
+        if name not in self._parsed:
             packets = self._packets
-            parsed = _virtnet.parse(packets.data, packets.starts, packets.lengths)
-            self._parsed = {name: np.frombuffer(parsed[name], np.dtype(dtype)) for name, dtype in self._DTYPES.items()}
-        return self._parsed
+            if self._headers is None:
+                self._headers = _virtnet.Headers(packets.data, packets.starts, packets.lengths)
+            self._parsed[name] = np.frombuffer(self._headers.column(name), np.dtype(self._DTYPES[name]))
+        return self._parsed[name]
 
 
 class Frames(Sequence[View]):

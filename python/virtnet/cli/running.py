@@ -26,6 +26,9 @@ __all__ = ["Meter", "interruptible", "run"]
 
 SAMPLE_S = 0.25
 
+#: Where nobody watches and nothing moves, less often: looking wakes every thread.
+IDLE_SAMPLE_S = 4.0
+
 #: A full ring of the slowest driver is read in less.
 SETTLE_S = 0.1
 
@@ -45,7 +48,9 @@ class _Slope:
     def sample(self, at: float, value: int) -> None:
         before_at, before = self.last
         if value > before and before_at:
-            self.began = self.began or self.last
+            # After a long pause nobody knows when it began, only that it has: it counts from here.
+            is_pause = at - before_at > 2 * SAMPLE_S
+            self.began = self.began or ((at, value) if is_pause else self.last)
             self.ended = (at, value)
         self.now = (value - before) / (at - before_at) if before_at and at > before_at else 0.0
         self.last = (at, value)
@@ -63,15 +68,19 @@ class Meter:
 
     slopes: dict[tuple[str, str], _Slope] = field(default_factory=dict)
     agreed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    passed: int = 0
 
-    def sample(self, stats: NetStats) -> None:
-        """Takes a snapshot of now."""
+    def sample(self, stats: NetStats) -> int:
+        """Takes a snapshot of now; how many packets have passed since the last one."""
         at = time.monotonic()
+        before = self.passed
+        self.passed = sum(port.received + port.sent for port in stats.ports.values())
         for name, port in stats.ports.items():
             if port.ring is not None:
                 self.agreed[name] = {word: getattr(port, word) for word in AGREED}
             for counter in ("received", "sent", "received_bytes", "sent_bytes"):
                 self.slopes.setdefault((name, counter), _Slope()).sample(at, getattr(port, counter))
+        return self.passed - before
 
     def with_agreed(self, stats: NetStats) -> NetStats:
         """The snapshot, with what was agreed last at ports whose other end has left."""
@@ -98,12 +107,13 @@ def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None
         started = time.monotonic()
         try:
             with contextlib.suppress(KeyboardInterrupt), _shown(net, meter, quiet=as_json) as show:
-                deadline = None if seconds is None else started + seconds
-                while deadline is None or (left := deadline - time.monotonic()) > 0:
-                    if net.wait(SAMPLE_S if deadline is None else min(SAMPLE_S, left)):
+                deadline = float("inf") if seconds is None else started + seconds
+                pause = SAMPLE_S
+                while (left := deadline - time.monotonic()) > 0:
+                    if net.wait(min(pause, left)):
                         break
-                    meter.sample(net.stats())
-                    show()
+                    moves, watched = meter.sample(net.stats()) > 0, show()
+                    pause = SAMPLE_S if moves or watched else min(2 * pause, IDLE_SAMPLE_S)
         finally:
             _ignore_interrupts()
             _settle(net)
@@ -164,18 +174,19 @@ def _ignore_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def _shown(net: Net, meter: Meter, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A live table on a terminal; otherwise one line that says what runs."""
+def _shown(net: Net, meter: Meter, *, quiet: bool) -> Iterator[Callable[[], bool]]:
+    """A live table on a terminal, otherwise one line that says what runs; gives what shows it, and tells if it does."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         ports = ", ".join(f"{name} {port.kind}" for name, port in net.stats().ports.items())
         print(f"running: {ports}; Ctrl-C ends it", file=sys.stderr, flush=True)
-        yield lambda: None
+        yield lambda: False
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
-        def show() -> None:
+        def show() -> bool:
             live.update(ports_table(net.stats(), meter.now, title="Ctrl-C ends it"), refresh=True)
+            return True
 
         show()
         yield show

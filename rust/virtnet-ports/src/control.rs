@@ -218,6 +218,29 @@ impl<S: Service> Served<S> {
         self.shared.run(move |services| services.call(id, work))?
     }
 
+    /// Runs `work` on many services of one thread in one visit; their answers, in order.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), each for itself; [`PortError::NoService`] for a service of another thread than the first one's.
+    pub fn call_all<R, F>(served: &[Arc<Self>], work: F) -> Vec<Result<R, PortError>>
+    where
+        R: Send + 'static,
+        F: Fn(&mut S) -> R + Send + 'static,
+    {
+        let Some(first) = served.first() else {
+            return Vec::new();
+        };
+        let ids: Vec<_> = served
+            .iter()
+            .map(|one| one.id.filter(|_| Arc::ptr_eq(&one.shared, &first.shared)))
+            .collect();
+        let answers = first.shared.run(move |services| {
+            let ask = |id: Option<u64>| services.call(id.ok_or(PortError::NoService)?, &work);
+            ids.into_iter().map(ask).collect()
+        });
+        answers.unwrap_or_else(|_| served.iter().map(|_| Err(PortError::Stopped)).collect())
+    }
+
     /// The last error of the service, if it ever failed.
     ///
     /// # Errors

@@ -142,6 +142,21 @@ impl VhostUserWatch {
         let service = self.0.upgrade().ok_or(PortError::NoService)?;
         service.call(|service| service.status())
     }
+
+    /// How the sessions of many ports stand, asked in one visit to their control thread.
+    ///
+    /// # Errors
+    /// As [`Self::status`], each for itself.
+    pub fn status_of_all(watches: &[Self]) -> Vec<Result<VhostUserStatus, PortError>> {
+        let services: Vec<_> = watches.iter().map(|watch| watch.0.upgrade()).collect();
+        let there: Vec<_> = services.iter().flatten().cloned().collect();
+        let mut answers = Served::call_all(&there, |service| service.status()).into_iter();
+        let answer = |service: &Option<_>| {
+            let answer = service.as_ref().and_then(|_| answers.next());
+            answer.unwrap_or(Err(PortError::NoService))
+        };
+        services.iter().map(answer).collect()
+    }
 }
 
 impl Port for VhostUserPort {

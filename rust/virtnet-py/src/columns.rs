@@ -6,47 +6,63 @@
 //! It works on the copy that Python holds, after a burst has left the engine; the packet path does not use it.
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict};
+use pyo3::types::{PyByteArray, PyBytes};
 
 /// Extension headers looked at before giving up on an IPv6 packet.
 const EXTENSIONS_MAX: usize = 8;
 
-/// The columns of the packets that lie in `data` at `starts` with `lengths`.
-#[pyfunction]
-pub(crate) fn parse<'py>(
-    py: Python<'py>,
-    data: &Bound<'py, PyByteArray>,
-    starts: PyBuffer<u32>,
-    lengths: PyBuffer<u32>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let data = data.to_vec();
-    let (starts, lengths) = (starts.to_vec(py)?, lengths.to_vec(py)?);
-    let rows = starts
-        .iter()
-        .zip(&lengths)
-        .map(|(&start, &len)| frame_at(&data, start, len).map(Row::parse))
-        .collect::<PyResult<Vec<_>>>()?;
+/// The headers of a burst's packets. A column is made when it is asked for: most programs look at two or three.
+#[pyclass(frozen, module = "virtnet._virtnet")]
+#[derive(Debug)]
+pub(crate) struct Headers {
+    rows: Vec<Row>,
+}
 
-    let columns = PyDict::new(py);
-    let add = |name, bytes: Vec<u8>| columns.set_item(name, PyBytes::new(py, &bytes));
-    add("eth_dst", pack(&rows, |row| row.eth_dst.to_ne_bytes()))?;
-    add("eth_src", pack(&rows, |row| row.eth_src.to_ne_bytes()))?;
-    add("eth_type", pack(&rows, |row| row.eth_type.to_ne_bytes()))?;
-    add("vlan", pack(&rows, |row| row.vlan.to_ne_bytes()))?;
-    add("ip_version", pack(&rows, |row| [row.ip_version]))?;
-    add("ip_proto", pack(&rows, |row| [row.ip_proto]))?;
-    add("ip_ttl", pack(&rows, |row| [row.ip_ttl]))?;
-    add("ip_src", pack(&rows, |row| row.ip_src.to_ne_bytes()))?;
-    add("ip_dst", pack(&rows, |row| row.ip_dst.to_ne_bytes()))?;
-    add("ip6_src", pack(&rows, |row| halves(row.ip6_src)))?;
-    add("ip6_dst", pack(&rows, |row| halves(row.ip6_dst)))?;
-    add("l4_src", pack(&rows, |row| row.l4_src.to_ne_bytes()))?;
-    add("l4_dst", pack(&rows, |row| row.l4_dst.to_ne_bytes()))?;
-    add("tcp_flags", pack(&rows, |row| [row.tcp_flags]))?;
-    add("payload", pack(&rows, |row| row.payload.to_ne_bytes()))?;
-    Ok(columns)
+#[pymethods]
+impl Headers {
+    /// Parses the packets that lie in `data` at `starts` with `lengths`.
+    #[new]
+    fn parse(
+        py: Python<'_>,
+        data: &Bound<'_, PyByteArray>,
+        starts: PyBuffer<u32>,
+        lengths: PyBuffer<u32>,
+    ) -> PyResult<Self> {
+        let data = data.to_vec();
+        let (starts, lengths) = (starts.to_vec(py)?, lengths.to_vec(py)?);
+        let rows = starts
+            .iter()
+            .zip(&lengths)
+            .map(|(&start, &len)| frame_at(&data, start, len).map(Row::parse))
+            .collect::<PyResult<Vec<_>>>()?;
+        Ok(Self { rows })
+    }
+
+    /// One column as a packed native-endian array.
+    fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let rows = &self.rows;
+        let bytes = match name {
+            "eth_dst" => pack(rows, |row| row.eth_dst.to_ne_bytes()),
+            "eth_src" => pack(rows, |row| row.eth_src.to_ne_bytes()),
+            "eth_type" => pack(rows, |row| row.eth_type.to_ne_bytes()),
+            "vlan" => pack(rows, |row| row.vlan.to_ne_bytes()),
+            "ip_version" => pack(rows, |row| [row.ip_version]),
+            "ip_proto" => pack(rows, |row| [row.ip_proto]),
+            "ip_ttl" => pack(rows, |row| [row.ip_ttl]),
+            "ip_src" => pack(rows, |row| row.ip_src.to_ne_bytes()),
+            "ip_dst" => pack(rows, |row| row.ip_dst.to_ne_bytes()),
+            "ip6_src" => pack(rows, |row| halves(row.ip6_src)),
+            "ip6_dst" => pack(rows, |row| halves(row.ip6_dst)),
+            "l4_src" => pack(rows, |row| row.l4_src.to_ne_bytes()),
+            "l4_dst" => pack(rows, |row| row.l4_dst.to_ne_bytes()),
+            "tcp_flags" => pack(rows, |row| [row.tcp_flags]),
+            "payload" => pack(rows, |row| row.payload.to_ne_bytes()),
+            _ => return Err(PyKeyError::new_err(format!("there is no column {name:?}"))),
+        };
+        Ok(PyBytes::new(py, &bytes))
+    }
 }
 
 /// The bytes of one packet.
@@ -61,7 +77,10 @@ pub(crate) fn frame_at(data: &[u8], start: u32, len: u32) -> PyResult<&[u8]> {
 }
 
 fn pack<const N: usize>(rows: &[Row], field: impl Fn(&Row) -> [u8; N]) -> Vec<u8> {
-    rows.iter().flat_map(field).collect()
+    let mut bytes = Vec::with_capacity(rows.len() * N);
+    rows.iter()
+        .for_each(|row| bytes.extend_from_slice(&field(row)));
+    bytes
 }
 
 /// An IPv6 address as two numbers, the network's half first.
@@ -75,6 +94,7 @@ fn halves(address: u128) -> [u8; 16] {
 }
 
 /// The fields of one packet.
+#[derive(Debug)]
 struct Row {
     eth_dst: u64,
     eth_src: u64,

@@ -240,8 +240,9 @@ impl Network {
         let ports = self
             .nodes
             .values()
-            .filter_map(|known| Some((known.id, known.watch.as_ref()?)));
-        ports.map(|(id, watch)| (id, watch.session())).collect()
+            .filter_map(|known| Some((known.id, known.watch.clone()?)));
+        let (ids, watches): (Vec<_>, Vec<_>) = ports.unzip();
+        ids.into_iter().zip(Watch::sessions(&watches)).collect()
     }
 
     fn stats<'py>(

@@ -43,6 +43,30 @@ impl Watch {
             Self::Always => Session::always(),
         }
     }
+
+    /// The same of many ports, in one visit to the thread that serves them for each kind of port.
+    pub(crate) fn sessions(watches: &[Self]) -> Vec<Session> {
+        let (mut backs, mut fronts) = (Vec::new(), Vec::new());
+        for watch in watches {
+            match watch {
+                Self::VhostUser(watch) => backs.push(watch.clone()),
+                Self::VirtioUser(watch) => fronts.push(watch.clone()),
+                Self::Always => {}
+            }
+        }
+        let mut backs = VhostUserWatch::status_of_all(&backs).into_iter();
+        let mut fronts = VirtioUserWatch::status_of_all(&fronts).into_iter();
+        let session = |watch: &Self| match watch {
+            Self::VhostUser(_) => backs.next()?.ok().map(Session::from),
+            Self::VirtioUser(_) => fronts.next()?.ok().map(Session::from),
+            Self::Always => Some(Session::always()),
+        };
+        watches
+            .iter()
+            .map(session)
+            .map(Option::unwrap_or_default)
+            .collect()
+    }
 }
 
 /// Opens a port; `control` serves its socket if it has one.
