@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import cells, machine, ours, report, testpmd
+from benchmarks import cells, facts, machine, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
 #: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
@@ -28,7 +28,11 @@ def main() -> int:
     elif "ours" in sides and not ours.program():
         sys.exit("benchmarks: virtnet was not found: install it (make develop), set VIRTNET, or say --peer-only")
     try:
-        chosen = cells.select(options.only, rings=options.rings, sizes=options.sizes, loads=options.loads)
+        chosen = (
+            []
+            if options.only == ["none"]
+            else cells.select(options.only, rings=options.rings, sizes=options.sizes, loads=options.loads)
+        )
     except ValueError as error:
         sys.exit(f"benchmarks: {error}")
 
@@ -55,26 +59,37 @@ def main() -> int:
 def _measure_all(
     chosen: list[cells.Cell], sides: list[str], bench: Bench, options: argparse.Namespace, memory: str
 ) -> int:
-    facts = {
+    circumstances = {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "memory": memory,
         "runs": str(options.runs),
         "window": f"{options.window:g} s",
-        **machine.describe([] if "ours" not in sides or options.self_check else ours.program()),
+        **machine.describe(),
     }
-    journal = report.Journal(facts)
-    print(f"{len(chosen)} cells, {facts['cpu']}, Linux {facts['kernel']}, {facts['dpdk']}, {memory}", flush=True)
-    rows = []
+    journal = report.Journal(circumstances)
+    versions = ", ".join(f"{name} {version}" for name, version in circumstances.items() if name in {"DPDK", "OVS"})
+    print(f"{len(chosen)} cells, {circumstances['cpu']}, {versions}, {memory}", flush=True)
+    publishes = options.publish or (options.publish is None and "ours" in sides and not options.self_check)
+    publishes = publishes and not (options.quick and options.publish is None)
+    figures = report.Figures()
+    rows, found = [], []
     for cell in chosen:
         runs = _measure_cell(cell, sides, bench, options, journal)
         rows.append(report.row(cell, runs))
-    print("\n" + report.for_terminal(rows))
+        if publishes:
+            figures.renew(rows[-1:], [], circumstances)
+    if options.facts:
+        for fact in facts.measure_all(bench):
+            print(f"  {fact.name}: {fact.peer}, {fact.ours}, aimed at {fact.target or '-'}", flush=True)
+            found.append(fact)
+    if rows:
+        print("\n" + report.for_terminal(rows))
     print(f"\nall runs: {journal.path}\nlogs of the last run: {bench.logs}")
-    whole = "ours" in sides and not (options.only or options.quick or options.self_check)
-    if options.publish or (options.publish is None and whole):
-        report.publish(report.for_readme(rows, facts))
-        print(f"table: {report.README}")
+    if publishes:
+        figures.renew([], found, circumstances)
+        report.publish(figures.for_readme())
+        print(f"tables: {report.README}")
     complete = all(side.rates for row in rows for side in ([row.peer, row.ours] if len(sides) == 2 else [row.peer]))
     return 0 if complete else 1
 
@@ -119,11 +134,17 @@ def _options() -> argparse.Namespace:
         prog="python -m benchmarks", description="Measure virtnet side by side with DPDK's vhost back-end."
     )
     add = parser.add_argument
-    add("--only", action="append", default=[], metavar="WORDS", help="cells with these words, as in 'echo split 64'")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="cells with these words, as in 'echo split 64'; or none",
+    )
     add("--quick", action="store_true", help="three runs of half a second; the README is left alone")
     add("--runs", type=int, help="clean runs per side and cell (7)")
-    add("--window", type=float, help="seconds measured in a run (1)")
-    add("--warm-up", type=float, default=0.5, help="seconds of traffic before the window (%(default)s)")
+    add("--window", type=float, help="seconds measured in a run (0.5)")
+    add("--warm-up", type=float, default=0.3, help="seconds of traffic before the window (%(default)s)")
     add("--rings", nargs="+", default=cells.USUAL_RINGS, choices=cells.RINGS, help="ring formats")
     add("--sizes", nargs="+", default=cells.SIZES, type=int, help="frame sizes in bytes, without checksum")
     add("--loads", nargs="+", default=cells.LOADS, choices=cells.LOADS, help="whose driver makes the load")
@@ -134,10 +155,17 @@ def _options() -> argparse.Namespace:
     add("--eal", default="", help="more EAL options for testpmd, as in '--force-max-simd-bitwidth=512'")
     add("--peer-only", action="store_true", help="measure DPDK alone")
     add("--self-check", action="store_true", help="measure DPDK against itself: how far from 1 is noise")
-    add("--publish", action=argparse.BooleanOptionalAction, help="write the README's table, or do not (whole runs do)")
+    add("--facts", action=argparse.BooleanOptionalAction, help="measure what is no rate too, or not (whole runs do)")
+    add(
+        "--publish",
+        action=argparse.BooleanOptionalAction,
+        help="write the README's rows, or do not (quick runs do not)",
+    )
     options = parser.parse_args()
     options.runs = options.runs or (3 if options.quick else 7)
-    options.window = options.window or (0.5 if options.quick else 1.0)
+    options.window = options.window or 0.5
+    if options.facts is None:
+        options.facts = not (options.only or options.quick or options.self_check or options.peer_only)
     return options
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import virtnet
-from benchmarks import testpmd
+from benchmarks import ovs, testpmd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,14 +167,14 @@ def huge_pages() -> Iterator[str]:
             count.write_text(str(before))
 
 
-def describe(virtnet: list[str]) -> dict[str, str]:
+def describe() -> dict[str, str]:
     """Names and versions of everything that has a part in the figures."""
     return {
         "cpu": _cpu_model(),
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
-        "dpdk": testpmd.version(),
-        "virtnet": _output([*virtnet, "--version"]) if virtnet else "",
+        "DPDK": testpmd.version().removeprefix("DPDK "),
+        "OVS": ovs.version(),
         "commit": _output(["git", "describe", "--always", "--dirty", "--abbrev=10"]),
     }
 

@@ -1,19 +1,28 @@
-"""From single runs to a table: medians, spread, ratios, and the section of README.md that shows them."""
+"""From single runs to tables: medians, spread, ratios, and the section of README.md that shows them.
+
+What a cell or a fact was found to be is kept in ``figures.json`` until it is measured again, so that a run of some
+cells renews some rows.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import cells
 
 if TYPE_CHECKING:
     from benchmarks.cells import Cell
+    from benchmarks.facts import Fact
     from benchmarks.run import Run
 
 README = Path(__file__).with_name("README.md")
+FIGURES = Path(__file__).with_name("figures.json")
 RESULTS = Path(__file__).with_name("results")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -54,15 +63,28 @@ class Row:
         """Ours over peer, of medians."""
         return self.ours.median / self.peer.median if self.peer.rates and self.ours.rates else None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the ratio is below what is aimed at."""
+        return self.ratio is None or self.ratio < self.cell.target
+
     def texts(self) -> list[str]:
         """The columns of the table."""
         ratio = f"{self.ratio:.2f}" if self.ratio is not None else "-"
-        order = "" if self.cell.in_order else " no in-order"
-        ring = self.cell.ring + order
-        return [self.cell.task.name, ring, str(self.cell.size), str(self.peer), str(self.ours), ratio, self.slower_side]
+        sides = [str(self.peer), str(self.ours)]
+        return [
+            self.cell.task.name,
+            self.cell.ring,
+            str(self.cell.size),
+            *sides,
+            ratio,
+            f"{self.cell.target:.2f}",
+            self.slower_side,
+        ]
 
 
-HEADS = ["task", "ring", "bytes", "DPDK, Mpps", "virtnet, Mpps", "ratio", "slower side"]
+HEADS = ["task", "ring", "bytes", "peer, Mpps", "virtnet, Mpps", "ratio", "target", "slower side"]
+RULE = "| --- | --- | --: | --: | --: | --: | --: | --- |"
 
 
 def row(cell: Cell, runs: list[Run]) -> Row:
@@ -78,9 +100,9 @@ def row(cell: Cell, runs: list[Run]) -> Row:
 
 
 def in_reading_order(rows: list[Row]) -> list[Row]:
-    """Put the cells in which we lose first, worst first; the others stay in table order."""
-    behind = [row for row in rows if row.ratio is None or row.ratio < 1]
-    return sorted(behind, key=lambda row: row.ratio or 0) + [row for row in rows if row not in behind]
+    """Put the cells below their target first, worst first; the others stay in table order."""
+    behind = [row for row in rows if row.is_behind]
+    return sorted(behind, key=_how_far) + [row for row in rows if not row.is_behind]
 
 
 def for_terminal(rows: list[Row]) -> str:
@@ -90,23 +112,57 @@ def for_terminal(rows: list[Row]) -> str:
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def for_readme(rows: list[Row], facts: dict[str, str]) -> str:
-    """Give the section that stands between the markers."""
-    lines = [
-        f"Measured {facts['date']} with `{facts['command']}`:",
-        f"DPDK {facts['dpdk'].removeprefix('DPDK ')}, {facts['virtnet']} (commit {facts['commit']}),",
-        f"Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores, {facts['memory']},",
-        f"{facts['runs']} runs of {facts['window']} per side and cell. Median (minimum-maximum).",
-        "",
-        "| " + " | ".join(HEADS) + " |",
-        "| --- | --- | --: | --: | --: | --: | --- |",
-    ]
-    for each in in_reading_order(rows):
-        texts = each.texts()
-        if each.ratio is not None and each.ratio < 1:
-            texts[5] = f"**{texts[5]}**"
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+class Figures:
+    """All that was measured last, by cell and by fact."""
+
+    def __init__(self, path: Path = FIGURES) -> None:
+        """Read what is known."""
+        self._path = path
+        self._known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": {}, "facts": {}}
+
+    def renew(self, rows: list[Row], facts: list[Fact], circumstances: dict[str, str]) -> None:
+        """Take over what has just been measured."""
+        for one in rows:
+            sides = {"peer": one.peer.rates, "ours": one.ours.rates, "slower_side": one.slower_side}
+            self._known["cells"][str(one.cell)] = {"at": circumstances, **sides}
+        for fact in facts:
+            self._known["facts"][fact.name] = {"at": circumstances, **asdict(fact)}
+        self._path.write_text(json.dumps(self._known, indent=1) + "\n")
+
+    def for_readme(self) -> str:
+        """Give the section that stands between the markers."""
+        texts = [self._circumstances()]
+        rows = [(cell, self._known["cells"][str(cell)]) for cell in cells.every() if str(cell) in self._known["cells"]]
+        for load, title in TITLES.items():
+            of_load = [_known_row(cell, known) for cell, known in rows if cell.load == load]
+            if of_load:
+                texts += [f"### {title}", _summary(of_load), _table(of_load)]
+        if self._known["facts"]:
+            texts += ["### Beside rates", _facts_table(list(self._known["facts"].values()))]
+        return "\n\n".join(texts)
+
+    def _circumstances(self) -> str:
+        """When, where and with what; rows measured at different times are told apart by commit."""
+        seen: dict[str, list[str]] = {}
+        for kind in ("cells", "facts"):
+            for name, known in self._known[kind].items():
+                at = known["at"]
+                versions = ", ".join(f"{peer} {at[peer]}" for peer in ("DPDK", "OVS") if peer in at)
+                text = (
+                    f"{at['date']}, `{at['command']}`: commit {at['commit']}, {versions}, Linux {at['kernel']}, "
+                    f"{at['cpu']}, {at['cores']} cores, {at['memory']}; {at['runs']} runs of {at['window']} a side."
+                )
+                seen.setdefault(text, []).append(name)
+        if len(seen) == 1:
+            return f"Measured {next(iter(seen))} Median (minimum-maximum)."
+        lines = [f"- {text} {len(names)} rows." for text, names in seen.items()]
+        return "Median (minimum-maximum). Measured\n\n" + "\n".join(lines)
+
+
+TITLES = {
+    "testpmd": "Load by DPDK's driver",
+    "virtnet": "Load by virtnet's driver, the same for both",
+}
 
 
 def publish(section: str, readme: Path = README) -> None:
@@ -119,7 +175,7 @@ def publish(section: str, readme: Path = README) -> None:
 
 
 class Journal:
-    """A file with one JSON object a line: first the facts, then every run as it was, void ones too."""
+    """A file with one JSON object a line: first the circumstances, then every run as it was, void ones too."""
 
     def __init__(self, facts: dict[str, str], directory: Path = RESULTS) -> None:
         """Begin a new file."""
@@ -136,8 +192,42 @@ class Journal:
             file.write(json.dumps(value) + "\n")
 
 
+def _how_far(row: Row) -> float:
+    return row.ratio / row.cell.target if row.ratio is not None else 0.0
+
+
+def _known_row(cell: Cell, known: dict[str, Any]) -> Row:
+    return Row(cell, Side(known["peer"], []), Side(known["ours"], []), known["slower_side"])
+
+
+def _summary(rows: list[Row]) -> str:
+    ratios = [row.ratio for row in rows if row.ratio]
+    mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else 0.0
+    reached = sum(not row.is_behind for row in rows)
+    return f"{reached} of {len(rows)} cells reach their target; geometric mean of all ratios: {mean:.2f}."
+
+
+def _table(rows: list[Row]) -> str:
+    lines = ["| " + " | ".join(HEADS) + " |", RULE]
+    for each in in_reading_order(rows):
+        texts = each.texts()
+        if each.is_behind:
+            texts[5] = f"**{texts[5]}**"
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _facts_table(facts: list[dict[str, Any]]) -> str:
+    lines = ["| what | peer | virtnet | ratio | target |", "| --- | --: | --: | --: | --: |"]
+    for fact in sorted(facts, key=lambda fact: fact["met"]):
+        ratio = f"{fact['ratio']:.2f}" if fact["ratio"] is not None else ""
+        target = fact["target"] if fact["met"] else f"**{fact['target']}**"
+        lines.append(f"| {fact['name']} | {fact['peer']} | {fact['ours']} | {ratio} | {target} |")
+    return "\n".join(lines)
+
+
 def _slower_side(cell: Cell, runs: list[Run]) -> str:
-    """Say who set the pace, DPDK's driver or the back-end (ours, if it was there), where an open loop shows it."""
+    """Say who set the pace, the driver or the back-end (ours, if it was there), where an open loop shows it."""
     made = [run for run in runs if run.clean and run.refused is not None]
     made = [run for run in made if run.side == "ours"] or made
     if not made:

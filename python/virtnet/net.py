@@ -30,10 +30,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes
 
-import numpy as np
-
 from virtnet import _virtnet
-from virtnet.burst import OFFLOAD, Burst
 from virtnet.errors import ConfigError, StateError
 from virtnet.nodes import Function, Node, PortNode
 from virtnet.ports import MemoryPort
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Sequence
 
-    from virtnet.burst import Frame
+    from virtnet.burst import Burst, Frame
     from virtnet.ports import Features
 
 __all__ = ["Net"]
@@ -71,6 +68,9 @@ CABLES: dict[str, tuple[int, str]] = {
 FRAME_MIN = 60
 ETHERNET_LEN = 14
 FRAME_MAX = 65_535
+
+#: The offload metadata of a packet with nothing left to do.
+PLAIN = bytes(10)
 
 #: A source holds a burst.
 SOURCE_PACKETS_MAX = 64
@@ -546,11 +546,13 @@ def _ended_by_sigterm(end: threading.Event) -> Iterator[None]:
 
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
     """Frames with their offload metadata."""
-    if isinstance(frames, Burst):
-        return list(zip(map(bytes, frames), map(bytes, np.asarray(frames.columns.offload)), strict=True))
     if isinstance(frames, bytes | bytearray | memoryview | SupportsBytes):
-        return [(bytes(frames), bytes(OFFLOAD.itemsize))]
-    return [(bytes(frame), bytes(OFFLOAD.itemsize)) for frame in frames]
+        return [(bytes(frames), PLAIN)]
+    from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+
+    if isinstance(frames, Burst):
+        return list(zip(map(bytes, frames), map(bytes, frames.columns.offload.copy()), strict=True))
+    return [(bytes(frame), PLAIN) for frame in frames]
 
 
 def discard_frame(size: int) -> bytes:

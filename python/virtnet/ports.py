@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnet import _virtnet
-from virtnet.burst import Burst
 from virtnet.errors import ConfigError, StateError
 from virtnet.spec import PortSpec
 from virtnet.stats import PortStats
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from virtnet.burst import Frame
+    from virtnet.burst import Burst, Frame
     from virtnet.features import NetFeature, RingFeature
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
@@ -65,6 +64,8 @@ class Port:
             raise ConfigError(f"timeout_s is a number of seconds from 0, or None for ever, found {timeout_s!r}")
         if max_packets < 1:
             raise ConfigError(f"max_packets is at least 1, found {max_packets!r}")
+        from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+
         return Burst._rx(self._open(), max_packets, timeout_s)  # noqa: SLF001 - how bursts are made
 
     def tx(self, packets: Burst | Iterable[Frame]) -> int:
@@ -78,6 +79,8 @@ class Port:
             StateError: the port is closed, or the burst released.
             ConfigError: a frame is empty or longer than any network carries.
         """
+        from virtnet.burst import Burst  # noqa: PLC0415
+
         burst = packets if isinstance(packets, Burst) else Burst(packets)
         return burst._tx(self._open())  # noqa: SLF001 - the same
 
