@@ -15,6 +15,7 @@ from scapy.utils import rdpcap
 
 import virtnet as vn
 from helpers import eventually, frame, mac, receive
+from virtnet.cli.running import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,3 +180,24 @@ def test_the_demo_accounts_for_every_packet(ring):
     assert 0 < report["pings"]["p50_us"] <= report["pings"]["p99_us"] <= report["pings"]["max_us"]
     assert [bulk["size"] for bulk in report["bulk"]] == [64, 1518]
     assert all(bulk["pps"] > 10_000 for bulk in report["bulk"])
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 30.0])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_a_mean_rate_is_that_of_the_time_in_which_packets_passed(monkeypatch, pause_s, samples):
+    """A pause before the traffic, in which nobody looked, does not count; the only sample there is counts as it is."""
+    now = [100.0]
+    monkeypatch.setattr("virtnet.cli.running.time.monotonic", lambda: now[0])
+    meter = Meter()
+    meter.sample(vn.NetStats(ports={"p": vn.PortStats()}))
+    now[0] += pause_s
+    sent = 0
+    for _ in range(samples):
+        now[0] += 0.25
+        sent += 1000
+        meter.sample(vn.NetStats(ports={"p": vn.PortStats(sent=sent)}))
+    now[0] += 60
+    assert meter.sample(vn.NetStats(ports={"p": vn.PortStats(sent=sent)})) == 0
+    expected = 4000 if samples > 1 or not pause_s else 1000 / (pause_s + 0.25)
+    assert meter.mean("p", "sent") == pytest.approx(expected)
+    assert meter.mean("p", "received") == 0

@@ -253,3 +253,18 @@ def test_packets_pass_whatever_workers_do_when_idle(poll, sockets):
                 time.sleep(0.05)
                 vm.tx([frame(mac(2), mac(1), bytes([i]))])
                 assert receive(vm) == [frame(mac(1), mac(2), bytes([i]))]
+
+
+def test_a_source_sends_its_packets_in_turn_with_their_metadata():
+    with vn.Net() as net:
+        port = net.memory("p")
+        port >> net.source([frame(mac(2), mac(1)), frame(mac(3), mac(1)) + b"more"], count=5)
+        assert [packet[:6] for packet in receive(port.end, 5)] == [mac(number) for number in (2, 3, 2, 3, 2)]
+        burst = vn.Burst([frame(mac(4), mac(1))])
+        burst.columns.offload["flags"][:] = 1
+        other = net.memory("q")
+        other >> net.source(burst, count=1)
+        assert other.end.rx(timeout_s=5).columns.offload["flags"].tolist() == [1]
+    for none_or_many in ([], [bytes(60)] * 65):
+        with pytest.raises(vn.ConfigError, match="1 to 64 packets"):
+            vn.Net().source(none_or_many)

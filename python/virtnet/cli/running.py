@@ -40,6 +40,8 @@ AGREED = ("features", "protocol_features", "ring", "queue_pairs")
 class _Slope:
     """How fast a counter grew, between the first and the last time it did."""
 
+    #: The last time before it first grew, and from when on it is known to have grown.
+    still: tuple[float, int] = (0.0, 0)
     began: tuple[float, int] | None = None
     ended: tuple[float, int] | None = None
     last: tuple[float, int] = (0.0, 0)
@@ -48,9 +50,10 @@ class _Slope:
     def sample(self, at: float, value: int) -> None:
         before_at, before = self.last
         if value > before and before_at:
-            # After a long pause nobody knows when it began, only that it has: it counts from here.
-            is_pause = at - before_at > 2 * SAMPLE_S
-            self.began = self.began or ((at, value) if is_pause else self.last)
+            if self.began is None:
+                # After a long pause nobody knows when it began, only that it has: it counts from here.
+                is_pause = at - before_at > 2 * SAMPLE_S
+                self.still, self.began = self.last, (at, value) if is_pause else self.last
             self.ended = (at, value)
         self.now = (value - before) / (at - before_at) if before_at and at > before_at else 0.0
         self.last = (at, value)
@@ -59,7 +62,8 @@ class _Slope:
     def mean(self) -> float:
         if self.began is None or self.ended is None:
             return 0.0
-        return (self.ended[1] - self.began[1]) / (self.ended[0] - self.began[0])
+        since = self.began if self.began != self.ended else self.still
+        return (self.ended[1] - since[1]) / (self.ended[0] - since[0])
 
 
 @dataclass

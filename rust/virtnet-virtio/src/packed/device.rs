@@ -5,18 +5,12 @@ use std::sync::atomic::{Ordering, fence};
 use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
-    EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
+    AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES, EVENT_DESC,
+    EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
 use crate::{Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
-
-/// Descriptors of one cache line.
-const DESCS_A_LINE: u16 = 4;
-
-/// How many descriptors ahead a line is asked for.
-const AHEAD: usize = 16;
 
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
@@ -129,9 +123,7 @@ impl PackedDevice {
     /// still be writing.
     #[inline(always)]
     fn prefetch_ahead(&self, at: Position, access: Access) {
-        let ahead = usize::from(at.slot) + AHEAD;
-        let size = usize::from(self.size);
-        let slot = if ahead >= size { ahead - size } else { ahead };
+        let slot = at.line_ahead(self.size);
         // A line whose descriptors will be given back one by one is fetched to be written.
         if self.in_order && access == Access::Read {
             self.desc.prefetch(slot);

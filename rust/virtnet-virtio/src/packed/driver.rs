@@ -5,14 +5,11 @@ use std::sync::atomic::{Ordering, fence};
 use virtnet_mem::{GuestMemory, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    ALIGN, DESC_NEXT, DESC_WRITE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE,
-    EVENT_FLAGS, Position, wants_event, word,
+    AHEAD, ALIGN, DESC_NEXT, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
+    EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::ids::Ids;
 use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
-
-/// Descriptors of a line of cache.
-const LINE_SLOTS: u16 = 4;
 
 /// What we know of one buffer id; the ring itself is shared and never trusted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +45,8 @@ pub struct PackedDriver {
     signalled: Position,
     /// Next slot that the device will mark used.
     next_used: Position,
+    /// How many chains came back last time.
+    last_returned: usize,
 }
 
 impl PackedDriver {
@@ -79,6 +78,7 @@ impl PackedDriver {
             first: None,
             signalled: Position::START,
             next_used: Position::START,
+            last_returned: 0,
         })
     }
 
@@ -100,9 +100,9 @@ impl PackedDriver {
     #[inline(always)]
     pub fn prepare(&self, n: usize) {
         let mut at = self.next_avail;
-        for _ in 0..n.min(self.ids.free()).div_ceil(LINE_SLOTS.into()) {
+        for _ in 0..n.min(self.ids.free()).div_ceil(DESCS_A_LINE.into()) {
             self.desc.prefetch_write(at.slot.into());
-            at = at.advance(LINE_SLOTS.min(self.size), self.size);
+            at = at.advance(DESCS_A_LINE.min(self.size), self.size);
         }
     }
 
@@ -215,6 +215,7 @@ impl PackedDriver {
             let Some((id, len)) = self.next_returned(at) else {
                 break;
             };
+            self.prefetch_ahead(at, n);
             match self.free_chain(id, len) {
                 Ok(slots) => at = at.advance(slots, self.size),
                 Err(error) => {
@@ -225,8 +226,17 @@ impl PackedDriver {
             *place = Used { id, len };
             n += 1;
         }
-        self.next_used = at;
+        (self.next_used, self.last_returned) = (at, n);
         outcome.map(|()| n)
+    }
+
+    /// Asks for a line of descriptors some lines ahead, which will be written again soon, so that misses overlap. Only where the
+    /// last burst reached, because beyond that the device may still be writing.
+    #[inline(always)]
+    fn prefetch_ahead(&self, at: Position, n: usize) {
+        if at.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_returned {
+            self.desc.prefetch_write(at.line_ahead(self.size));
+        }
     }
 
     /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].

@@ -20,6 +20,11 @@ pub const EVENT_DISABLE: u16 = 1;
 /// Notify when a given descriptor is passed; only with EVENT_IDX.
 pub const EVENT_DESC: u16 = 2;
 
+/// Descriptors of a line of cache.
+pub const DESCS_A_LINE: u16 = 4;
+/// Descriptors from the one that is looked at to the line that is asked for meanwhile.
+pub(crate) const AHEAD: usize = 16;
+
 /// Alignment of the three areas: descriptor ring, driver event suppression, device event suppression.
 pub const ALIGN: [usize; 3] = [16, 4, 4];
 
@@ -71,6 +76,13 @@ impl Position {
                 wrap: !self.wrap,
             }
         }
+    }
+
+    /// The slot [`AHEAD`] of this one.
+    #[inline(always)]
+    pub(crate) fn line_ahead(self, size: u16) -> usize {
+        let (ahead, size) = (usize::from(self.slot) + AHEAD, usize::from(size));
+        if ahead >= size { ahead - size } else { ahead }
     }
 
     /// `n` slots back, at most one lap.
