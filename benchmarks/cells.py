@@ -103,7 +103,7 @@ class Cell:
 
     @property
     def usual(self) -> bool:
-        """Whether a run measures it without being asked: of switching, where the look-up is what counts, the short frames."""
+        """Whether a run measures it without being asked: of switching, where the look-up counts, the short frames."""
         is_switch = "switch" in self.task.name
         return self.task.usual and (not is_switch or (self.size == SIZES[0] and self.ring != "packed"))
 
