@@ -32,8 +32,7 @@ class Load:
         """Attach to the back-ends."""
         self.net = net
         self.ports = [
-            net.virtio_user(socket, ring=options.ring, in_order=options.in_order, queue_pairs=options.queue_pairs)
-            for socket in options.sockets
+            net.virtio_user(socket, ring=options.ring, in_order=options.in_order) for socket in options.sockets
         ]
         self.ends = [port >> net.sink() for port in self.ports]
         for port in self.ports:
@@ -101,7 +100,6 @@ def _options() -> argparse.Namespace:
     add("--size", type=int, default=64)
     add("--stations", type=int, default=1, help="addresses behind each port")
     add("--learnt", type=int, default=0, help="addresses to make known behind each port before")
-    add("--queue-pairs", type=int, default=1)
     add("--cpu", type=int, default=min(os.sched_getaffinity(0)))
     return parser.parse_args()
 

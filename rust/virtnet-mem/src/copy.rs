@@ -38,7 +38,7 @@ type Wide = u128;
 
 /// The first and the last `N` words of `len` bytes; all loads come before the stores.
 ///
-/// The words are given names: an array of them went through the stack, twice, and short packets took a tenth longer.
+/// The words are given names: an array of them went through the stack, twice, and short packets took up to a tenth longer.
 ///
 /// # Safety
 /// As [`copy_bytes`], and `len` is at least `N` words and at most twice that.
