@@ -205,7 +205,7 @@ def measure(cell: Cell, side: str, bench: Bench) -> Run:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtnet-bench-")))
         sockets = [directory / f"{number}.sock" for number in range(cell.task.ports)]
-        kind: type[Backend] = OvsBackend if side == "peer" and cell.task.peer == "ovs" else SIDES[side]
+        kind: type[Backend] = OvsBackend if SIDES[side] is PeerBackend and cell.task.peer == "ovs" else SIDES[side]
         back: Backend = kind(cell, sockets, bench, bench.logs / f"{side}.log", stack)
         front: Driver = stack.enter_context(DRIVERS[cell.load](cell, sockets, bench))
         front.ready()

@@ -283,6 +283,20 @@ impl Burst {
         }
     }
 
+    /// Copies frame `i` into guest memory, as much of it as fits.
+    #[inline(always)]
+    pub fn copy_frame_to_guest(&self, i: usize, dst: &GuestSlice<'_>) {
+        let head = self.head(i);
+        dst.copy_from(head);
+        if self.frame_len(i) > head.len() {
+            let mut rest = dst.split_at(head.len()).1;
+            for piece in self.body(i) {
+                let written = piece.copy_to_guest(&rest);
+                rest = rest.split_at(written).1;
+            }
+        }
+    }
+
     #[inline]
     fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
         let mut at = 0;

@@ -352,15 +352,7 @@ impl ReceiveQueue {
             let header = header::build(burst.offload(i), 1);
             let (to_header, to_frame) = room.split_at(header_len);
             write_if_different(&to_header, &header[..header_len]);
-            let head = burst.head(i);
-            to_frame.copy_from(head);
-            if frame_len > head.len() {
-                let mut rest = to_frame.split_at(head.len()).1;
-                for piece in burst.body(i) {
-                    let written = piece.copy_to_guest(&rest);
-                    rest = rest.split_at(written).1;
-                }
-            }
+            burst.copy_frame_to_guest(i, &to_frame);
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "need is at most the buffer's u32 length"

@@ -439,18 +439,9 @@ impl DriverTransmit {
             };
             let i = picks.get(first + k);
             write_header(buffers, header_len, header_of, id, burst.offload(i));
-            let head = burst.head(i);
-            let room = buffers.room(id);
-            room.copy_from(head);
+            burst.copy_frame_to_guest(i, &buffers.room(id));
             let frame_len = burst.frame_len(i);
             bytes += frame_len as u64;
-            if frame_len > head.len() {
-                let mut rest = room.split_at(head.len()).1;
-                for piece in burst.body(i) {
-                    let written = piece.copy_to_guest(&rest);
-                    rest = rest.split_at(written).1;
-                }
-            }
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "a frame that fits one buffer"
