@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -43,6 +44,7 @@ class Virtnet:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             start_new_session=True,
         )
 
@@ -62,7 +64,12 @@ class Virtnet:
         try:
             output, _ = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            raise self._error(f"did not end within {timeout_s:g} s") from None
+            threads = self._threads()
+            # Python's fault handler writes into the log where it is.
+            self.process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=5)
+            raise self._error(f"did not end within {timeout_s:g} s; {threads}", lines=40) from None
         if self.process.returncode != 0:
             raise self._error(f"ended with status {self.process.returncode}")
         try:
@@ -86,7 +93,21 @@ class Virtnet:
             self.kill()
         self._errors.close()
 
-    def _error(self, message: str) -> VirtnetError:
-        last_lines = self._log.read_text(errors="replace").strip().splitlines()[-8:]
+    def _threads(self) -> str:
+        """What each thread of the process is doing, as far as the kernel tells."""
+        tasks = sorted(Path(f"/proc/{self.process.pid}/task").glob("*"))
+
+        def read(task: Path, name: str) -> str:
+            with contextlib.suppress(OSError):
+                return (task / name).read_text().strip()
+            return "?"
+
+        def state(task: Path) -> str:
+            return read(task, "stat").rpartition(")")[2].split()[0]
+
+        return ", ".join(f"{read(task, 'comm')} {state(task)} in {read(task, 'wchan')}" for task in tasks)
+
+    def _error(self, message: str, lines: int = 8) -> VirtnetError:
+        last_lines = self._log.read_text(errors="replace").strip().splitlines()[-lines:]
         command = shlex.join(map(str, self.process.args))  # type: ignore[arg-type]
         return VirtnetError("\n    ".join([f"{command}: {message}", *last_lines]))

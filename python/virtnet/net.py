@@ -49,7 +49,7 @@ __all__ = ["Net"]
 Poll = Literal["adaptive", "busy", "interrupt"]
 POLLS: tuple[Poll, ...] = ("adaptive", "busy", "interrupt")
 
-#: A signal that another thread caught is noticed after this long.
+#: A signal that another thread caught, and an end elsewhere, are noticed after this long.
 WAIT_SLICE_S = 0.1
 
 #: Names need to be told apart in tables and texts.
@@ -121,7 +121,8 @@ class Net:
         self._engine: _virtnet.Engine | None = None
         self._before_change: _Plan | None = None
         self._last = NetStats()
-        self._end = threading.Event()
+        #: Not an event: its lock could be held by what a signal interrupts.
+        self._ended = False
 
     # Ports.
 
@@ -372,7 +373,7 @@ class Net:
             except BaseException:
                 engine.stop()
                 raise
-            self._end.clear()
+            self._ended = False
             self._engine = engine
         return self
 
@@ -383,7 +384,7 @@ class Net:
             if engine is not None:
                 engine.stop()
                 self._last = _snapshot(engine.stats())
-            self._end.set()
+            self._ended = True
 
     def serve(self, seconds: float | None = None) -> None:
         """Runs until Ctrl-C, until :meth:`stop` is called elsewhere, or for a time; starts what is not started.
@@ -393,7 +394,7 @@ class Net:
         """
         if not self.running:
             self.start()
-        with _ended_by_sigterm(self._end):
+        with self._ended_by_sigterm():
             try:
                 self.wait(seconds)
             except KeyboardInterrupt:
@@ -404,11 +405,11 @@ class Net:
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until the network is stopped elsewhere; whether that happened within the time given."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while not self._end.is_set():
+        while not self._ended:
             left = WAIT_SLICE_S if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._end.wait(min(left, WAIT_SLICE_S))
+            time.sleep(min(left, WAIT_SLICE_S))
         return True
 
     @property
@@ -474,6 +475,22 @@ class Net:
 
     # Inside.
 
+    @contextmanager
+    def _ended_by_sigterm(self) -> Iterator[None]:
+        """While the block runs, SIGTERM ends the network; only the main thread may arrange that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(_number: int, _frame: object) -> None:
+            self._ended = True
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def _name(self, given: str | None, base: str) -> str:
         """The name given, or one made from ``base`` that is free."""
         if given is not None:
@@ -529,19 +546,6 @@ def _html_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>"
-
-
-@contextmanager
-def _ended_by_sigterm(end: threading.Event) -> Iterator[None]:
-    """While the block runs, SIGTERM sets ``end``; only the main thread may arrange that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: end.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
