@@ -5,6 +5,9 @@ use std::marker::PhantomData;
 
 use crate::copy::copy_bytes;
 
+/// Bytes of a cache line, as far as it matters here.
+const LINE: usize = 64;
+
 /// A run of guest bytes. The peer may change them at any time, so they can only be copied.
 #[derive(Clone, Copy)]
 pub struct GuestSlice<'mem> {
@@ -111,7 +114,6 @@ impl<'mem> GuestSlice<'mem> {
     #[inline(always)]
     #[must_use]
     pub fn copy_whole<const N: usize>(&self, dst: &mut [u8; N]) -> bool {
-        const LINE: usize = 64;
         const { assert!(N.is_multiple_of(LINE), "whole lines") };
         if self.len < N {
             return false;
@@ -137,6 +139,13 @@ impl<'mem> GuestSlice<'mem> {
     #[inline]
     pub fn prefetch_write(&self) {
         prefetch_write(self.start);
+    }
+
+    /// The same for every line, behind the first, of the first `len` bytes.
+    pub fn prefetch_write_rest(&self, len: usize) {
+        for line in (LINE..len.min(self.len)).step_by(LINE) {
+            prefetch_write(self.start.wrapping_add(line));
+        }
     }
 }
 

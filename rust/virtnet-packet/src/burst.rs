@@ -1,7 +1,9 @@
 //! Packets that move together: private heads, bodies in place, in arrays made once.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 
@@ -48,6 +50,8 @@ pub struct Burst {
     segments: Vec<Segment>,
     memory: Option<Arc<GuestMemory>>,
     own: Vec<u8>,
+    /// What its bodies are called as long as they stay what they are; 0: they may change.
+    lasting: u64,
 }
 
 impl Default for Burst {
@@ -73,6 +77,7 @@ impl Burst {
             segments: Vec::with_capacity(BURST_MAX * 4),
             memory: None,
             own: Vec::new(),
+            lasting: 0,
         }
     }
 
@@ -81,6 +86,21 @@ impl Burst {
         self.n = 0;
         self.segments.clear();
         self.own.clear();
+        self.lasting = 0;
+    }
+
+    /// Says that the bodies in it stay what they are until it is cleared: each has a name then that no other body has.
+    pub fn keep_bodies(&mut self) {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        self.lasting = 1 + LAST.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The name of the body of packet `i`, if it is one that lasts: whoever has a body of this name has the same bytes.
+    #[inline]
+    #[must_use]
+    pub fn lasting_body(&self, i: usize) -> Option<NonZeroU64> {
+        let name = self.lasting * BURST_MAX as u64;
+        NonZeroU64::new(name).map(|name| name.saturating_add(i as u64))
     }
 
     /// How many packets there are.

@@ -131,6 +131,7 @@ impl Source {
         if !(1..=BURST_MAX).contains(&count) {
             return Err(EngineError::FrameCount { count });
         }
+        template.keep_bodies();
         Ok(Self {
             template: Some(Box::new(template)),
             frames: count,

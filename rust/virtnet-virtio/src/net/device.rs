@@ -342,6 +342,9 @@ impl ReceiveQueue {
             room.split_at(header_len).1.prefetch_write();
             n += 1;
         }
+        prefetch_long_heads(burst, picks, first, || {
+            rooms[..n].iter().map(|room| room.split_at(header_len).1)
+        });
         let (mut filled, mut bytes) = (0, 0);
         for (i, (room, len)) in picks.iter().skip(first).zip(rooms.iter().take(n).zip(lens)) {
             let frame_len = burst.frame_len(i);
@@ -489,6 +492,20 @@ enum Merged {
     NotNow,
     /// The driver's buffers cannot hold it, now or later.
     Never(DropReason),
+}
+
+/// Fetches what heads of several lines are about to be written over, if the `first` pick has one: its neighbours mostly differ little.
+#[inline(always)]
+pub(super) fn prefetch_long_heads<'a, R: Iterator<Item = GuestSlice<'a>>>(
+    burst: &Burst,
+    picks: &Picks,
+    first: usize,
+    rooms: impl FnOnce() -> R,
+) {
+    let len = picks.iter().nth(first).map_or(0, |i| burst.head(i).len());
+    if len > 64 {
+        rooms().for_each(|room| room.prefetch_write_rest(len));
+    }
 }
 
 /// Stores a header only where it differs: a line that already says the right thing stays in both caches.

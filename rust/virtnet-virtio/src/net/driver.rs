@@ -3,11 +3,13 @@
 //! Every descriptor has a buffer of its own, at a fixed place in memory of ours. A frame starts on a line of its own with its
 //! header in front of it, so that for plain packets the header's line never changes.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use virtnet_mem::{GuestAddr, GuestMemory, GuestSlice, MemoryError, Segment, Slots};
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, PortCounters};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, HEAD_MAX, Offload, Picks, PortCounters};
 
+use super::device::prefetch_long_heads;
 use super::header::{self, Allowed, HEADER_MAX};
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{DriverBuffer, DriverQueue, Features, RingError, Used};
@@ -341,6 +343,8 @@ pub struct DriverTransmit {
     buffers: Buffers,
     /// The header that stands in each buffer: one that stays the same is not written again.
     header_of: Box<[[u8; HEADER_MAX]]>,
+    /// The body that stands in each buffer behind the room of a head, if it is one that lasts: the same.
+    body_of: Box<[Option<NonZeroU64>]>,
     header_len: u32,
 }
 
@@ -368,6 +372,7 @@ impl DriverTransmit {
         Ok(Self {
             buffers,
             header_of: vec![[0; HEADER_MAX]; queue.free()].into(),
+            body_of: vec![None; queue.free()].into(),
             queue,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
         })
@@ -392,9 +397,12 @@ impl DriverTransmit {
         }
         self.queue.prepare(picks.len());
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
-        for id in (0..picks.len()).map_while(|k| self.queue.upcoming(k)) {
-            self.buffers.room(id).prefetch_write();
-        }
+        let rooms = || {
+            let ids = (0..picks.len()).map_while(|k| self.queue.upcoming(k));
+            ids.map(|id| self.buffers.room(id))
+        };
+        rooms().for_each(|room| room.prefetch_write());
+        prefetch_long_heads(burst, picks, 0, rooms);
         let mut accepted = 0;
         while accepted < picks.len() {
             let small = picks
@@ -429,7 +437,7 @@ impl DriverTransmit {
         counters: &mut PortCounters,
     ) {
         let (buffers, header_len) = (&self.buffers, self.header_len);
-        let header_of = &mut self.header_of;
+        let (header_of, body_of) = (&mut self.header_of, &mut self.body_of);
         // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
         let mut lens = [0; BURST_MAX];
         let mut bytes = 0;
@@ -439,7 +447,7 @@ impl DriverTransmit {
             };
             let i = picks.get(first + k);
             write_header(buffers, header_len, header_of, id, burst.offload(i));
-            burst.copy_frame_to_guest(i, &buffers.room(id));
+            write_frame(buffers, body_of, id, burst, i);
             let frame_len = burst.frame_len(i);
             bytes += frame_len as u64;
             #[expect(
@@ -498,6 +506,7 @@ impl DriverTransmit {
         for id in (0..n).map_while(|k| self.queue.upcoming(k)) {
             let here = left.min(BufferArea::FRAME_ROOM as usize);
             let room = buffers.room(id);
+            self.body_of[usize::from(id)] = None;
             while filled < here {
                 let Some(bytes) = piece else { break };
                 let written = bytes.copy_to_guest(&room.split_at(here).0.split_at(filled).1);
@@ -565,4 +574,28 @@ fn write_header(
         let at = buffers.bytes(id, header_len, header_len);
         at.copy_from(&header[..header_len as usize]);
     }
+}
+
+/// Writes frame `i` into buffer `id`, without a body that stands there already.
+#[inline(always)]
+fn write_frame(
+    buffers: &Buffers,
+    body_of: &mut [Option<NonZeroU64>],
+    id: u16,
+    burst: &Burst,
+    i: usize,
+) {
+    let room = buffers.room(id);
+    if burst.frame_len(i) <= HEAD_MAX {
+        room.copy_from(burst.head(i));
+        return;
+    }
+    let body = burst.lasting_body(i);
+    let stands = &mut body_of[usize::from(id)];
+    if body.is_some() && *stands == body {
+        room.copy_from(burst.head(i));
+        return;
+    }
+    *stands = body;
+    burst.copy_frame_to_guest(i, &room);
 }

@@ -317,6 +317,35 @@ fn a_frame_crosses_two_queues_without_being_put_together() {
 
 /// Any frames in any rhythm: everything that was accepted arrives, in order, and every drop is counted.
 #[test]
+fn a_body_that_stands_in_a_buffer_is_written_again_only_where_it_has_changed() {
+    let lens = [300, 60, 1_514, 4_000];
+    let one = lens.map(|len| frame(len, 1)).to_vec();
+    let mut again = burst_of(&one);
+    again.keep_bodies();
+    let mut another = burst_of(&lens.map(|len| frame(len, 2)));
+    let passing = burst_of(&lens.map(|len| frame(len, 3)));
+    another.keep_bodies();
+    for net in Net::every(8, Features::empty()) {
+        let mut out = Outward::new(net);
+        let mut random = Random::new(11);
+        for round in 0..200_u16 {
+            // Heads may change from one time to the next; what is in a buffer was sent by anyone.
+            again.head_mut(0)[20..22].copy_from_slice(&round.to_le_bytes());
+            let burst = [&again, &another, &passing][(random.next() % 3) as usize];
+            let expected: Vec<_> = (0..burst.len()).map(|i| frame_of(burst, i)).collect();
+            assert_eq!(out.send(burst), 4, "{net:?}");
+            let got: Vec<_> = out.drain().into_iter().map(|(frame, _)| frame).collect();
+            assert!(got == expected, "{net:?} round {round}");
+        }
+    }
+    let mut copy = Burst::new();
+    copy.push_copy(&again, 0);
+    assert_eq!(copy.lasting_body(0), None, "a copy may change");
+    again.clear();
+    assert_eq!(again.lasting_body(0), None);
+}
+
+#[test]
 fn what_the_driver_accepts_arrives_in_order() {
     for (seed, net) in Net::every(64, Features::MRG_RXBUF).enumerate() {
         let (mut out, mut back) = (Outward::new(net), Inward::new(net));
