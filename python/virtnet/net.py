@@ -105,7 +105,8 @@ class Net:
     """A network of ports and functions.
 
     Args:
-        cpus: the processors its workers are pinned to, one worker each; none means one worker, anywhere.
+        cpus: the processors its workers are pinned to, one worker each; none means one worker, anywhere. The queue
+            pairs of a vhost-user port are spread over the workers, and so are ports of one queue pair.
         poll: what workers do when there is nothing to do: ``adaptive`` looks again while traffic flows and sleeps when
             it stops, ``busy`` never sleeps, ``interrupt`` always does.
     """
@@ -538,6 +539,8 @@ def _snapshot(raw: dict[str, Any]) -> NetStats:
         {name: FunctionStats(**function) for name, function in raw["functions"].items()},
         Balance(**raw["gone"]),
         WorkerStats(**raw["worker"]),
+        tuple(WorkerStats(**worker) for worker in raw["workers"]),
+        raw["in_transit"],
     )
 
 

@@ -128,7 +128,18 @@ class FunctionStats:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Where all packets came from and where they went."""
+    """Where all packets came from and where they went.
+
+    Attributes:
+        received: packets that ports received.
+        generated: packets that functions made.
+        copied: further copies that flooding made.
+        sent: packets that ports sent.
+        consumed: packets that ended in a function.
+        dropped: packets dropped anywhere.
+        in_transit: packets between two workers, whose counters are read one after the other: what has passed between
+            the two readings is in it, also below zero. 0 at rest, and always with one worker.
+    """
 
     received: int = 0
     generated: int = 0
@@ -136,11 +147,13 @@ class Balance:
     sent: int = 0
     consumed: int = 0
     dropped: int = 0
+    in_transit: int = 0
 
     @property
     def missing(self) -> int:
-        """Packets that are unaccounted for: 0, always, when nothing is on its way."""
-        return self.received + self.generated + self.copied - self.sent - self.consumed - self.dropped
+        """Packets that are unaccounted for: 0, always."""
+        gone = self.sent + self.consumed + self.dropped + self.in_transit
+        return self.received + self.generated + self.copied - gone
 
     @property
     def exact(self) -> bool:
@@ -177,13 +190,17 @@ class NetStats:
         ports: the ports that are there.
         functions: the network functions that are there.
         gone: the sums of all that were there once and have been removed.
-        worker: what it cost.
+        worker: what it cost, all workers together.
+        workers: what each worker did.
+        in_transit: packets between two workers; see :class:`Balance`.
     """
 
     ports: dict[str, PortStats] = field(default_factory=dict)
     functions: dict[str, FunctionStats] = field(default_factory=dict)
     gone: Balance = field(default_factory=Balance)
     worker: WorkerStats = field(default_factory=WorkerStats)
+    workers: tuple[WorkerStats, ...] = ()
+    in_transit: int = 0
 
     @property
     def drops(self) -> dict[str, int]:
@@ -203,6 +220,7 @@ class NetStats:
             sent=gone.sent + sum(port.sent for port in ports),
             consumed=gone.consumed + sum(function.consumed for function in functions),
             dropped=gone.dropped + sum(self.drops.values()),
+            in_transit=self.in_transit,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,4 +231,5 @@ class NetStats:
             "network_drops": _sum(*(function.drops for function in self.functions.values())),
             "balance": self.balance().to_dict(),
             "worker": asdict(self.worker),
+            "workers": [asdict(worker) for worker in self.workers],
         }

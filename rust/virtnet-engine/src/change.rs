@@ -12,6 +12,9 @@ use virtnet_packet::Port;
 pub enum Node {
     /// A place where packets enter and leave the network.
     Port(Box<dyn Port>),
+    /// The same in parts that different workers can own, each with queues of its own: at most as many as there are workers. It is
+    /// given back as so many ports.
+    Lanes(Vec<Box<dyn Port>>),
     /// Something that decides what happens to packets.
     Function(Function),
 }
@@ -21,7 +24,7 @@ impl Node {
     #[must_use]
     pub fn kind(&self) -> NodeKind {
         match self {
-            Self::Port(_) => NodeKind::Port,
+            Self::Port(_) | Self::Lanes(_) => NodeKind::Port,
             Self::Function(function) => function.kind(),
         }
     }

@@ -14,6 +14,7 @@ use virtnet_packet::{BURST_MAX, Burst, DropCounters, DropReason, Picks, Port, Po
 
 use crate::function::{Fate, Fates, Function, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
+use crate::passage::{Address, News, Passages};
 use crate::stats::FunctionCounters;
 
 /// The most functions on the way of one packet.
@@ -52,6 +53,8 @@ pub(crate) struct Network {
     pub(crate) ports: Vec<Option<PortNode>>,
     pub(crate) functions: Vec<Option<FunctionNode>>,
     pub(crate) routes: Routes,
+    /// To the nodes that other workers have.
+    pub(crate) passages: Passages,
     /// For copies of flooded packets, one for each step of the way.
     copies: [Option<Box<Burst>>; MAX_DEPTH],
     entries_left: u32,
@@ -77,6 +80,7 @@ impl Default for Network {
             ports: Vec::new(),
             functions: Vec::new(),
             routes: Routes::default(),
+            passages: Passages::default(),
             copies: std::array::from_fn(|_| Some(Box::default())),
             entries_left: 0,
         }
@@ -145,7 +149,7 @@ impl Network {
     #[inline]
     fn send(&mut self, target: Target, burst: &mut Burst, picks: &Picks, way: Way) -> usize {
         match target {
-            Target::Port(slot) => self.send_to_port(slot, burst, picks, way.offered),
+            Target::Port(slot) => self.send_to_port(slot, burst, picks, way),
             Target::Function(slot, gate) => self.enter(slot, gate, burst, picks, way),
             Target::Nothing => {
                 self.count_drops(way.from, DropReason::NoCable, picks.len());
@@ -155,18 +159,115 @@ impl Network {
     }
 
     #[inline]
-    fn send_to_port(&mut self, slot: usize, burst: &Burst, picks: &Picks, offered: bool) -> usize {
+    fn send_to_port(&mut self, slot: usize, burst: &Burst, picks: &Picks, way: Way) -> usize {
         let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
-            debug_assert!(false, "a route leads to a port that is not there");
-            return 0;
+            return self.hand_over(Target::Port(slot), burst, picks, way);
         };
         node.sent_to = true;
-        let refused = picks.len().saturating_sub(node.port.tx(burst, picks));
-        if refused > 0 && !offered {
+        let accepted = node.port.tx(burst, picks);
+        let refused = picks.len().saturating_sub(accepted);
+        if refused == 0 {
+            return 0;
+        }
+        if !self.passages.is_home(Slot::Port(slot)) && !node.port.is_up() {
+            // None of the queues of this part takes packets; the first part has those that are used first.
+            return self.hand_over(Target::Port(slot), burst, &picks.skip(accepted), way);
+        }
+        if !way.offered {
             node.port.drop_tx(DropReason::NoRoom, refused);
             return 0;
         }
         refused
+    }
+
+    /// Hands packets to the worker that has the node they go to; how many were refused.
+    #[cold]
+    fn hand_over(&mut self, to: Target, burst: &Burst, picks: &Picks, way: Way) -> usize {
+        let home = to.slot().map(|slot| slot.home(self.passages.workers()));
+        let accepted = match home.zip(self.routes.node(to)) {
+            Some((home, node)) => {
+                let parcel = Address {
+                    to,
+                    node,
+                    depth: way.depth,
+                };
+                self.passages.hand_over(home, parcel, burst, picks)
+            }
+            None => 0,
+        };
+        let refused = picks.len() - accepted;
+        if refused > 0 && !way.offered {
+            self.count_drops(way.from, DropReason::NoRoom, refused);
+            return 0;
+        }
+        refused
+    }
+
+    /// Sends on what another worker has handed over. False: the node is not there any more.
+    pub(crate) fn send_taken_over(
+        &mut self,
+        address: Address,
+        burst: &mut Burst,
+        now: u64,
+    ) -> bool {
+        let Some(from) = address.to.slot() else {
+            return false;
+        };
+        let here = match from {
+            Slot::Port(slot) => self
+                .ports
+                .get(slot)
+                .and_then(Option::as_ref)
+                .map(|node| node.node),
+            Slot::Function(slot) => {
+                let node = self.functions.get(slot).and_then(Option::as_ref);
+                node.map(|node| node.node)
+            }
+        };
+        if here != Some(address.node) {
+            return false;
+        }
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: address.depth,
+            from,
+            shared: false,
+            offered: false,
+        };
+        let all = Picks::first(burst.len());
+        self.send(address.to, burst, &all, way);
+        true
+    }
+
+    /// Tells the other workers what the switches here have learnt.
+    pub(crate) fn tell_news(&mut self) {
+        for (slot, node) in self.functions.iter_mut().enumerate() {
+            if let Some(FunctionNode {
+                node,
+                function: Function::Switch(switch),
+                ..
+            }) = node
+            {
+                for what in switch.take_news() {
+                    self.passages.tell(News {
+                        slot,
+                        node: *node,
+                        what,
+                    });
+                }
+            }
+        }
+    }
+
+    /// What another worker's switch has learnt.
+    pub(crate) fn hear(&mut self, news: News, now: u64) {
+        if let Some(Some(node)) = self.functions.get_mut(news.slot)
+            && node.node == news.node
+            && let Function::Switch(switch) = &mut node.function
+        {
+            switch.hear(news.what, now);
+        }
     }
 
     /// Has a function decide, and does what it says.
@@ -184,8 +285,7 @@ impl Network {
         }
         self.entries_left -= 1;
         let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) else {
-            debug_assert!(false, "a route leads to a function that is not there");
-            return 0;
+            return self.hand_over(Target::Function(slot, gate), burst, picks, way);
         };
         if way.shared && node.function.changes_packets() {
             return self.enter_with_copies(slot, gate, burst, picks, way);

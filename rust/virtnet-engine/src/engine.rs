@@ -1,14 +1,16 @@
-//! An engine: a worker on a thread of its own, and the handle to it.
+//! An engine: workers on threads of their own, and the handle to them.
 //!
-//! The handle and the worker share a mailbox and nothing else. The worker looks at one flag per breath; if it is set, it
-//! takes the commands out, carries each out whole between two breaths, and answers. So every change is one for all packets
-//! at once, and every snapshot is consistent. What a change removes is given back and dropped on the caller's thread.
+//! The handle and a worker share a mailbox and nothing else. The worker looks at one flag per breath; if it is set, it
+//! takes the commands out, carries each out whole between two breaths, and answers. So to each worker a change is one for all
+//! packets at once, and every snapshot is consistent; several workers do it within a breath or two of each other. What a change
+//! removes is given back and dropped on the caller's thread.
 //!
 //! A worker that panics has failed: its ports are closed, and every later call says why. A worker that does not answer in
 //! time is an error as well, never a wait without end.
 
 use std::any::Any;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -16,11 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use virtnet_sys::{EventFd, monotonic_ns, pin_current_thread, thread_cpu_time};
+use virtnet_sys::{monotonic_ns, pin_current_thread, thread_cpu_time};
 
 use crate::EngineError;
 use crate::change::{Change, Node};
 use crate::graph::{Graph, NodeId};
+use crate::passage::Bell;
 use crate::sleep::Bed;
 use crate::stats::Snapshot;
 use crate::worker::{Plan, Worker};
@@ -51,9 +54,9 @@ pub enum Poll {
 pub struct EngineOptions {
     /// Name of the engine and of its thread.
     pub name: String,
-    /// The CPUs that the worker's thread is to stay on; empty: any.
+    /// A CPU for each worker, which stays there; empty: one worker, anywhere.
     pub cpus: Vec<usize>,
-    /// When the worker polls and when it sleeps.
+    /// When a worker polls and when it sleeps.
     pub poll: Poll,
 }
 
@@ -106,7 +109,7 @@ pub struct Remains {
 enum Command {
     Adopt(Box<Plan>, SyncSender<Vec<(NodeId, Node)>>),
     Snapshot(SyncSender<Snapshot>),
-    Stop(SyncSender<Remains>),
+    Stop(SyncSender<(Remains, Worker)>),
 }
 
 /// What the handle and the worker share beside the commands.
@@ -114,7 +117,7 @@ struct Mailbox {
     /// There are commands.
     flag: AtomicBool,
     /// Ends the worker's sleep.
-    wake: EventFd,
+    bell: Arc<Bell>,
     life: Mutex<Life>,
 }
 
@@ -125,18 +128,24 @@ enum Life {
     Failed(String),
 }
 
-/// A network that runs on a thread of its own. Dropping it stops it.
+/// A network that runs on threads of its own. Dropping it stops it.
 pub struct Engine {
     name: String,
-    mailbox: Arc<Mailbox>,
-    commands: Sender<Command>,
+    seats: Vec<Seat>,
     control: Mutex<Control>,
 }
 
+/// A worker's, seen from the handle.
+struct Seat {
+    mailbox: Arc<Mailbox>,
+    commands: Sender<Command>,
+}
+
 /// What changes are planned on.
+#[derive(Default)]
 struct Control {
     graph: Graph,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl fmt::Debug for Engine {
@@ -156,53 +165,43 @@ impl Engine {
             name: name.clone(),
             source,
         };
-        let mailbox = Arc::new(Mailbox {
-            flag: AtomicBool::new(false),
-            wake: EventFd::new().map_err(start_error)?,
-            life: Mutex::new(Life::Running),
-        });
-        let bed = Bed::new(&mailbox.wake).map_err(start_error)?;
-        let (commands, inbox) = channel();
-        let (started, start) = sync_channel(1);
-        let body = {
-            let mailbox = Arc::clone(&mailbox);
-            let EngineOptions { cpus, poll, .. } = options;
-            move || {
-                let pinned = if cpus.is_empty() {
-                    Ok(())
-                } else {
-                    pin_current_thread(&cpus)
-                };
-                let runs = pinned.is_ok();
-                // The handle waits for this; if it is gone, so is the reason to run.
-                if started.send(pinned).is_ok() && runs {
-                    live(&mailbox, inbox, bed, poll);
-                }
-            }
+        let cpus: Vec<Option<usize>> = if options.cpus.is_empty() {
+            vec![None]
+        } else {
+            options.cpus.iter().copied().map(Some).collect()
         };
-        let thread = thread::Builder::new()
-            .name(name.clone())
-            .spawn(body)
-            .map_err(start_error)?;
-        let pinned = start
-            .recv()
-            .unwrap_or_else(|_| Err(std::io::Error::other("the thread ended at once")));
-        pinned.map_err(start_error)?;
-        Ok(Self {
-            name,
-            mailbox,
-            commands,
-            control: Mutex::new(Control {
-                graph: Graph::default(),
-                thread: Some(thread),
-            }),
-        })
+        let bells = cpus.iter().map(|_| Bell::new().map(Arc::new));
+        let bells = bells.collect::<Result<Vec<_>, _>>().map_err(start_error)?;
+        // Stopped when it is dropped because one of its workers cannot start.
+        let mut engine = Self {
+            name: name.clone(),
+            seats: Vec::new(),
+            control: Mutex::default(),
+        };
+        let team = Worker::team(&bells);
+        for (number, ((worker, bell), cpu)) in team.into_iter().zip(bells).zip(cpus).enumerate() {
+            let thread_name = match number {
+                0 => name.clone(),
+                _ => format!("{name}-{number}"),
+            };
+            let (seat, thread) =
+                Seat::start(thread_name, worker, bell, cpu, options.poll).map_err(start_error)?;
+            engine.seats.push(seat);
+            engine.control().threads.push(thread);
+        }
+        Ok(engine)
     }
 
     /// The engine's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How many workers it has.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.seats.len()
     }
 
     /// The network as it is.
@@ -214,14 +213,15 @@ impl Engine {
     /// Why the worker has failed, if it has.
     #[must_use]
     pub fn failure(&self) -> Option<EngineError> {
-        match &*lock(&self.mailbox.life) {
+        let lives = self.seats.iter().map(|seat| lock(&seat.mailbox.life));
+        lives.into_iter().find_map(|life| match &*life {
             Life::Failed(message) => Some(self.failed(message)),
             Life::Running | Life::Stopped => None,
-        }
+        })
     }
 
-    /// Makes a change true, whole or not at all, at one breath boundary. Gives back the nodes that were removed, which
-    /// the worker does not touch any more.
+    /// Makes a change true, whole or not at all, at one breath boundary of each worker. Gives back the nodes that were removed,
+    /// which no worker touches any more.
     ///
     /// # Errors
     /// [`Rejected`], with the change, if it is not possible (the caller's fault) or the engine is stopped; without it if
@@ -233,56 +233,86 @@ impl Engine {
         }
         let plan = Plan::new(&control.graph, change)?;
         let next = plan.graph().clone();
-        let (answer, answered) = sync_channel(1);
-        self.post(Command::Adopt(Box::new(plan), answer))
+        let mut plans = plan.spread(self.seats.len()).into_iter();
+        let answers = self
+            .ask_all(|answer| Command::Adopt(Box::new(plans.next().unwrap_or_default()), answer))
             .map_err(Rejected::lost)?;
         // Commands are carried out in order: also one that is answered late comes before the next.
         control.graph = next;
-        self.wait(&answered, ANSWER_WITHIN).map_err(Rejected::lost)
+        let given_back = self.wait_all(&answers, ANSWER_WITHIN);
+        Ok(given_back.map_err(Rejected::lost)?.concat_nodes())
     }
 
-    /// Reads all counters at one breath boundary.
+    /// Reads all counters, each worker's at one of its breath boundaries.
     ///
     /// # Errors
     /// [`EngineError::Stopped`], [`EngineError::Failed`], [`EngineError::Unresponsive`].
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        let (answer, answered) = sync_channel(1);
-        self.post(Command::Snapshot(answer))?;
-        self.wait(&answered, ANSWER_WITHIN)
+        let answers = self.ask_all(Command::Snapshot)?;
+        Ok(Snapshot::of_team(self.wait_all(&answers, ANSWER_WITHIN)?))
     }
 
-    /// Stops the worker after the breath it is in, and gives back what there was.
+    /// Stops the workers, each after the breath it is in, and gives back what there was.
     ///
     /// # Errors
     /// As [`Self::snapshot`]; the nodes are dropped then, by the worker if it ever answers again.
     pub fn stop(&self) -> Result<Remains, EngineError> {
         let mut control = self.control();
-        let (answer, answered) = sync_channel(1);
-        self.post(Command::Stop(answer))?;
-        let remains = self.wait(&answered, STOP_WITHIN)?;
+        let answers = self.ask_all(Command::Stop)?;
+        let (remains, mut workers): (Vec<_>, Vec<_>) =
+            self.wait_all(&answers, STOP_WITHIN)?.into_iter().unzip();
         control.graph = Graph::default();
-        if let Some(thread) = control.thread.take() {
+        for thread in control.threads.drain(..) {
             // It has answered as the last thing it does.
             let _ = thread.join();
         }
-        Ok(remains)
+        let (nodes, snapshots): (Vec<_>, Vec<_>) = remains
+            .into_iter()
+            .map(|Remains { nodes, snapshot }| (nodes, snapshot))
+            .unzip();
+        let mut snapshot = Snapshot::of_team(snapshots);
+        // Nobody sends any more: what is between two workers now goes no further.
+        let left: u64 = workers.iter_mut().map(Worker::left_behind).sum();
+        snapshot.balance.taken_over += left;
+        snapshot.balance.dropped += left;
+        Ok(Remains {
+            nodes: nodes.concat_nodes(),
+            snapshot,
+        })
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
         lock(&self.control)
     }
 
-    fn post(&self, command: Command) -> Result<(), EngineError> {
+    /// Asks every worker, and gives where each is to answer.
+    fn ask_all<T>(
+        &self,
+        mut command: impl FnMut(SyncSender<T>) -> Command,
+    ) -> Result<Vec<Receiver<T>>, EngineError> {
         if let Some(error) = self.gone() {
             return Err(error);
         }
-        if self.commands.send(command).is_err() {
-            return Err(self.why_gone());
-        }
-        self.mailbox.flag.store(true, Ordering::Release);
-        // It cannot fail: the eventfd is ours, and a full one is signalled.
-        let _ = self.mailbox.wake.signal();
-        Ok(())
+        let ask = |seat: &Seat| {
+            let (answer, answered) = sync_channel(1);
+            match seat.post(command(answer)) {
+                true => Ok(answered),
+                false => Err(self.why_gone()),
+            }
+        };
+        self.seats.iter().map(ask).collect()
+    }
+
+    /// Everyone's answer.
+    fn wait_all<T>(
+        &self,
+        answers: &[Receiver<T>],
+        within: Duration,
+    ) -> Result<Vec<T>, EngineError> {
+        answers
+            .iter()
+            .map(|answered| self.wait(answered, within))
+            .collect()
     }
 
     fn wait<T>(&self, answered: &Receiver<T>, within: Duration) -> Result<T, EngineError> {
@@ -294,13 +324,15 @@ impl Engine {
     }
 
     fn gone(&self) -> Option<EngineError> {
-        match &*lock(&self.mailbox.life) {
-            Life::Running => None,
-            Life::Stopped => Some(EngineError::Stopped {
-                name: self.name.clone(),
-            }),
-            Life::Failed(message) => Some(self.failed(message)),
-        }
+        self.seats
+            .iter()
+            .find_map(|seat| match &*lock(&seat.mailbox.life) {
+                Life::Running => None,
+                Life::Stopped => Some(EngineError::Stopped {
+                    name: self.name.clone(),
+                }),
+                Life::Failed(message) => Some(self.failed(message)),
+            })
     }
 
     /// Why the worker has let go of its mailbox. A panic takes a moment to be reported.
@@ -333,6 +365,66 @@ impl Engine {
     }
 }
 
+impl Seat {
+    /// Starts a worker's thread, and waits until it stays where it is to stay.
+    fn start(
+        name: String,
+        worker: Worker,
+        bell: Arc<Bell>,
+        cpu: Option<usize>,
+        poll: Poll,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let bed = Bed::new(&bell)?;
+        let mailbox = Arc::new(Mailbox {
+            flag: AtomicBool::new(false),
+            bell,
+            life: Mutex::new(Life::Running),
+        });
+        let (commands, inbox) = channel();
+        let (started, start) = sync_channel(1);
+        let body = {
+            let mailbox = Arc::clone(&mailbox);
+            move || {
+                let pinned = cpu.map_or(Ok(()), |cpu| pin_current_thread(&[cpu]));
+                let runs = pinned.is_ok();
+                // The handle waits for this; if it is gone, so is the reason to run.
+                if started.send(pinned).is_ok() && runs {
+                    live(worker, &mailbox, inbox, bed, poll);
+                }
+            }
+        };
+        let thread = thread::Builder::new().name(name).spawn(body)?;
+        let pinned = start
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
+        pinned?;
+        Ok((Self { mailbox, commands }, thread))
+    }
+
+    /// Puts a command where the worker looks; whether it is there to look.
+    fn post(&self, command: Command) -> bool {
+        let there = self.commands.send(command).is_ok();
+        if there {
+            self.mailbox.flag.store(true, Ordering::Release);
+            self.mailbox.bell.ring();
+        }
+        there
+    }
+}
+
+/// Nodes that several workers give back.
+trait ConcatNodes {
+    fn concat_nodes(self) -> Vec<(NodeId, Node)>;
+}
+
+impl ConcatNodes for Vec<Vec<(NodeId, Node)>> {
+    fn concat_nodes(self) -> Vec<(NodeId, Node)> {
+        let mut all: Vec<_> = self.into_iter().flatten().collect();
+        all.sort_by_key(|&(node, _)| node);
+        all
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         // An engine that is stopped, or has failed, has nothing to give back.
@@ -341,8 +433,7 @@ impl Drop for Engine {
 }
 
 /// The worker's life, from its thread's start to its end, whichever way it ends.
-fn live(mailbox: &Mailbox, inbox: Receiver<Command>, bed: Bed, poll: Poll) {
-    let mut worker = Worker::new();
+fn live(mut worker: Worker, mailbox: &Mailbox, inbox: Receiver<Command>, bed: Bed, poll: Poll) {
     let end = catch_unwind(AssertUnwindSafe(|| {
         run(&mut worker, mailbox, &inbox, bed, poll);
     }));
@@ -404,7 +495,7 @@ fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed:
                 let snapshot = snapshot(worker);
                 let nodes = worker.take_all();
                 *lock(&mailbox.life) = Life::Stopped;
-                let _ = answer.send(Remains { nodes, snapshot });
+                let _ = answer.send((Remains { nodes, snapshot }, std::mem::take(worker)));
                 return false;
             }
         }
@@ -424,6 +515,7 @@ fn adopt(worker: &mut Worker, plan: Plan, bed: &Bed) -> Vec<(NodeId, Node)> {
 fn snapshot(worker: &Worker) -> Snapshot {
     let mut snapshot = worker.snapshot(monotonic_ns());
     snapshot.worker.cpu_ns = u64::try_from(thread_cpu_time().as_nanos()).unwrap_or(u64::MAX);
+    snapshot.workers = vec![snapshot.worker];
     snapshot
 }
 

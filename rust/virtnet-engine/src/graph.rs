@@ -287,10 +287,14 @@ impl Graph {
         for (&node, entry) in &self.nodes {
             match entry.kind {
                 NodeKind::Port => {
+                    grow_to(&mut routes.port_nodes, entry.slot);
+                    routes.port_nodes[entry.slot] = Some(node);
                     grow_to(&mut routes.ports, entry.slot);
                     routes.ports[entry.slot] = self.target(Place { node, gate: 0 });
                 }
                 _ => {
+                    grow_to(&mut routes.function_nodes, entry.slot);
+                    routes.function_nodes[entry.slot] = Some(node);
                     grow_to(&mut routes.functions, entry.slot);
                     routes.functions[entry.slot] = self.gates_of(node);
                 }
@@ -339,6 +343,25 @@ pub(crate) enum Slot {
     Function(usize),
 }
 
+impl Slot {
+    /// Which of `workers` has what is in this slot, or has the first part of it.
+    pub(crate) fn home(self, workers: usize) -> usize {
+        let (Self::Port(slot) | Self::Function(slot)) = self;
+        slot % workers.max(1)
+    }
+}
+
+impl Target {
+    /// The slot it leads to.
+    pub(crate) fn slot(self) -> Option<Slot> {
+        match self {
+            Self::Nothing => None,
+            Self::Port(slot) => Some(Slot::Port(slot)),
+            Self::Function(slot, _) => Some(Slot::Function(slot)),
+        }
+    }
+}
+
 /// What is at the far end of a cable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -376,10 +399,25 @@ impl Gates {
 }
 
 /// Where packets go, by slot: what a worker follows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Routes {
     pub(crate) ports: Vec<Target>,
     pub(crate) functions: Vec<Gates>,
+    /// Which node is in each slot.
+    pub(crate) port_nodes: Vec<Option<NodeId>>,
+    pub(crate) function_nodes: Vec<Option<NodeId>>,
+}
+
+impl Routes {
+    /// The node that is at the end of a cable.
+    pub(crate) fn node(&self, target: Target) -> Option<NodeId> {
+        let node = match target {
+            Target::Nothing => None,
+            Target::Port(slot) => self.port_nodes.get(slot),
+            Target::Function(slot, _) => self.function_nodes.get(slot),
+        };
+        node.copied().flatten()
+    }
 }
 
 #[cfg(test)]

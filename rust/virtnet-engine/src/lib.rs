@@ -18,6 +18,7 @@ mod error;
 mod function;
 mod graph;
 mod histogram;
+mod passage;
 mod sleep;
 mod stats;
 mod worker;

@@ -1,16 +1,18 @@
 //! How a worker sleeps, and what wakes it.
 //!
 //! Every port is asked to notify ([`Port::arm`](virtnet_packet::Port::arm)) and says whether something came in the meantime;
-//! only if nothing did, anywhere, does the worker wait: for the ports' descriptors, for its mailbox, and for the moment
+//! only if nothing did, anywhere, does the worker wait: for the ports' descriptors, for its mailbox and the other workers, and for the moment
 //! when a function has something to do. Awake again, it tells the ports that it polls.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use virtnet_sys::{EventFd, Events, Interest, Poller};
+use virtnet_sys::{Events, Interest, Poller};
 
 use crate::dispatch::PortNode;
+use crate::passage::Bell;
 use crate::worker::Worker;
 
 const MAILBOX: u64 = u64::MAX;
@@ -23,18 +25,18 @@ const BLIND_NAP: Duration = Duration::from_millis(1);
 pub(crate) struct Bed {
     poller: Poller,
     events: Events,
-    mailbox: EventFd,
+    bell: Arc<Bell>,
 }
 
 impl Bed {
-    /// A bed that `mailbox` wakes from.
-    pub(crate) fn new(mailbox: &EventFd) -> io::Result<Self> {
+    /// A bed that `bell` wakes from: rung for a command, or by another worker.
+    pub(crate) fn new(bell: &Arc<Bell>) -> io::Result<Self> {
         let poller = Poller::new()?;
-        poller.add(mailbox, MAILBOX)?;
+        poller.add(bell.wake(), MAILBOX)?;
         Ok(Self {
             poller,
             events: Events::with_capacity(16),
-            mailbox: mailbox.try_clone()?,
+            bell: Arc::clone(bell),
         })
     }
 
@@ -49,15 +51,18 @@ impl Bed {
                 longest = Some(longest.map_or(BLIND_NAP, |time| time.min(BLIND_NAP)));
             }
         }
-        if !waiting {
+        // Said before it is looked whether there is something, so that whoever puts something there afterwards rings.
+        self.bell.set_asleep(true);
+        if !waiting && !worker.is_awaited() {
             worker.count_sleep();
             if self.poller.wait(&mut self.events, longest).is_err() {
                 debug_assert!(false, "the descriptors of a worker are its own");
             }
             if self.events.iter().any(|event| event.token == MAILBOX) {
-                self.mailbox.drain();
+                self.bell.wake().drain();
             }
         }
+        self.bell.set_asleep(false);
         for (_, node) in worker.ports_mut() {
             node.port.disarm();
         }

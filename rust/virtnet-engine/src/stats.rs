@@ -1,5 +1,8 @@
 //! What everything in a network has counted, read at one breath boundary.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use virtnet_packet::{DropCounters, PortCounters};
 
 use crate::function::FunctionDetail;
@@ -14,10 +17,77 @@ pub struct Snapshot {
     pub ports: Vec<PortStats>,
     /// The functions, in order of their nodes' numbers.
     pub functions: Vec<FunctionStats>,
-    /// The worker.
+    /// The workers together.
     pub worker: WorkerStats,
+    /// Each of them.
+    pub workers: Vec<WorkerStats>,
     /// Both sides of the books, over everything that is and ever was in the network.
     pub balance: NetBalance,
+}
+
+impl Snapshot {
+    /// What several workers of one network have counted, each between two of its breaths. What passed from one to another meanwhile
+    /// is in the balance as handed over and not taken over, or the other way round.
+    pub(crate) fn of_team(snapshots: impl IntoIterator<Item = Self>) -> Self {
+        let mut ports: BTreeMap<NodeId, PortStats> = BTreeMap::new();
+        let mut functions: BTreeMap<NodeId, FunctionStats> = BTreeMap::new();
+        let mut all = Self {
+            at_ns: 0,
+            ports: Vec::new(),
+            functions: Vec::new(),
+            worker: WorkerStats::default(),
+            workers: Vec::new(),
+            balance: NetBalance::default(),
+        };
+        for one in snapshots {
+            all.at_ns = all.at_ns.max(one.at_ns);
+            all.worker.add(&one.worker);
+            all.workers.extend(one.workers);
+            all.balance.add(&one.balance);
+            for port in one.ports {
+                match ports.entry(port.node) {
+                    Entry::Vacant(place) => drop(place.insert(port)),
+                    Entry::Occupied(mut place) => {
+                        let sum = place.get_mut();
+                        sum.counters.merge(&port.counters);
+                        sum.drops.merge(&port.drops);
+                    }
+                }
+            }
+            for function in one.functions {
+                match functions.entry(function.node) {
+                    Entry::Vacant(place) => drop(place.insert(function)),
+                    Entry::Occupied(mut place) => {
+                        let sum = place.get_mut();
+                        sum.counters.add(&function.counters);
+                        sum.detail.add(&function.detail);
+                    }
+                }
+            }
+        }
+        all.ports = ports.into_values().collect();
+        all.functions = functions.into_values().collect();
+        all
+    }
+}
+
+impl WorkerStats {
+    fn add(&mut self, other: &Self) {
+        self.breaths += other.breaths;
+        self.busy_breaths += other.busy_breaths;
+        self.packets += other.packets;
+        self.sleeps += other.sleeps;
+        self.cpu_ns += other.cpu_ns;
+    }
+}
+
+impl FunctionCounters {
+    fn add(&mut self, other: &Self) {
+        self.generated += other.generated;
+        self.consumed += other.consumed;
+        self.copied += other.copied;
+        self.drops.merge(&other.drops);
+    }
 }
 
 /// What one port has counted.
@@ -87,25 +157,47 @@ pub struct NetBalance {
     pub consumed: u64,
     /// Packets that were dropped, wherever and for whatever reason.
     pub dropped: u64,
+    /// Packets that one worker has handed to another.
+    pub handed_over: u64,
+    /// Those that the other one has taken.
+    pub taken_over: u64,
 }
 
 impl NetBalance {
     /// Packets that came to be.
     #[must_use]
     pub fn income(&self) -> u64 {
-        self.received + self.generated + self.copied
+        self.received + self.generated + self.copied + self.taken_over
     }
 
     /// Packets that have gone.
     #[must_use]
     pub fn outgo(&self) -> u64 {
-        self.sent + self.consumed + self.dropped
+        self.sent + self.consumed + self.dropped + self.handed_over
+    }
+
+    /// Packets between two workers. Those were counted one after the other, so it may be off, also below zero, by what has passed
+    /// meanwhile; at rest it is 0.
+    #[must_use]
+    pub fn in_transit(&self) -> i64 {
+        self.handed_over.wrapping_sub(self.taken_over).cast_signed()
     }
 
     /// Whether not a packet is missing or too many.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.income() == self.outgo()
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.generated += other.generated;
+        self.copied += other.copied;
+        self.sent += other.sent;
+        self.consumed += other.consumed;
+        self.dropped += other.dropped;
+        self.handed_over += other.handed_over;
+        self.taken_over += other.taken_over;
     }
 
     pub(crate) fn add_port(&mut self, counters: &PortCounters, drops: &DropCounters) {

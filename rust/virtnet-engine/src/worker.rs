@@ -4,8 +4,13 @@
 //! that make packets make them, and wakes each receiver once. It is a plain function of the network and the time,
 //! [`Worker::step`]: it does not wait, does not lock, and allocates nothing once the traffic is a steady one.
 //!
+//! Several workers share a network: each has the whole of it before it and some of its nodes, and hands packets for others to
+//! whoever has them (see [`passage`](crate::passage)).
+//!
 //! The thread around it, with its clock, its sleep and its mailbox, is in [`engine`](crate::Engine); a test drives the same
 //! steps by hand.
+
+use std::sync::Arc;
 
 use virtnet_packet::{Burst, Picks};
 
@@ -13,6 +18,7 @@ use crate::change::{Change, Node};
 use crate::dispatch::{FunctionNode, Network, PortNode};
 use crate::function::{Function, Update};
 use crate::graph::{Gate, Graph, NodeId, NodeKind, Routes, Slot, Target};
+use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
 use crate::{EngineError, Rejected};
 
@@ -31,7 +37,7 @@ pub struct Worker {
 }
 
 /// A change that was found possible, worked out as far as it can be beside the running network.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Plan {
     graph: Graph,
     routes: Routes,
@@ -84,6 +90,39 @@ impl Plan {
     pub(crate) fn graph(&self) -> &Graph {
         &self.graph
     }
+
+    /// The plan for each of `workers`: the same change, with the nodes that each is to have.
+    pub(crate) fn spread(self, workers: usize) -> Vec<Self> {
+        let mut plans: Vec<Self> = (0..workers)
+            .map(|_| Self {
+                graph: self.graph.clone(),
+                routes: self.routes.clone(),
+                removed: self.removed.clone(),
+                added: Vec::new(),
+                recabled: self.recabled.clone(),
+                updates: self.updates.clone(),
+            })
+            .collect();
+        for (id, slot, node) in self.added {
+            let home = slot.home(workers);
+            let mut give = |worker: usize, node| plans[worker].added.push((id, slot, node));
+            match node {
+                Node::Port(_) => give(home, node),
+                Node::Lanes(lanes) => {
+                    for (k, lane) in lanes.into_iter().enumerate() {
+                        give((home + k) % workers, Node::Port(lane));
+                    }
+                }
+                Node::Function(function) => {
+                    for (worker, part) in function.spread(workers, home).into_iter().enumerate() {
+                        part.into_iter()
+                            .for_each(|part| give(worker, Node::Function(part)));
+                    }
+                }
+            }
+        }
+        plans
+    }
 }
 
 impl Worker {
@@ -91,6 +130,16 @@ impl Worker {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Workers that share a network, one for each bell, which is rung when another has something for it.
+    pub(crate) fn team(bells: &[Arc<Bell>]) -> Vec<Self> {
+        let worker = |passages| {
+            let mut worker = Self::default();
+            worker.network.passages = passages;
+            worker
+        };
+        connect(bells).into_iter().map(worker).collect()
     }
 
     /// The network as it is.
@@ -105,7 +154,8 @@ impl Worker {
     /// [`Rejected`], with the change, if it is not possible. The caller's fault.
     pub fn apply(&mut self, change: Change, now: u64) -> Result<Vec<(NodeId, Node)>, Rejected> {
         let plan = Plan::new(&self.graph, change)?;
-        Ok(self.adopt(plan, now))
+        let mine = plan.spread(1).pop().unwrap_or_default();
+        Ok(self.adopt(mine, now))
     }
 
     /// Makes a planned change true. The plan must be for the network as it is.
@@ -148,7 +198,8 @@ impl Worker {
             Slot::Function(slot) => {
                 let node = self.network.functions.get_mut(slot)?.take()?;
                 self.retired.add_function(&node.counters);
-                Some(Node::Function(node.function))
+                let is_home = self.network.passages.is_home(Slot::Function(slot));
+                is_home.then_some(Node::Function(node.function))
             }
         }
     }
@@ -176,15 +227,20 @@ impl Worker {
                 };
                 *place_in(&mut self.network.functions, slot) = Some(place);
             }
-            _ => debug_assert!(false, "a node was planned for the wrong list"),
+            _ => debug_assert!(false, "a node was planned for the wrong list, or whole"),
         }
     }
 
-    /// One breath at time `now`, in ns since some fixed moment. Returns how many packets entered the network, so 0 means
-    /// that nothing is going on.
+    /// One breath at time `now`, in ns since some fixed moment. Returns how many packets entered the network or came from
+    /// another worker, so 0 means that nothing is going on.
     #[inline]
     pub fn step(&mut self, now: u64) -> usize {
         let mut moved = 0;
+        let taken_over = if self.network.passages.is_alone() {
+            0
+        } else {
+            self.take_over(now)
+        };
         for slot in 0..self.network.ports.len() {
             moved += self.breathe_in(slot, now);
         }
@@ -197,10 +253,37 @@ impl Worker {
                 node.port.flush();
             }
         }
+        if !self.network.passages.is_alone() {
+            self.network.tell_news();
+            self.network.passages.flush();
+        }
         self.stats.breaths += 1;
-        self.stats.busy_breaths += u64::from(moved > 0);
+        self.stats.busy_breaths += u64::from(moved + taken_over > 0);
         self.stats.packets += moved as u64;
-        moved
+        moved + taken_over
+    }
+
+    /// Takes what other workers have handed over on its way; how many packets that are.
+    fn take_over(&mut self, now: u64) -> usize {
+        let mut packets = 0;
+        for inlet in 0..self.network.passages.inlets() {
+            while let Some(news) = self.network.passages.next_news(inlet) {
+                self.network.hear(news, now);
+            }
+            for _ in 0..PARCELS_A_BREATH {
+                let Some(mut parcel) = self.network.passages.next_parcel(inlet) else {
+                    break;
+                };
+                let n = parcel.burst.len();
+                packets += n;
+                let (address, burst) = (parcel.address, &mut parcel.burst);
+                if !self.network.send_taken_over(address, burst, now) {
+                    self.retired.dropped += n as u64;
+                }
+                self.network.passages.give_back(inlet, parcel.burst);
+            }
+        }
+        packets
     }
 
     /// Takes what port `slot` has received and sends it on.
@@ -332,7 +415,11 @@ impl Worker {
     /// All counters, between two breaths.
     #[must_use]
     pub fn snapshot(&self, now: u64) -> Snapshot {
-        let mut balance = self.retired;
+        let mut balance = NetBalance {
+            handed_over: self.network.passages.handed_over,
+            taken_over: self.network.passages.taken_over,
+            ..self.retired
+        };
         let mut ports = Vec::with_capacity(self.network.ports.len());
         for node in self.network.ports.iter().flatten() {
             let counters = node.port.counters();
@@ -360,6 +447,7 @@ impl Worker {
             ports,
             functions,
             worker: self.stats,
+            workers: vec![self.stats],
             balance,
         }
     }
@@ -376,6 +464,16 @@ impl Worker {
     pub(crate) fn ports_mut(&mut self) -> impl Iterator<Item = (usize, &mut PortNode)> {
         let ports = self.network.ports.iter_mut().enumerate();
         ports.filter_map(|(slot, node)| Some((slot, node.as_mut()?)))
+    }
+
+    /// Whether other workers have something for it, or it has news that they have not taken yet.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.network.passages.is_waiting()
+    }
+
+    /// The packets that are still on their way to it when all workers have stopped.
+    pub(crate) fn left_behind(&mut self) -> u64 {
+        self.network.passages.left_behind()
     }
 
     pub(crate) fn count_sleep(&mut self) {

@@ -96,6 +96,18 @@ impl PortCounters {
             notifications: self.notifications.saturating_sub(earlier.notifications),
         }
     }
+
+    /// Adds the counters of another part of the same port.
+    pub fn merge(&mut self, other: &Self) {
+        self.received += other.received;
+        self.received_bytes += other.received_bytes;
+        self.sent += other.sent;
+        self.sent_bytes += other.sent_bytes;
+        self.rx_drops.merge(&other.rx_drops);
+        self.tx_drops.merge(&other.tx_drops);
+        self.bad_buffers += other.bad_buffers;
+        self.notifications += other.notifications;
+    }
 }
 
 #[cfg(test)]

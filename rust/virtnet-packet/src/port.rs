@@ -32,6 +32,11 @@ pub trait Port: Send + fmt::Debug {
     /// Gives back to the peer what the last [`rx`](Self::rx) took: its buffers are not looked at any more.
     fn complete(&mut self) {}
 
+    /// Whether what is sent can reach anyone now: of a part of a port, whether it has a queue that takes packets.
+    fn is_up(&self) -> bool {
+        true
+    }
+
     /// Sends the picked packets, in order; how many of them were accepted, counted from the front. An accepted packet is sent
     /// or counted in `tx_drops`; the others were not taken because there is no room now.
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize;

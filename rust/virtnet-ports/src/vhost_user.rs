@@ -9,11 +9,14 @@
 //!
 //! In a packet's way this is the step between a guest's rings and a burst.
 
+mod lanes;
 mod queues;
 mod service;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
@@ -23,6 +26,7 @@ use virtnet_virtio::{Features, QueueConfig, RingFormat};
 pub use service::VhostUserStatus;
 
 use crate::{Control, Held, PortError, Served, Slot};
+use lanes::Lanes;
 use queues::Queues;
 use service::BackendService;
 
@@ -75,7 +79,7 @@ impl VhostUserOptions {
     }
 }
 
-/// A vhost-user port, device side.
+/// A vhost-user port, device side, or one worker's part of it.
 #[derive(Debug)]
 pub struct VhostUserPort {
     slot: Arc<Slot<Queues>>,
@@ -91,6 +95,19 @@ impl VhostUserPort {
     /// # Errors
     /// An impossible option; a socket path that is in use, missing or not allowed.
     pub fn new(options: VhostUserOptions, control: &Control) -> Result<Self, PortError> {
+        let mut lanes = Self::in_lanes(options, 1, control)?;
+        lanes.pop().ok_or(PortError::NoService)
+    }
+
+    /// Makes a port in up to `n` parts, each for a worker of its own: one for each queue pair at most, with every `n`-th pair.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_lanes(
+        options: VhostUserOptions,
+        n: usize,
+        control: &Control,
+    ) -> Result<Vec<Self>, PortError> {
         if !(1..=128).contains(&options.queue_pairs) {
             return Err(PortError::Option {
                 option: "queue_pairs",
@@ -99,19 +116,26 @@ impl VhostUserPort {
             });
         }
         let failed = |source| PortError::io("make a vhost-user port", source);
-        let poller = Arc::new(Poller::new().map_err(failed)?);
-        let queues = Queues::new(options.queue_pairs, Arc::clone(&poller));
-        let needs_reset = Arc::clone(queues.needs_reset());
-        let slot = Slot::new(queues).map_err(failed)?;
-        poller.add(&*slot, queues::BELL).map_err(failed)?;
-        let service = BackendService::new(options, Arc::clone(&slot), needs_reset)?;
+        let needs_reset = Arc::<AtomicBool>::default();
+        let lane = |pairs| {
+            let poller = Arc::new(Poller::new()?);
+            let queues = Queues::new(pairs, Arc::clone(&poller), Arc::clone(&needs_reset));
+            let slot = Slot::new(queues)?;
+            poller.add(&*slot, queues::BELL)?;
+            Ok((slot, poller))
+        };
+        let lanes: io::Result<Vec<_>> = Lanes::share(options.queue_pairs, n).map(lane).collect();
+        let lanes = lanes.map_err(failed)?;
+        let slots = Lanes::new(lanes.iter().map(|(slot, _)| Arc::clone(slot)).collect());
+        let service = BackendService::new(options, slots, needs_reset)?;
         let service = Arc::new(control.add(service)?);
-        Ok(Self {
+        let port = |(slot, poller)| Self {
             slot,
             held: None,
             poller,
-            service,
-        })
+            service: Arc::clone(&service),
+        };
+        Ok(lanes.into_iter().map(port).collect())
     }
 
     /// How the session stands.
@@ -183,6 +207,12 @@ impl Port for VhostUserPort {
         if let Some(queues) = &mut self.held {
             queues.complete();
         }
+    }
+
+    fn is_up(&self) -> bool {
+        self.held
+            .as_ref()
+            .is_some_and(|queues| queues.running().1 > 0)
     }
 
     #[inline]

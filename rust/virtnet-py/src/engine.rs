@@ -9,7 +9,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use virtnet_engine::{
     Change, Echo, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Sink,
-    Snapshot, Source, SourceOrders, Switch, SwitchOptions, Wire,
+    Snapshot, Source, SourceOrders, Switch, SwitchOptions, Wire, WorkerStats,
 };
 use virtnet_ports::Control;
 
@@ -83,7 +83,7 @@ impl Engine {
         if network.last.is_some() {
             return Err(StateError::new_err("the network has been stopped"));
         }
-        let plan = network.plan(py, &nodes, &cables, &self.control)?;
+        let plan = network.plan(py, &nodes, &cables, self.engine.workers(), &self.control)?;
         let Plan { change, next } = plan;
         let removed = py.detach(|| {
             self.engine
@@ -151,6 +151,7 @@ impl Network {
         py: Python<'_>,
         nodes: &[Described<'_>],
         cables: &[(String, String)],
+        workers: usize,
         control: &Control,
     ) -> PyResult<Plan> {
         let mut change = Change::new();
@@ -172,7 +173,7 @@ impl Network {
             }
             let id = NodeId(next.next_id);
             next.next_id += 1;
-            let (node, watch) = make(kind, options, control)?;
+            let (node, watch) = make(kind, options, workers, control)?;
             change = change.add(id, node);
             let known = Known {
                 id,
@@ -292,20 +293,21 @@ impl Network {
         all.set_item("ports", ports)?;
         all.set_item("functions", functions)?;
         all.set_item("gone", stats::balance(py, &gone)?)?;
-        all.set_item("worker", worker(py, snapshot)?)?;
+        let transit = snapshot.balance.in_transit();
+        all.set_item("in_transit", transit)?;
+        all.set_item("worker", worker(py, &snapshot.worker)?)?;
+        let workers = snapshot.workers.iter().map(|stats| worker(py, stats));
+        all.set_item("workers", workers.collect::<PyResult<Vec<_>>>()?)?;
         Ok(all)
     }
 }
 
-fn worker<'py>(py: Python<'py>, snapshot: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
+fn worker<'py>(py: Python<'py>, counted: &WorkerStats) -> PyResult<Bound<'py, PyDict>> {
     let stats = PyDict::new(py);
-    stats.set_item("breaths", snapshot.worker.breaths)?;
-    stats.set_item("busy_breaths", snapshot.worker.busy_breaths)?;
-    stats.set_item("sleeps", snapshot.worker.sleeps)?;
-    stats.set_item(
-        "cpu_s",
-        Duration::from_nanos(snapshot.worker.cpu_ns).as_secs_f64(),
-    )?;
+    stats.set_item("breaths", counted.breaths)?;
+    stats.set_item("busy_breaths", counted.busy_breaths)?;
+    stats.set_item("sleeps", counted.sleeps)?;
+    stats.set_item("cpu_s", Duration::from_nanos(counted.cpu_ns).as_secs_f64())?;
     Ok(stats)
 }
 
@@ -344,6 +346,7 @@ impl Known {
 fn make(
     kind: &str,
     options: &Bound<'_, PyDict>,
+    workers: usize,
     control: &Control,
 ) -> PyResult<(Node, Option<Watch>)> {
     let invalid = |error| engine_error(&error);
@@ -374,8 +377,8 @@ fn make(
         }
         "echo" => Echo::new().into(),
         _ => {
-            let Opened { port, watch } = open(kind, options, control)?;
-            return Ok((Node::Port(port), Some(watch)));
+            let Opened { lanes, watch } = open(kind, options, workers, control)?;
+            return Ok((Node::Lanes(lanes), Some(watch)));
         }
     };
     Ok((function, None))

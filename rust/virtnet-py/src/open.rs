@@ -17,8 +17,18 @@ use crate::stats::Session;
 
 /// A port, and whoever can be asked how its session stands.
 pub(crate) struct Opened {
-    pub(crate) port: Box<dyn Port>,
+    /// The port, or its parts for different workers: at least one.
+    pub(crate) lanes: Vec<Box<dyn Port>>,
     pub(crate) watch: Watch,
+}
+
+impl Opened {
+    fn whole(port: impl Port + 'static, watch: Watch) -> Self {
+        Self {
+            lanes: vec![Box::new(port)],
+            watch,
+        }
+    }
 }
 
 /// Asks a port how its session stands, wherever the port is.
@@ -69,8 +79,13 @@ impl Watch {
     }
 }
 
-/// Opens a port; `control` serves its socket if it has one.
-pub(crate) fn open(kind: &str, options: &Bound<'_, PyDict>, control: &Control) -> PyResult<Opened> {
+/// Opens a port in up to `workers` parts; `control` serves its socket if it has one.
+pub(crate) fn open(
+    kind: &str,
+    options: &Bound<'_, PyDict>,
+    workers: usize,
+    control: &Control,
+) -> PyResult<Opened> {
     let py = options.py();
     match kind {
         "vhost-user" => {
@@ -81,12 +96,14 @@ pub(crate) fn open(kind: &str, options: &Bound<'_, PyDict>, control: &Control) -
                 without: Features::from_bits_retain(get(options, "without")?),
                 ..VhostUserOptions::new(get::<String>(options, "where")?)
             };
-            let port = py
-                .detach(|| VhostUserPort::new(options, control))
+            let lanes = py
+                .detach(|| VhostUserPort::in_lanes(options, workers, control))
                 .map_err(port_error)?;
+            let watch = lanes.first().map(VhostUserPort::watch);
+            let boxed = |lane| -> Box<dyn Port> { Box::new(lane) };
             Ok(Opened {
-                watch: Watch::VhostUser(port.watch()),
-                port: Box::new(port),
+                lanes: lanes.into_iter().map(boxed).collect(),
+                watch: watch.map_or(Watch::Always, Watch::VhostUser),
             })
         }
         "virtio-user" => {
@@ -110,10 +127,8 @@ pub(crate) fn open(kind: &str, options: &Bound<'_, PyDict>, control: &Control) -
             let port = py
                 .detach(|| VirtioUserPort::new(options, control))
                 .map_err(port_error)?;
-            Ok(Opened {
-                watch: Watch::VirtioUser(port.watch()),
-                port: Box::new(port),
-            })
+            let watch = Watch::VirtioUser(port.watch());
+            Ok(Opened::whole(port, watch))
         }
         "tap" => {
             let (name, mtu): (String, Option<u32>) = (get(options, "where")?, get(options, "mtu")?);
@@ -123,16 +138,13 @@ pub(crate) fn open(kind: &str, options: &Bound<'_, PyDict>, control: &Control) -
                     .set_mtu(mtu)
                     .map_err(|error| port_error(error.into()))?;
             }
-            Ok(Opened {
-                port: Box::new(port),
-                watch: Watch::Always,
-            })
+            Ok(Opened::whole(port, Watch::Always))
         }
         "pcap" => open_pcap(options),
         "memory" => {
             let end: Bound<'_, ports::Port> = get(options, "port")?;
             Ok(Opened {
-                port: end.get().take_over()?,
+                lanes: vec![end.get().take_over()?],
                 watch: Watch::Always,
             })
         }
@@ -170,10 +182,7 @@ fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {
         .py()
         .detach(|| PcapPort::open(&path, mode))
         .map_err(port_error)?;
-    Ok(Opened {
-        port: Box::new(port),
-        watch: Watch::Always,
-    })
+    Ok(Opened::whole(port, Watch::Always))
 }
 
 /// One option. `virtnet.spec` has checked it, so a missing or odd one is a defect of the package.

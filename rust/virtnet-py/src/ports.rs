@@ -72,7 +72,10 @@ impl Port {
         let control = py
             .detach(|| Control::start("virtnet-port"))
             .map_err(port_error)?;
-        let Opened { port, watch } = open(kind, &options, &control)?;
+        let Opened { mut lanes, watch } = open(kind, &options, 1, &control)?;
+        let port = lanes
+            .pop()
+            .ok_or_else(|| port_error(virtnet_ports::PortError::NoService))?;
         Ok(Self::new(kind, port, watch, Some(control)))
     }
 

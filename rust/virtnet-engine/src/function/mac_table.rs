@@ -84,7 +84,12 @@ pub(crate) struct MacTable {
     ageing: u64,
     sweep_at: usize,
     aged: u64,
+    /// Stations that were forgotten for age, if anyone wants to know.
+    forgotten: Option<Vec<MacKey>>,
 }
+
+/// When a station was last heard of that somebody else listens to: it does not age here.
+const ELSEWHERE: u64 = u64::MAX;
 
 impl std::fmt::Debug for MacTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -105,23 +110,65 @@ impl MacTable {
             ageing,
             sweep_at: 0,
             aged: 0,
+            forgotten: None,
+        }
+    }
+
+    /// Keeps a list of the stations that are forgotten for age, for [`take_forgotten`](Self::take_forgotten).
+    pub(crate) fn note_forgotten(&mut self) {
+        self.forgotten = Some(Vec::new());
+    }
+
+    /// Whom it has forgotten for age since it was asked last.
+    pub(crate) fn take_forgotten(&mut self) -> impl Iterator<Item = MacKey> + '_ {
+        self.forgotten.iter_mut().flat_map(|list| list.drain(..))
+    }
+
+    /// Notes that `mac` was heard of at `gate` elsewhere: it stays until [`forget_elsewhere`](Self::forget_elsewhere). One that is
+    /// heard of here as well, at the same gate, stays one of here.
+    pub(crate) fn learn_elsewhere(&mut self, mac: MacKey, gate: Gate, now: u64) {
+        if self.lookup(mac, now) != Some(gate) {
+            self.note(Entry::new(mac, gate, ELSEWHERE), now);
+        }
+    }
+
+    /// Notes that `mac` is not heard of elsewhere any more.
+    pub(crate) fn forget_elsewhere(&mut self, mac: MacKey) {
+        let home = self.home(mac);
+        for slots in [&mut self.table, &mut self.old] {
+            if !slots.is_empty()
+                && let Some(at) = slots.find(mac, home)
+                && slots.entries[at].seen == ELSEWHERE
+            {
+                slots.remove(at, &self.hash);
+                self.len -= 1;
+            }
         }
     }
 
     /// Notes that `mac` was heard of at `gate`.
     #[inline]
     pub(crate) fn learn(&mut self, mac: MacKey, gate: Gate, now: u64) -> Learnt {
+        self.note(Entry::new(mac, gate, now), now)
+    }
+
+    #[inline]
+    fn note(&mut self, heard: Entry, now: u64) -> Learnt {
+        let (mac, gate) = (heard.mac(), heard.gate());
         let home = self.home(mac);
         let found = match self.table.find(mac, home) {
             None if !self.old.is_empty() => self.take_along(mac, home),
             found => found,
         };
         let Some(at) = found else {
-            return self.insert(Entry::new(mac, gate, now), home);
+            return self.insert(heard, home, now);
         };
         let entry = &mut self.table.entries[at];
         let was = *entry;
-        *entry = Entry::new(mac, gate, now);
+        if was.seen == ELSEWHERE && was.gate() == gate {
+            return Learnt::Known;
+        }
+        *entry = heard;
         if is_aged(was, self.ageing, now) {
             self.aged += 1;
             Learnt::New
@@ -159,12 +206,16 @@ impl MacTable {
             while !self.table.entries[at].is_free()
                 && is_aged(self.table.entries[at], self.ageing, now)
             {
+                self.note_aged(self.table.entries[at]);
                 self.table.remove(at, &self.hash);
-                self.len -= 1;
-                self.aged += 1;
             }
             self.sweep_at = at + 1;
         }
+    }
+
+    /// How many stations it can hold.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 
     /// How many stations it holds, those included that have aged and were not swept yet.
@@ -188,16 +239,16 @@ impl MacTable {
     }
 
     #[cold]
-    fn insert(&mut self, entry: Entry, home: usize) -> Learnt {
+    fn insert(&mut self, entry: Entry, home: usize, now: u64) -> Learnt {
         if self.len >= self.limit {
-            self.sweep(SEARCHED_WHEN_FULL, entry.seen);
+            self.sweep(SEARCHED_WHEN_FULL, now);
             if self.len >= self.limit {
                 return Learnt::Full;
             }
         }
-        self.migrate(MOVED_PER_CHANGE, entry.seen);
+        self.migrate(MOVED_PER_CHANGE, now);
         if (self.len + 1) * 2 > self.table.len() {
-            self.grow(entry.seen);
+            self.grow(now);
         }
         self.table.put(entry, home);
         self.len += 1;
@@ -227,14 +278,21 @@ impl MacTable {
             }
             self.old.remove(self.old_at, &self.hash);
             if is_aged(entry, self.ageing, now) {
-                self.len -= 1;
-                self.aged += 1;
+                self.note_aged(entry);
             } else {
                 self.table.put(entry, home(&self.hash, entry.mac()));
             }
         }
         if self.old_at == self.old.len() {
             self.old = Slots::new(0);
+        }
+    }
+
+    fn note_aged(&mut self, entry: Entry) {
+        self.len -= 1;
+        self.aged += 1;
+        if let Some(list) = &mut self.forgotten {
+            list.push(entry.mac());
         }
     }
 

@@ -20,6 +20,7 @@ pub use echo::Echo;
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
+pub(crate) use switch::SwitchNews;
 pub use switch::{Switch, SwitchCounters, SwitchOptions};
 pub use wire::Wire;
 
@@ -83,6 +84,28 @@ impl Function {
             Self::Echo(_) => NodeKind::Echo,
             Self::Host(_) => NodeKind::Host,
         }
+    }
+
+    /// One for each of `n` workers, of which `home` is this one's: those that only decide are with all of them, those that make
+    /// packets with one.
+    pub(crate) fn spread(mut self, n: usize, home: usize) -> Vec<Option<Self>> {
+        let mut all: Vec<Option<Self>> = (0..n)
+            .map(|worker| (worker != home).then(|| self.part()).flatten())
+            .collect();
+        if let Some(own) = all.get_mut(home) {
+            *own = Some(self);
+        }
+        all
+    }
+
+    fn part(&mut self) -> Option<Self> {
+        Some(match self {
+            Self::Wire(_) => Self::Wire(Wire::new()),
+            Self::Switch(switch) => Self::Switch(switch.part()),
+            Self::Sink(sink) => Self::Sink(sink.part()),
+            Self::Echo(_) => Self::Echo(Echo::new()),
+            Self::Source(_) | Self::Host(_) => return None,
+        })
     }
 
     /// Gives each picked packet its fate.
@@ -180,6 +203,30 @@ pub enum FunctionDetail {
     Echo,
     /// A host.
     Host(Box<HostCounters>),
+}
+
+impl FunctionDetail {
+    /// Adds what the part of the same function with another worker has counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Switch(sum), Self::Switch(other)) => sum.add(other),
+            (
+                Self::Sink {
+                    bytes,
+                    copied_bytes,
+                },
+                Self::Sink {
+                    bytes: more,
+                    copied_bytes: more_copied,
+                },
+            ) => {
+                *bytes += more;
+                *copied_bytes += more_copied;
+            }
+            // Others count nothing, or are with one worker.
+            _ => {}
+        }
+    }
 }
 
 /// New orders for a function that is running.

@@ -38,6 +38,15 @@ impl Sink {
         }
     }
 
+    /// The same for another worker.
+    pub(super) fn part(&self) -> Self {
+        if self.kept.is_empty() {
+            Self::new()
+        } else {
+            Self::copying()
+        }
+    }
+
     /// Bytes of the frames taken.
     #[must_use]
     pub fn bytes(&self) -> u64 {

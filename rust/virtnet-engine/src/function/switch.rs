@@ -46,6 +46,30 @@ pub struct SwitchCounters {
     pub flooded: u64,
 }
 
+impl SwitchCounters {
+    /// Adds those of another part of the same switch, which has the same stations in its table.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.entries = self.entries.max(other.entries);
+        self.learned += other.learned;
+        self.moved += other.moved;
+        self.aged += other.aged;
+        self.table_full += other.table_full;
+        self.flooded += other.flooded;
+    }
+}
+
+/// What one part of a switch, with one worker, tells the others: they know whom any of them has heard of.
+///
+/// A station is aged by the part that learnt it. Others that hear of it meanwhile leave it at that, and learn it anew when they are
+/// told that it was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SwitchNews {
+    /// It has learnt where a station is.
+    Learnt(u64, Gate),
+    /// It has not heard of a station for too long.
+    Forgotten(u64),
+}
+
 /// Forwards each packet to the gate its destination was last heard of, or to all others.
 #[derive(Debug)]
 pub struct Switch {
@@ -54,6 +78,8 @@ pub struct Switch {
     /// Up to when the table was swept.
     swept: u64,
     counters: SwitchCounters,
+    /// Whom it has learnt, if there are others to be told.
+    learnt: Option<Vec<(u64, Gate)>>,
 }
 
 /// A quiet switch sweeps this often, a busy one about a thousand times as often and a thousandth as much.
@@ -74,7 +100,39 @@ impl Switch {
             ageing,
             swept: 0,
             counters: SwitchCounters::default(),
+            learnt: None,
         })
+    }
+
+    /// Another part of the same switch. Both tell and are told from now on; so far nobody may have been learnt.
+    pub(super) fn part(&mut self) -> Self {
+        let mut part = Self {
+            table: MacTable::new(self.table.limit(), self.ageing),
+            counters: SwitchCounters::default(),
+            learnt: None,
+            ..*self
+        };
+        for part in [self, &mut part] {
+            part.learnt = Some(Vec::new());
+            part.table.note_forgotten();
+        }
+        part
+    }
+
+    /// What there is to tell the other parts.
+    pub(crate) fn take_news(&mut self) -> impl Iterator<Item = SwitchNews> + '_ {
+        let learnt = self.learnt.iter_mut().flat_map(|list| list.drain(..));
+        let forgotten = self.table.take_forgotten().map(SwitchNews::Forgotten);
+        // What was forgotten and learnt again is there.
+        forgotten.chain(learnt.map(|(mac, gate)| SwitchNews::Learnt(mac, gate)))
+    }
+
+    /// What another part tells.
+    pub(crate) fn hear(&mut self, news: SwitchNews, now: u64) {
+        match news {
+            SwitchNews::Learnt(mac, gate) => self.table.learn_elsewhere(mac, gate, now),
+            SwitchNews::Forgotten(mac) => self.table.forget_elsewhere(mac),
+        }
     }
 
     /// What it has counted.
@@ -138,7 +196,13 @@ impl Switch {
             Learnt::Known => return false,
             Learnt::New => self.counters.learned += 1,
             Learnt::Moved => self.counters.moved += 1,
-            Learnt::Full => self.counters.table_full += 1,
+            Learnt::Full => {
+                self.counters.table_full += 1;
+                return true;
+            }
+        }
+        if let Some(list) = &mut self.learnt {
+            list.push((source, gate));
         }
         true
     }

@@ -17,7 +17,7 @@ use crate::flow::flow_hash;
 /// Token of the slot's bell; a kick has its ring's number.
 pub(super) const BELL: u64 = u64::MAX;
 
-/// All queue pairs of a device.
+/// The queue pairs of a device, or those of them that one worker has.
 #[derive(Debug)]
 pub(super) struct Queues {
     memory: Arc<GuestMemory>,
@@ -68,7 +68,9 @@ struct Ring<Q> {
 }
 
 impl Queues {
-    pub(super) fn new(queue_pairs: u16, poller: Arc<Poller>) -> Self {
+    /// Room for `queue_pairs` pairs. `needs_reset` is set when a ring had to be given up, for the driver to be told by the device
+    /// status.
+    pub(super) fn new(queue_pairs: u16, poller: Arc<Poller>, needs_reset: Arc<AtomicBool>) -> Self {
         Self {
             memory: Arc::default(),
             features: Features::empty(),
@@ -81,13 +83,8 @@ impl Queues {
             counters: PortCounters::default(),
             broken: None,
             given_up_at: vec![None; 2 * usize::from(queue_pairs)].into(),
-            needs_reset: Arc::default(),
+            needs_reset,
         }
-    }
-
-    /// Set when a ring had to be given up, for the driver to be told by the device status.
-    pub(super) fn needs_reset(&self) -> &Arc<AtomicBool> {
-        &self.needs_reset
     }
 
     // The packet's way.

@@ -13,10 +13,11 @@ use virtnet_vhost::{
 };
 use virtnet_virtio::Features;
 
+use super::lanes::Lanes;
 use super::queues::Queues;
 use super::{VhostUserOptions, format_name};
+use crate::PortError;
 use crate::control::Service;
-use crate::{PortError, Slot};
 
 /// How often a client tries to connect.
 const RETRY_NS: u64 = 200_000_000;
@@ -56,7 +57,7 @@ pub(super) struct BackendService {
     options: VhostUserOptions,
     listener: Option<Listener>,
     session: Option<Session>,
-    slot: Arc<Slot<Queues>>,
+    lanes: Lanes,
     /// A ring had to be given up since the last look.
     needs_reset: Arc<AtomicBool>,
     deadline_ns: Option<u64>,
@@ -75,7 +76,7 @@ struct Session {
 impl BackendService {
     pub(super) fn new(
         options: VhostUserOptions,
-        slot: Arc<Slot<Queues>>,
+        lanes: Lanes,
         needs_reset: Arc<AtomicBool>,
     ) -> Result<Self, PortError> {
         let listener = if options.client {
@@ -88,7 +89,7 @@ impl BackendService {
             options,
             listener,
             session: None,
-            slot,
+            lanes,
             needs_reset,
             deadline_ns,
             sessions: 0,
@@ -114,12 +115,20 @@ impl BackendService {
         let Some(session) = &self.session else {
             return status;
         };
-        let queues = self
-            .slot
-            .run(|queues| (queues.features(), queues.running(), queues.broken()));
-        let Ok((features, (sources, sinks), broken)) = queues else {
+        let lanes = self
+            .lanes
+            .run_all(|queues| (queues.features(), queues.running(), queues.broken()));
+        let Ok(lanes) = lanes else {
             return status;
         };
+        let (mut features, mut broken) = (Features::empty(), None);
+        let (mut sources, mut sinks) = (0, 0);
+        for (lane, (agreed, running, given_up)) in lanes.into_iter().enumerate() {
+            features = agreed;
+            (sources, sinks) = (sources + running.0, sinks + running.1);
+            let in_device = given_up.map(|(ring, why)| (self.lanes.ring_of(lane, ring), why));
+            broken = broken.or(in_device);
+        }
         status.state = if sources > 0 && sinks > 0 {
             "running"
         } else {
@@ -156,7 +165,7 @@ impl BackendService {
             offer.mtu = 68..=mtu;
         }
         let device = Device {
-            slot: Arc::clone(&self.slot),
+            lanes: self.lanes.clone(),
             regions: Vec::new(),
         };
         self.session = Some(Session {
@@ -271,9 +280,9 @@ impl Drop for BackendService {
     }
 }
 
-/// The device that a session changes: a network device behind a slot.
+/// The device that a session changes: a network device behind its slots.
 struct Device {
-    slot: Arc<Slot<Queues>>,
+    lanes: Lanes,
     /// What the memory is made of, so that slots can come and go.
     regions: Vec<Region>,
 }
@@ -282,7 +291,8 @@ impl Device {
     /// Makes `regions` the memory of the queues.
     fn install(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
         let memory = Arc::new(GuestMemory::new(regions.clone())?);
-        self.slot.run(move |queues| queues.set_memory(memory))?;
+        self.lanes
+            .run_all(move |queues| queues.set_memory(Arc::clone(&memory)))?;
         self.regions = regions;
         Ok(())
     }
@@ -307,7 +317,9 @@ fn map(region: virtnet_vhost::Region) -> Result<Region, DeviceError> {
 impl BackendDevice for Device {
     fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
         let features = Features::from_bits_retain(features);
-        Ok(self.slot.run(move |queues| queues.set_features(features))?)
+        self.lanes
+            .run_all(move |queues| queues.set_features(features))?;
+        Ok(())
     }
 
     fn set_memory(&mut self, regions: Vec<virtnet_vhost::Region>) -> Result<(), DeviceError> {
@@ -331,42 +343,50 @@ impl BackendDevice for Device {
     }
 
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
-        self.slot
-            .run(move |queues| queues.start_ring(ring, setup))?
+        self.lanes
+            .run(ring, move |queues, ring| queues.start_ring(ring, setup))?
     }
 
     fn stop_ring(&mut self, ring: usize) -> Result<Option<u32>, DeviceError> {
-        Ok(self.slot.run(move |queues| queues.stop_ring(ring))?)
+        Ok(self
+            .lanes
+            .run(ring, |queues, ring| queues.stop_ring(ring))?)
     }
 
     fn enable_ring(&mut self, ring: usize, enabled: bool) {
         // A worker that does not answer has been reported by the call before, and will be by the next.
         drop(
-            self.slot
-                .run(move |queues| queues.enable_ring(ring, enabled)),
+            self.lanes
+                .run(ring, move |queues, ring| queues.enable_ring(ring, enabled)),
         );
     }
 
     fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        self.slot.run(move |queues| queues.set_kick(ring, kick))?
+        self.lanes
+            .run(ring, |queues, ring| queues.set_kick(ring, kick))?
     }
 
     fn set_call(&mut self, ring: usize, call: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        Ok(self.slot.run(move |queues| queues.set_call(ring, call))?)
+        Ok(self
+            .lanes
+            .run(ring, |queues, ring| queues.set_call(ring, call))?)
     }
 
     fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
-        Ok(self.slot.run(move |queues| queues.set_err(ring, err))?)
+        Ok(self
+            .lanes
+            .run(ring, |queues, ring| queues.set_err(ring, err))?)
     }
 
     fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
-        self.slot
-            .run(move |queues| queues.set_addresses(ring, addresses))?
+        self.lanes.run(ring, move |queues, ring| {
+            queues.set_addresses(ring, addresses)
+        })?
     }
 
     fn disconnected(&mut self) {
         self.regions.clear();
         // When the worker does not answer in time the change waits for it all the same.
-        drop(self.slot.post(|queues: &mut Queues| queues.stop_all()));
+        self.lanes.post_all(Queues::stop_all);
     }
 }
