@@ -33,10 +33,10 @@ pub(crate) struct PortNode {
     pub(crate) drops: DropCounters,
     /// Something was sent to it in this breath.
     pub(crate) sent_to: bool,
-    /// The descriptor it wakes the worker with may be another one than before.
-    pub(crate) changed: bool,
-    /// The descriptor that the worker waits for on its behalf.
-    pub(crate) waits_on: Option<std::os::fd::RawFd>,
+    /// When packets came from it last.
+    pub(crate) heard: u64,
+    /// The worker waits for its descriptor, and does not ask it until then.
+    pub(crate) dozes: bool,
 }
 
 /// A function in its place in the network.
@@ -53,6 +53,8 @@ pub(crate) struct Network {
     pub(crate) ports: Vec<Option<PortNode>>,
     pub(crate) functions: Vec<Option<FunctionNode>>,
     pub(crate) routes: Routes,
+    /// The ports that were sent to in this breath.
+    pub(crate) sent_to: Vec<usize>,
     /// To the nodes that other workers have.
     pub(crate) passages: Passages,
     /// For copies of flooded packets, one for each step of the way.
@@ -80,6 +82,7 @@ impl Default for Network {
             ports: Vec::new(),
             functions: Vec::new(),
             routes: Routes::default(),
+            sent_to: Vec::new(),
             passages: Passages::default(),
             copies: std::array::from_fn(|_| Some(Box::default())),
             entries_left: 0,
@@ -163,7 +166,10 @@ impl Network {
         let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
             return self.hand_over(Target::Port(slot), burst, picks, way);
         };
-        node.sent_to = true;
+        if !node.sent_to {
+            node.sent_to = true;
+            self.sent_to.push(slot);
+        }
         let accepted = node.port.tx(burst, picks);
         let refused = picks.len().saturating_sub(accepted);
         if refused == 0 {

@@ -454,11 +454,15 @@ fn run(
 ) {
     let mut last_busy = monotonic_ns();
     loop {
-        if mailbox.flag.load(Ordering::Relaxed) && !serve(worker, mailbox, inbox, &bed) {
+        if mailbox.flag.load(Ordering::Relaxed) && !serve(worker, mailbox, inbox, &mut bed) {
             return;
         }
         let now = monotonic_ns();
-        if worker.step(now) > 0 {
+        let moved = worker.step(now);
+        if poll != Poll::Busy {
+            bed.after_breath(worker, now);
+        }
+        if moved > 0 {
             last_busy = now;
             continue;
         }
@@ -478,7 +482,7 @@ fn run(
 
 /// Carries out the commands that have come. False: it was told to stop.
 #[cold]
-fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed: &Bed) -> bool {
+fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed: &mut Bed) -> bool {
     // Before the commands are taken out, so that one that comes now is seen next time.
     mailbox.flag.swap(false, Ordering::AcqRel);
     // An answer that nobody waits for any more is dropped, and what it gives back with it.
@@ -503,7 +507,7 @@ fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed:
     true
 }
 
-fn adopt(worker: &mut Worker, plan: Plan, bed: &Bed) -> Vec<(NodeId, Node)> {
+fn adopt(worker: &mut Worker, plan: Plan, bed: &mut Bed) -> Vec<(NodeId, Node)> {
     for (slot, node) in worker.ports_mut() {
         if plan.removes_port(slot) {
             bed.unwatch(node);

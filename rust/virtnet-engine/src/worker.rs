@@ -26,6 +26,8 @@ use crate::{EngineError, Rejected};
 #[derive(Debug, Default)]
 pub struct Worker {
     network: Network,
+    /// The ports that are asked in every breath; the others doze until something wakes them.
+    awake: Vec<usize>,
     /// The same network for people: who is who.
     graph: Graph,
     burst: Burst,
@@ -167,7 +169,7 @@ impl Worker {
             }
         }
         for (node, slot, what) in plan.added {
-            self.put_in(node, slot, what);
+            self.put_in(node, slot, what, now);
         }
         self.network.routes = plan.routes;
         for (slot, gate) in plan.recabled {
@@ -190,6 +192,7 @@ impl Worker {
         match slot {
             Slot::Port(slot) => {
                 let mut node = self.network.ports.get_mut(slot)?.take()?;
+                self.awake.retain(|&awake| awake != slot);
                 node.port.detach();
                 let passed = node.port.counters().since(&node.before);
                 self.retired.add_port(&passed, &node.drops);
@@ -204,7 +207,7 @@ impl Worker {
         }
     }
 
-    fn put_in(&mut self, node: NodeId, slot: Slot, what: Node) {
+    fn put_in(&mut self, node: NodeId, slot: Slot, what: Node, now: u64) {
         match (slot, what) {
             (Slot::Port(slot), Node::Port(mut port)) => {
                 port.attach();
@@ -214,9 +217,10 @@ impl Worker {
                     port,
                     drops: Default::default(),
                     sent_to: false,
-                    changed: true,
-                    waits_on: None,
+                    heard: now,
+                    dozes: false,
                 };
+                self.awake.push(slot);
                 *place_in(&mut self.network.ports, slot) = Some(place);
             }
             (Slot::Function(slot), Node::Function(function)) => {
@@ -241,14 +245,14 @@ impl Worker {
         } else {
             self.take_over(now)
         };
-        for slot in 0..self.network.ports.len() {
-            moved += self.breathe_in(slot, now);
+        for at in 0..self.awake.len() {
+            moved += self.breathe_in(self.awake[at], now);
         }
         for slot in 0..self.network.functions.len() {
             moved += self.let_make(slot, now);
         }
-        for node in self.network.ports.iter_mut().flatten() {
-            if node.sent_to {
+        while let Some(slot) = self.network.sent_to.pop() {
+            if let Some(Some(node)) = self.network.ports.get_mut(slot) {
                 node.sent_to = false;
                 node.port.flush();
             }
@@ -292,10 +296,11 @@ impl Worker {
         let Some(node) = &mut self.network.ports[slot] else {
             return 0;
         };
-        node.changed |= node.port.sync();
+        node.port.sync();
         self.burst.clear();
         let n = node.port.rx(&mut self.burst);
         if n > 0 {
+            node.heard = now;
             if self.all.len() != n {
                 self.all = Picks::first(n);
             }
@@ -459,6 +464,27 @@ impl Worker {
             change = change.remove(node);
         }
         self.apply(change, 0).unwrap_or_default()
+    }
+
+    /// The ports that are asked in every breath.
+    pub(crate) fn awake(&self) -> &[usize] {
+        &self.awake
+    }
+
+    pub(crate) fn port_mut(&mut self, slot: usize) -> Option<&mut PortNode> {
+        self.network.ports.get_mut(slot)?.as_mut()
+    }
+
+    /// Asks only `awake` of those ports from now on that were asked in every breath.
+    pub(crate) fn keep_awake(&mut self, awake: impl Fn(&PortNode) -> bool) {
+        let ports = &self.network.ports;
+        let stays = |&slot: &usize| ports.get(slot).and_then(Option::as_ref).is_some_and(&awake);
+        self.awake.retain(stays);
+    }
+
+    /// Asks a port that dozed in every breath again.
+    pub(crate) fn wake(&mut self, slot: usize) {
+        self.awake.push(slot);
     }
 
     pub(crate) fn ports_mut(&mut self) -> impl Iterator<Item = (usize, &mut PortNode)> {

@@ -4,13 +4,13 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{EVERYBODY, event_port, frame, put, station, take};
 use virtnet_engine::{
-    Change, Echo, Engine, EngineError, EngineOptions, NodeId, Place, Poll, Sink, Source,
+    Change, Echo, Engine, EngineError, EngineOptions, Node, NodeId, Place, Poll, Sink, Source,
     SourceOptions, SourceOrders, Switch, SwitchOptions, Wire,
 };
 use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters, memory_pair};
@@ -114,6 +114,76 @@ fn an_idle_network_costs_no_cpu() {
         assert!(used < 15_000_000, "{poll:?}: {used} ns of CPU time");
         assert!(sleeps < 10, "{poll:?}: woken {sleeps} times");
     }
+}
+
+/// Counts how often it is asked for packets.
+#[derive(Debug)]
+struct Asked<P>(P, Arc<AtomicU64>);
+
+impl<P: Port> Port for Asked<P> {
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.rx(burst)
+    }
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        self.0.tx(burst, picks)
+    }
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.0.drop_tx(reason, n);
+    }
+    fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.0.wait_fd()
+    }
+    fn arm(&mut self) -> bool {
+        self.0.arm()
+    }
+    fn disarm(&mut self) {
+        self.0.disarm();
+    }
+    fn counters(&self) -> PortCounters {
+        self.0.counters()
+    }
+}
+
+#[test]
+fn silent_ports_doze_beside_busy_ones_and_are_woken() {
+    let engine = engine(Poll::Adaptive);
+    let (silent, outside) = event_port();
+    let asked = Arc::new(AtomicU64::new(0));
+    let (far, _far_outside) = event_port();
+    // The source keeps the worker awake.
+    let change = Change::new()
+        .add(A, Asked(silent, Arc::clone(&asked)))
+        .add(FUNCTION, Source::new(SourceOptions::default()).unwrap())
+        .add(NodeId(11), Sink::new())
+        .add(B, far)
+        .connect(FUNCTION, NodeId(11))
+        .connect(A, B);
+    engine.apply(change).unwrap();
+    let breaths = || engine.snapshot().unwrap().worker.breaths;
+    for round in 1..=50 {
+        wait_until(|| outside.is_armed());
+        let (asked_before, breaths_before) = (asked.load(Ordering::Relaxed), breaths());
+        wait_until(|| breaths() > breaths_before + 1_000);
+        let asked_now = asked.load(Ordering::Relaxed) - asked_before;
+        assert!(asked_now < 100, "asked {asked_now} times while it dozed");
+        outside.put(frame(EVERYBODY, station(1), 60, 0));
+        wait_until(|| engine.snapshot().unwrap().ports[1].counters.sent == round);
+    }
+    // One that dozes can be removed, and put back.
+    wait_until(|| outside.is_armed());
+    let mut removed = engine.apply(Change::new().remove(A)).unwrap();
+    let (_, port) = removed.pop().unwrap();
+    let Node::Port(port) = port else {
+        panic!("a port")
+    };
+    outside.put(frame(EVERYBODY, station(1), 60, 0));
+    engine
+        .apply(Change::new().add(A, Node::Port(port)).connect(A, B))
+        .unwrap();
+    wait_until(|| engine.snapshot().unwrap().ports[1].counters.sent == 51);
+    // Before there was anything to do it may have slept.
+    assert!(engine.snapshot().unwrap().worker.sleeps <= 1);
 }
 
 #[test]

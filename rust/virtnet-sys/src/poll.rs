@@ -103,6 +103,20 @@ impl Poller {
         )?)
     }
 
+    /// Waits for a descriptor to be readable, once: after its event it is not waited for until this is said again. It may be in
+    /// the set already, with whatever interest.
+    ///
+    /// # Errors
+    /// The descriptor is of a kind that cannot be waited for.
+    pub fn wait_once(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        let data = EventData::new_u64(token);
+        // A descriptor that was closed has left the set by itself, and its number may be another one's now.
+        epoll::modify(&self.epoll, &source, data, flags)
+            .or_else(|_| epoll::add(&self.epoll, &source, data, flags))?;
+        Ok(())
+    }
+
     /// Takes a descriptor out of the set; do so before closing it if a duplicate of it may exist elsewhere.
     ///
     /// # Errors
@@ -162,6 +176,27 @@ impl Events {
         Self {
             list: Vec::with_capacity(capacity.max(1)),
         }
+    }
+
+    /// How many events the last wait had.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether the last wait had none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The token of an event of the last wait.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    #[must_use]
+    pub fn token(&self, at: usize) -> u64 {
+        self.list[at].data.u64()
     }
 
     /// Walks the events of the last wait.
@@ -294,6 +329,21 @@ mod tests {
         inner.add_edge(&reader, 3).unwrap();
         poll_now(&inner);
         assert_eq!(poll_now(&outer), [], "its far end is still away");
+    }
+
+    #[test]
+    fn what_is_waited_for_once_is_told_once() {
+        let (poller, event) = (Poller::new().unwrap(), EventFd::new().unwrap());
+        for round in 0..3 {
+            poller.wait_once(&event, round).unwrap();
+            assert_eq!(poll_now(&poller), []);
+            event.signal().unwrap();
+            assert_eq!(poll_now(&poller)[0].token, round);
+            assert_eq!(poll_now(&poller), [], "it is still readable");
+            poller.wait_once(&event, round).unwrap();
+            assert_eq!(poll_now(&poller).len(), 1, "it was readable before");
+            event.drain();
+        }
     }
 
     #[test]
