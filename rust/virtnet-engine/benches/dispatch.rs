@@ -158,7 +158,24 @@ fn ns_per_packet(worker: &mut Worker) -> f64 {
     rounds[rounds.len() / 2]
 }
 
+/// How the cost of a packet grows with the stations that a switch knows: `CURVE=macs`, a line of JSON for each point.
+fn print_curve() {
+    for stations in [10, 100, 1_000, 10_000, 100_000, 1_000_000] {
+        // Half of them send to the other half.
+        let frames = flows(stations / 2, 1 << 20);
+        let nothing = ns_per_packet(&mut worker(Sink::new(), frames.clone(), 0));
+        let known = switch(stations / 2, 2, 1 << 20);
+        let ns = ns_per_packet(&mut worker(known, frames, 2)) - nothing;
+        println!(
+            "{{\"curve\": \"macs\", \"series\": \"switch\", \"x\": {stations}, \"y\": {ns:.2}}}"
+        );
+    }
+}
+
 fn main() {
+    if std::env::var_os("CURVE").is_some() {
+        return print_curve();
+    }
     // What a fake port itself costs, to be taken off the others: packets that end at once.
     let nothing = ns_per_packet(&mut worker(Sink::new(), flows(1, 1 << 20), 0));
     println!(

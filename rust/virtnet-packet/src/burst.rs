@@ -237,7 +237,12 @@ impl Burst {
     /// # Panics
     /// When the burst is full, which is a caller's defect.
     pub fn push_copy(&mut self, from: &Self, i: usize) {
-        self.rows[self.n] = from.rows[i];
+        // Another worker fetches these lines: of a short frame, one.
+        let (row, head) = (&mut self.rows[self.n].0, &from.rows[i].0);
+        match from.frame_len(i) {
+            0..=64 => row[..64].copy_from_slice(&head[..64]),
+            _ => *row = *head,
+        }
         let body = self.own_body(from.frame_len(i) - from.head(i).len(), |own| {
             from.copy_body(i, own);
         });

@@ -18,6 +18,8 @@ use crate::graph::Gate;
 pub(crate) const MAX_ENTRIES: usize = 1 << 24;
 
 const MIN_SLOTS: usize = 64;
+/// Slots of a table whose lines are mostly in no cache: sixteen megabytes of them.
+const LARGE: usize = 1 << 20;
 /// Slots of an old table that each change takes along: more than two, so that it is empty before the next one is due.
 const MOVED_PER_CHANGE: usize = 8;
 /// Slots that are searched for aged entries before a table counts as full.
@@ -86,6 +88,8 @@ pub(crate) struct MacTable {
     aged: u64,
     /// Stations that were forgotten for age, if anyone wants to know.
     forgotten: Option<Vec<MacKey>>,
+    /// When it was last searched for aged entries because it was full.
+    searched_at: Option<u64>,
 }
 
 /// When a station was last heard of that somebody else listens to: it does not age here.
@@ -111,6 +115,7 @@ impl MacTable {
             sweep_at: 0,
             aged: 0,
             forgotten: None,
+            searched_at: None,
         }
     }
 
@@ -191,6 +196,18 @@ impl MacTable {
         (!is_aged(entry, self.ageing, now)).then(|| entry.gate())
     }
 
+    /// Whether it is larger than a cache that is near.
+    #[inline]
+    pub(crate) fn is_large(&self) -> bool {
+        self.table.len() >= LARGE
+    }
+
+    /// Reads what stands where `mac` would, to have it near.
+    #[inline]
+    pub(crate) fn peek(&self, mac: MacKey) -> u64 {
+        self.table.entries[self.home(mac) & self.table.mask].station
+    }
+
     /// Forgets every station behind `gate`. Looks at the whole table.
     pub(crate) fn forget(&mut self, gate: Gate) {
         let removed = [&mut self.table, &mut self.old]
@@ -241,7 +258,11 @@ impl MacTable {
     #[cold]
     fn insert(&mut self, entry: Entry, home: usize, now: u64) -> Learnt {
         if self.len >= self.limit {
-            self.sweep(SEARCHED_WHEN_FULL, now);
+            // Once a breath: whoever fills the table with addresses pays little for each more.
+            if self.searched_at != Some(now) {
+                self.searched_at = Some(now);
+                self.sweep(SEARCHED_WHEN_FULL, now);
+            }
             if self.len >= self.limit {
                 return Learnt::Full;
             }
