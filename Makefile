@@ -42,7 +42,7 @@ peers: $(VENV)/installed ## install QEMU and DPDK where they are missing, and te
 	tests/peers/install.sh
 	$(BIN)/pytest -m peer
 
-bench: $(VENV)/installed ## measure side by side with DPDK (see benchmarks/)
+bench: $(VENV)/installed $(VENV)/bench-tools ## measure side by side with DPDK (see benchmarks/)
 	$(BIN)/python -m benchmarks
 
 instructions: $(VENV)/tools ## count the instructions a packet costs in the rings, under valgrind
@@ -53,10 +53,11 @@ develop: $(VENV)/tools ## an editable install with the quick profile, for workin
 	rm -f $(VENV)/installed
 
 lock: $(VENV)/tools ## choose the newest versions of the Python tools anew
-	{ echo '# Exact versions of what `make` puts into .venv beside the package. Written by `make lock`.'; \
-	  $(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --upgrade; \
-	} > requirements-dev.lock.new
-	mv requirements-dev.lock.new requirements-dev.lock
+	for group in dev bench; do \
+	  { echo "# Exact versions of what \`make\` puts into .venv beside the package (group $$group). Written by \`make lock\`."; \
+	    $(BIN)/uv pip compile pyproject.toml --group $$group --universal --python-version 3.11 --generate-hashes --no-header --quiet --upgrade; \
+	  } > requirements-$$group.lock.new && mv requirements-$$group.lock.new requirements-$$group.lock; \
+	done
 
 clean: ## remove what was built and installed
 	rm -rf $(VENV) target
@@ -69,6 +70,10 @@ $(VENV)/bin/python:
 
 $(VENV)/tools: requirements-dev.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/bench-tools: requirements-bench.lock | $(VENV)/tools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@
 
 $(VENV)/installed: $(SOURCES) $(VENV)/tools

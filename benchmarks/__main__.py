@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import cells, facts, machine, ours, report, testpmd
+from benchmarks import cells, curves, facts, machine, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
 #: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
@@ -83,11 +83,16 @@ def _measure_all(
         for fact in facts.measure_all(bench):
             print(f"  {fact.name}: {fact.peer}, {fact.ours}, aimed at {fact.target or '-'}", flush=True)
             found.append(fact)
+    drawn = []
+    for curve in curves.CURVES if options.curves else []:
+        drawn.append((curve, curve.points(bench)))
+        print(f"  {curve.title}: {drawn[-1][1]}", flush=True)
     if rows:
         print("\n" + report.for_terminal(rows))
     print(f"\nall runs: {journal.path}\nlogs of the last run: {bench.logs}")
     if publishes:
         figures.renew([], found, circumstances)
+        figures.renew_curves(drawn, circumstances)
         report.publish(figures.for_readme())
         print(f"tables: {report.README}")
     complete = all(side.rates for row in rows for side in ([row.peer, row.ours] if len(sides) == 2 else [row.peer]))
@@ -156,6 +161,7 @@ def _options() -> argparse.Namespace:
     add("--peer-only", action="store_true", help="measure DPDK alone")
     add("--self-check", action="store_true", help="measure DPDK against itself: how far from 1 is noise")
     add("--facts", action=argparse.BooleanOptionalAction, help="measure what is no rate too, or not (whole runs do)")
+    add("--curves", action=argparse.BooleanOptionalAction, help="measure how costs grow too, or not (whole runs do)")
     add(
         "--publish",
         action=argparse.BooleanOptionalAction,
@@ -166,6 +172,8 @@ def _options() -> argparse.Namespace:
     options.window = options.window or 0.5
     if options.facts is None:
         options.facts = not (options.only or options.quick or options.self_check or options.peer_only)
+    if options.curves is None:
+        options.curves = not (options.only or options.quick or options.self_check or options.peer_only)
     return options
 
 

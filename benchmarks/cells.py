@@ -7,6 +7,7 @@ are driven by the same testpmd process with virtio-user ports; only the back-end
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ RINGS = {
 #: What a run measures without being asked. (In order is what DPDK's driver does with split rings by itself.)
 USUAL_RINGS = ("split", "packed", "packed-in-order")
 SIZES = (64, 256, 1518)
+#: Bytes of a cache line.
+LINE = 64
 #: Frames whose copying decides.
 LARGE = 1000
 #: Who drives: DPDK's testpmd, or virtnet.
@@ -100,6 +103,18 @@ class Cell:
     def in_order(self) -> bool:
         """Whether the driver asks for in-order use."""
         return RINGS[self.ring][1]
+
+    @property
+    def lines(self) -> float:
+        """Cache lines that move between the cores for a packet at the least: its own, and its share of the rings'."""
+        shares = {"split": (0.31, 0.31), "split-any-order": (0.44, 0.44), "packed": (0.5, 0.5)}
+        to_host, to_guest = shares.get(self.ring, (0.28, 0.5))
+        payload = math.ceil(self.size / LINE)
+        if self.task.name == "guest-to-host":
+            return payload + to_host
+        if self.task.name == "host-to-guest":
+            return payload + to_guest
+        return 2 * payload + to_host + to_guest
 
     @property
     def usual(self) -> bool:

@@ -6,6 +6,7 @@ cells renews some rows.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -14,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cells
+from benchmarks import cells, curves
 
 if TYPE_CHECKING:
     from benchmarks.cells import Cell
+    from benchmarks.curves import Curve, Series
     from benchmarks.facts import Fact
     from benchmarks.run import Run
 
@@ -118,7 +120,9 @@ class Figures:
     def __init__(self, path: Path = FIGURES) -> None:
         """Read what is known."""
         self._path = path
-        self._known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": {}, "facts": {}}
+        self._known: dict[str, Any] = {"cells": {}, "facts": {}, "curves": {}}
+        if path.exists():
+            self._known |= json.loads(path.read_text())
 
     def renew(self, rows: list[Row], facts: list[Fact], circumstances: dict[str, str]) -> None:
         """Take over what has just been measured."""
@@ -127,6 +131,20 @@ class Figures:
             self._known["cells"][str(one.cell)] = {"at": circumstances, **sides}
         for fact in facts:
             self._known["facts"][fact.name] = {"at": circumstances, **asdict(fact)}
+        self._write()
+
+    def renew_curves(self, drawn: list[tuple[Curve, Series]], circumstances: dict[str, str]) -> None:
+        """The same for curves, which are drawn."""
+        if not drawn:
+            return
+        from benchmarks import plots  # noqa: PLC0415 - matplotlib is there for whom draws curves
+
+        for curve, series in drawn:
+            self._known["curves"][curve.name] = {"at": circumstances, "series": series}
+            plots.draw(curve, series)
+        self._write()
+
+    def _write(self) -> None:
         self._path.write_text(json.dumps(self._known, indent=1) + "\n")
 
     def for_readme(self) -> str:
@@ -136,15 +154,25 @@ class Figures:
         for load, title in TITLES.items():
             of_load = [_known_row(cell, known) for cell, known in rows if cell.load == load]
             if of_load:
-                texts += [f"### {title}", _summary(of_load), _table(of_load)]
+                texts += [f"### {title}", _summary(of_load), _table(of_load, self._lines())]
         if self._known["facts"]:
             texts += ["### Beside rates", _facts_table(list(self._known["facts"].values()))]
+        if self._known["curves"]:
+            texts += ["### How costs grow"]
+            for curve in curves.CURVES:
+                if curve.name in self._known["curves"]:
+                    texts += [f"![{curve.title}](curves/{curve.name}.svg)", curve.remark]
         return "\n\n".join(texts)
+
+    def _lines(self) -> list[list[float]]:
+        """What items of so many lines cost when they are streamed from core to core, in ns."""
+        known = self._known["curves"].get("lines")
+        return known["series"]["stream"] if known else []
 
     def _circumstances(self) -> str:
         """When, where and with what; rows measured at different times are told apart by commit."""
         seen: dict[str, list[str]] = {}
-        for kind in ("cells", "facts"):
+        for kind in ("cells", "facts", "curves"):
             for name, known in self._known[kind].items():
                 at = known["at"]
                 versions = ", ".join(f"{peer} {at[peer]}" for peer in ("DPDK", "OVS") if peer in at)
@@ -207,10 +235,22 @@ def _summary(rows: list[Row]) -> str:
     return f"{reached} of {len(rows)} cells reach their target; geometric mean of all ratios: {mean:.2f}."
 
 
-def _table(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(HEADS) + " |", RULE]
+def _limit(cell: Cell, lines: list[list[float]]) -> str:
+    """What moving the cell's lines between the cores allows, in Mpps."""
+    (x0, y0), (x1, y1) = next(
+        ((a, b) for a, b in itertools.pairwise(lines) if cell.lines <= b[0]),
+        (lines[0], lines[-1]),
+    )
+    return f"{1e3 / (y0 + (cell.lines - x0) * (y1 - y0) / (x1 - x0)):.0f}"
+
+
+def _table(rows: list[Row], lines_ns: list[list[float]]) -> str:
+    heads, rule = HEADS, RULE
+    if lines_ns:
+        heads, rule = [*HEADS, "limit, Mpps"], f"{RULE} --: |"
+    lines = ["| " + " | ".join(heads) + " |", rule]
     for each in in_reading_order(rows):
-        texts = each.texts()
+        texts = each.texts() + ([_limit(each.cell, lines_ns)] if lines_ns else [])
         if each.is_behind:
             texts[5] = f"**{texts[5]}**"
         lines.append("| " + " | ".join(texts) + " |")

@@ -131,7 +131,7 @@ fn switch(stations: usize, receivers: u16, first: usize) -> Switch {
     // Taken out by itself, it forgets nothing.
     let removed = worker.apply(Change::new().remove(NodeId(0)), 0).unwrap();
     match removed.into_iter().next() {
-        Some((_, Node::Function(virtnet_engine::Function::Switch(switch)))) => switch,
+        Some((_, Node::Function(virtnet_engine::Function::Switch(switch)))) => *switch,
         other => panic!("a switch was put in, and {other:?} came out"),
     }
 }

@@ -61,7 +61,7 @@ pub enum Function {
     /// Passes packets between its two gates.
     Wire(Wire),
     /// A learning switch.
-    Switch(Switch),
+    Switch(Box<Switch>),
     /// Takes packets and counts them.
     Sink(Sink),
     /// Makes packets.
@@ -101,7 +101,7 @@ impl Function {
     fn part(&mut self) -> Option<Self> {
         Some(match self {
             Self::Wire(_) => Self::Wire(Wire::new()),
-            Self::Switch(switch) => Self::Switch(switch.part()),
+            Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
             Self::Source(_) | Self::Host(_) => return None,
@@ -276,7 +276,13 @@ macro_rules! node_from {
         }
     )*};
 }
-node_from!(Wire, Switch, Sink, Source, Echo);
+node_from!(Wire, Sink, Source, Echo);
+
+impl From<Switch> for Node {
+    fn from(switch: Switch) -> Self {
+        Self::Function(Function::Switch(Box::new(switch)))
+    }
+}
 
 impl From<Host> for Node {
     fn from(host: Host) -> Self {
