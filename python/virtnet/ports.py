@@ -151,6 +151,8 @@ class VhostUserPort(Port):
 class VirtioUserPort(Port):
     """A driver for somebody else's network device: it attaches to a vhost-user back-end as a guest would.
 
+    By hand it agrees to no offloads: frames have their checksums, and none is longer than the link's.
+
     Args:
         path: the socket.
         server: listen, for back-ends that connect.

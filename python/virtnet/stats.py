@@ -37,6 +37,7 @@ class PortStats:
         rx_drops: of ``received``, those that went no further, by reason.
         tx_drops: packets that were to leave by this port and did not, by reason.
         notifications: kicks or calls written to the other end.
+        segmented: frames made of longer ones because the other end takes no long ones, beyond the first of each.
         connected: whether somebody is at the other end now.
         features: the negotiated word, ``None`` when there is nobody or nothing to negotiate.
         ring: ``split`` or ``packed``, ``None`` likewise.
@@ -54,6 +55,7 @@ class PortStats:
     rx_drops: dict[str, int] = field(default_factory=dict)
     tx_drops: dict[str, int] = field(default_factory=dict)
     notifications: int = 0
+    segmented: int = 0
     connected: bool = False
     features: int | None = None
     protocol_features: int | None = None
@@ -93,6 +95,7 @@ class PortStats:
             "sent_bytes": self.sent_bytes,
             "drops": self.drops,
             "notifications": self.notifications,
+            "segmented": self.segmented,
             "connected": self.connected,
             "features": [*self.net_features.names(), *self.ring_features.names()],
             "protocol_features": self.protocol.names(),
@@ -133,7 +136,7 @@ class Balance:
     Attributes:
         received: packets that ports received.
         generated: packets that functions made.
-        copied: further copies that flooding made.
+        copied: further copies that flooding made, and segments beyond the first of a frame.
         sent: packets that ports sent.
         consumed: packets that ended in a function.
         dropped: packets dropped anywhere.
@@ -216,7 +219,7 @@ class NetStats:
         return Balance(
             received=gone.received + sum(port.received for port in ports),
             generated=gone.generated + sum(function.generated for function in functions),
-            copied=gone.copied + sum(function.copied for function in functions),
+            copied=gone.copied + sum(function.copied for function in functions) + sum(port.segmented for port in ports),
             sent=gone.sent + sum(port.sent for port in ports),
             consumed=gone.consumed + sum(function.consumed for function in functions),
             dropped=gone.dropped + sum(self.drops.values()),

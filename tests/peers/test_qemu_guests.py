@@ -138,6 +138,48 @@ def test_driver_that_accepts_less_is_served_too(network, properties, missing):
         assert not port.features & missing
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_guest_that_takes_long_frames_talks_to_one_that_takes_none(network, packed):
+    if network.is_net_vhost:
+        pytest.skip("DPDK's library passes on what a receiver did not agree to")
+    nics = [network.nic("vm1", packed=packed), network.nic("vm2", packed=packed, properties=NO_OFFLOADS)]
+    backend = network.backend(*nics).start()
+    vm1, vm2 = (network.guest(nic.socket.stem, nic, n).wait_ready() for n, nic in enumerate(nics, 1))
+    traffic.wait_for_link(vm1, vm2)
+
+    assert traffic.ping((vm1, vm2), (vm2, vm1)) == [Pings(20, 20)] * 2
+    assert traffic.tcp(vm1, vm2) > 0
+    assert traffic.tcp(vm1, vm2, reverse=True) > 0
+    assert traffic.stream_is_intact(vm1, vm2)
+    assert traffic.stream_is_intact(vm2, vm1)
+    traffic.quieten(vm1, vm2)
+    counted = [traffic.interface_counters(guest) for guest in (vm1, vm2)]
+    report = backend.stop()
+    offloads = {"csum", "guest_csum", "host_tso4", "guest_tso4", "host_tso6", "guest_tso6"}
+    assert offloads <= report.ports[0].features
+    assert not offloads & report.ports[1].features
+    segmented = [port["segmented"] for port in report.json["ports"].values()]
+    assert segmented[0] == 0
+    assert segmented[1] > 100
+    assert report.received + sum(segmented) == report.sent + report.dropped
+    for port, guest in zip(report.ports, counted, strict=True):
+        assert guest.faulty == 0
+        assert (port.received, port.sent) == (guest.sent, guest.received), report.json
+
+
+@pytest.mark.parametrize("feature", ["tx", "tso", "gso", "gro", "rx-gro-hw"])
+def test_a_guest_may_switch_any_offload_off_and_on_again(network, feature):
+    backend, vm1, vm2 = network.pair()
+    for state in ("off", "on"):
+        vm1.run(f"ethtool -K eth0 {feature} {state}")
+        assert traffic.tcp(vm1, vm2, mib=4) > 0
+        assert traffic.stream_is_intact(vm1, vm2)
+        assert traffic.stream_is_intact(vm2, vm1)
+    traffic.quieten(vm1, vm2)
+    assert all(traffic.interface_counters(guest).faulty == 0 for guest in (vm1, vm2))
+    assert backend.is_running
+
+
 def test_back_end_that_connects_to_qemu_serves_guests_with_packed_rings(network):
     backend, vm1, vm2 = network.pair(packed=True, listen=True)
 

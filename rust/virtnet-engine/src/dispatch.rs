@@ -10,7 +10,10 @@
 //!
 //! A packet that was flooded is one packet in several places: a function that changes packets works on a copy then.
 
-use virtnet_packet::{BURST_MAX, Burst, DropCounters, DropReason, Picks, Port, PortCounters};
+use virtnet_packet::{
+    BURST_MAX, Burst, DropCounters, DropReason, Offload, Offloads, Picks, Port, PortCounters,
+    Resolver,
+};
 
 use crate::function::{Fate, Fates, Function, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
@@ -33,6 +36,8 @@ pub(crate) struct PortNode {
     pub(crate) drops: DropCounters,
     /// Something was sent to it in this breath.
     pub(crate) sent_to: bool,
+    /// Frames that were made of longer ones for it, beyond the first of each.
+    pub(crate) segmented: u64,
     /// When packets came from it last.
     pub(crate) heard: u64,
     /// The worker waits for its descriptor, and does not ask it until then.
@@ -57,6 +62,8 @@ pub(crate) struct Network {
     pub(crate) sent_to: Vec<usize>,
     /// To the nodes that other workers have.
     pub(crate) passages: Passages,
+    /// For packets of which a port is left with more than it takes.
+    finisher: Box<Finisher>,
     /// For copies of flooded packets, one for each step of the way.
     copies: [Option<Box<Burst>>; MAX_DEPTH],
     entries_left: u32,
@@ -84,6 +91,7 @@ impl Default for Network {
             routes: Routes::default(),
             sent_to: Vec::new(),
             passages: Passages::default(),
+            finisher: Box::default(),
             copies: std::array::from_fn(|_| Some(Box::default())),
             entries_left: 0,
         }
@@ -170,6 +178,9 @@ impl Network {
             node.sent_to = true;
             self.sent_to.push(slot);
         }
+        if burst.needs() != Offloads::NONE && !node.port.offloads().contains(burst.needs()) {
+            return self.send_finished(slot, burst, picks, way);
+        }
         let accepted = node.port.tx(burst, picks);
         let refused = picks.len().saturating_sub(accepted);
         if refused == 0 {
@@ -184,6 +195,42 @@ impl Network {
             return 0;
         }
         refused
+    }
+
+    /// Sends packets to a port that cannot be left with all that they leave to be done: those it can as they are, the others
+    /// finished here. How many were refused.
+    #[cold]
+    fn send_finished(&mut self, slot: usize, burst: &Burst, picks: &Picks, way: Way) -> usize {
+        let is_home = self.passages.is_home(Slot::Port(slot));
+        let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
+            return 0;
+        };
+        if !is_home && !node.port.is_up() {
+            return self.hand_over(Target::Port(slot), burst, picks, way);
+        }
+        let takes = node.port.offloads();
+        let passes = |k: usize| takes.contains(burst.offload(picks.get(k)).into());
+        let mut at = 0;
+        while at < picks.len() {
+            let mut run = Picks::default();
+            (at..picks.len())
+                .take_while(|&k| passes(k))
+                .for_each(|k| run.push(picks.get(k)));
+            let (n, accepted) = if run.is_empty() {
+                let accepted = self.finisher.send(node, burst, picks.get(at));
+                (1, usize::from(accepted))
+            } else {
+                (run.len(), node.port.tx(burst, &run))
+            };
+            if accepted < n {
+                if way.offered {
+                    return picks.len() - at - accepted;
+                }
+                node.port.drop_tx(DropReason::NoRoom, n - accepted);
+            }
+            at += n;
+        }
+        0
     }
 
     /// Hands packets to the worker that has the node they go to; how many were refused.
@@ -486,6 +533,46 @@ impl Network {
         };
         if let Some(drops) = drops {
             drops.add(reason, n);
+        }
+    }
+}
+
+/// Does for a port what packets leave to be done.
+#[derive(Debug, Default)]
+struct Finisher {
+    resolver: Resolver,
+    finished: Burst,
+}
+
+impl Finisher {
+    /// Sends what becomes of packet `i`; whether it was accepted. What of its segments finds no room behind the first is dropped.
+    fn send(&mut self, node: &mut PortNode, burst: &Burst, i: usize) -> bool {
+        if self.resolver.take(burst, i).is_err() {
+            node.port.drop_tx(DropReason::BadOffload, 1);
+            return true;
+        }
+        let mut sent_before = 0;
+        loop {
+            self.finished.clear();
+            while self.finished.room() > 0
+                && let Some(frame) = self.resolver.next_frame()
+            {
+                self.finished.push_bytes(frame, Offload::default());
+            }
+            let n = self.finished.len();
+            if n == 0 {
+                return true;
+            }
+            let accepted = node.port.tx(&self.finished, &Picks::first(n));
+            if accepted == 0 && sent_before == 0 {
+                return false;
+            }
+            if accepted < n {
+                node.port.drop_tx(DropReason::NoRoom, n - accepted);
+            }
+            // The packet itself is counted already.
+            node.segmented += n as u64 - u64::from(sent_before == 0);
+            sent_before += n;
         }
     }
 }

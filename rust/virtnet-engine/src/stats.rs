@@ -51,6 +51,7 @@ impl Snapshot {
                         let sum = place.get_mut();
                         sum.counters.merge(&port.counters);
                         sum.drops.merge(&port.drops);
+                        sum.segmented += port.segmented;
                     }
                 }
             }
@@ -99,6 +100,8 @@ pub struct PortStats {
     pub counters: PortCounters,
     /// Packets from it that went no further: it has no cable, or what is behind it is not to be entered again.
     pub drops: DropCounters,
+    /// Frames that were made of longer ones because it takes no long ones, beyond the first of each.
+    pub segmented: u64,
 }
 
 /// What one function has counted.
@@ -149,7 +152,7 @@ pub struct NetBalance {
     pub received: u64,
     /// Packets that functions made.
     pub generated: u64,
-    /// Copies that flooding made.
+    /// Copies that flooding made, and segments beyond the first of a frame.
     pub copied: u64,
     /// Frames that ports sent.
     pub sent: u64,
@@ -200,7 +203,13 @@ impl NetBalance {
         self.taken_over += other.taken_over;
     }
 
-    pub(crate) fn add_port(&mut self, counters: &PortCounters, drops: &DropCounters) {
+    pub(crate) fn add_port(
+        &mut self,
+        counters: &PortCounters,
+        drops: &DropCounters,
+        segmented: u64,
+    ) {
+        self.copied += segmented;
         self.received += counters.received;
         self.sent += counters.sent;
         self.dropped += counters.rx_drops.total() + counters.tx_drops.total() + drops.total();

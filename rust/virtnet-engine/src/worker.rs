@@ -195,7 +195,7 @@ impl Worker {
                 self.awake.retain(|&awake| awake != slot);
                 node.port.detach();
                 let passed = node.port.counters().since(&node.before);
-                self.retired.add_port(&passed, &node.drops);
+                self.retired.add_port(&passed, &node.drops, node.segmented);
                 Some(Node::Port(node.port))
             }
             Slot::Function(slot) => {
@@ -217,6 +217,7 @@ impl Worker {
                     port,
                     drops: Default::default(),
                     sent_to: false,
+                    segmented: 0,
                     heard: now,
                     dozes: false,
                 };
@@ -428,11 +429,12 @@ impl Worker {
         let mut ports = Vec::with_capacity(self.network.ports.len());
         for node in self.network.ports.iter().flatten() {
             let counters = node.port.counters();
-            balance.add_port(&counters.since(&node.before), &node.drops);
+            balance.add_port(&counters.since(&node.before), &node.drops, node.segmented);
             ports.push(PortStats {
                 node: node.node,
                 counters,
                 drops: node.drops,
+                segmented: node.segmented,
             });
         }
         let mut functions = Vec::with_capacity(self.network.functions.len());

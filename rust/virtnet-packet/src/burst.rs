@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 
-use crate::Offload;
+use crate::{Offload, Offloads};
 
 /// The most packets in a burst.
 pub const BURST_MAX: usize = 64;
@@ -52,6 +52,8 @@ pub struct Burst {
     own: Vec<u8>,
     /// What its bodies are called as long as they stay what they are; 0: they may change.
     lasting: u64,
+    /// What the packets in it, or some that were, leave to be done.
+    needs: Offloads,
 }
 
 impl Default for Burst {
@@ -78,6 +80,7 @@ impl Burst {
             memory: None,
             own: Vec::new(),
             lasting: 0,
+            needs: Offloads::NONE,
         }
     }
 
@@ -87,6 +90,7 @@ impl Burst {
         self.segments.clear();
         self.own.clear();
         self.lasting = 0;
+        self.needs = Offloads::NONE;
     }
 
     /// Says that the bodies in it stay what they are until it is cleared: each has a name then that no other body has.
@@ -156,6 +160,14 @@ impl Burst {
     #[inline]
     pub fn set_offload(&mut self, i: usize, offload: Offload) {
         self.metas[i].offload = offload;
+        self.needs |= offload.into();
+    }
+
+    /// What its packets leave to be done, all together: a receiver that can be left with all of it can be given any of them.
+    #[inline]
+    #[must_use]
+    pub fn needs(&self) -> Offloads {
+        self.needs
     }
 
     /// Says whose memory the segments given to [`push_guest`](Self::push_guest) belong to: one memory for all of a burst.
@@ -275,6 +287,9 @@ impl Burst {
 
     #[inline(always)]
     fn finish_push(&mut self, frame_len: u32, offload: Offload, body: Body) {
+        if !offload.is_plain() {
+            self.needs |= offload.into();
+        }
         self.metas[self.n] = Meta {
             frame_len,
             offload,

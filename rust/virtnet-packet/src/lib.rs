@@ -11,14 +11,17 @@
 #![forbid(unsafe_code)]
 
 mod burst;
+pub mod checksum;
 mod counters;
 mod drop_reason;
 pub mod header;
 mod offload;
 mod port;
+mod resolve;
 
 pub use burst::{BURST_MAX, Burst, HEAD_MAX, Picks, Piece};
 pub use counters::{DropCounters, PortCounters};
 pub use drop_reason::DropReason;
-pub use offload::Offload;
+pub use offload::{Offload, Offloads};
 pub use port::{MemoryPort, Port, PortPair, memory_pair};
+pub use resolve::{Resolver, Unresolvable};

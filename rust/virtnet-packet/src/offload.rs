@@ -1,5 +1,55 @@
 //! What a packet's sender left to be done, or says it has done: checksum and segmentation metadata.
 
+/// What may be left to a receiver: a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads(u8);
+
+impl Offloads {
+    /// Nothing: frames are to be finished.
+    pub const NONE: Self = Self(0);
+    /// Checksums.
+    pub const CSUM: Self = Self(1);
+    /// Segments of TCP over IPv4.
+    pub const TSO4: Self = Self(2);
+    /// Segments of TCP over IPv6.
+    pub const TSO6: Self = Self(4);
+    /// Segments of TCP that knows explicit congestion notification.
+    pub const ECN: Self = Self(8);
+    /// Segments of UDP.
+    pub const USO: Self = Self(16);
+    /// What only those can be left with who know it: nothing here does it.
+    pub const OTHER: Self = Self(32);
+    /// Everything: metadata is passed on as it is.
+    pub const ALL: Self = Self(63);
+
+    /// Whether everything in `other` is in it.
+    #[inline]
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl std::ops::BitOr for Offloads {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl std::ops::BitOrAssign for Offloads {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl FromIterator<Self> for Offloads {
+    fn from_iter<I: IntoIterator<Item = Self>>(sets: I) -> Self {
+        sets.into_iter().fold(Self::NONE, |all, set| all | set)
+    }
+}
+
 /// Offload metadata of one packet, with the meaning of the first ten bytes of the virtio-net header.
 ///
 /// It travels with the packet from port to port and is resolved only at a port that cannot pass it on. All zero means a plain
@@ -35,6 +85,15 @@ impl Offload {
     pub const GSO_TCPV6: u8 = 4;
     /// UDP segmentation.
     pub const GSO_UDP_L4: u8 = 5;
+    /// Or-ed to the segmentation of TCP: the sender knows explicit congestion notification.
+    pub const ECN: u8 = 0x80;
+
+    /// How the frame is to be segmented, without [`Self::ECN`].
+    #[inline]
+    #[must_use]
+    pub fn segments(&self) -> u8 {
+        self.gso_type & !Self::ECN
+    }
 
     /// Nothing left to do and nothing vouched for.
     #[inline]

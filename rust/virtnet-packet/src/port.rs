@@ -6,7 +6,7 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Burst, DropReason, Offload, Picks, PortCounters};
+use crate::{Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 
 /// A place where packets enter and leave. One worker owns it and calls it; nothing here blocks.
 ///
@@ -35,6 +35,11 @@ pub trait Port: Send + fmt::Debug {
     /// Whether what is sent can reach anyone now: of a part of a port, whether it has a queue that takes packets.
     fn is_up(&self) -> bool {
         true
+    }
+
+    /// What packets given to [`tx`](Self::tx) may leave to be done; of what they leave beyond that they are to be relieved before.
+    fn offloads(&self) -> Offloads {
+        Offloads::NONE
     }
 
     /// Sends the picked packets, in order; how many of them were accepted, counted from the front. An accepted packet is sent
@@ -132,6 +137,10 @@ impl Port for MemoryPort {
             burst.push_bytes(&frame, offload);
         }
         n
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {

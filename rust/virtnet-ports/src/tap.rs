@@ -1,8 +1,8 @@
 //! A tap device as a port: the host's own network stack at the other end.
 //!
 //! What the host sends to the interface is received here, what is sent here arrives at the host. Every packet is one system
-//! call. In front of each frame is a virtio-net header: packets that leave carry their offload metadata in it, and the host
-//! is asked to hand over only finished frames, so the header of what arrives says nothing.
+//! call. In front of each frame is a virtio-net header: packets that leave carry their offload metadata in it, and those that
+//! arrive as well if the port [takes](TapPort::take_offloads) what the host would leave to it.
 //!
 //! It guarantees that a full queue of the host is "no room" and everything else the host refuses is a counted drop. When the
 //! interface is deleted, the port goes quiet and keeps the reason.
@@ -14,8 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use virtnet_packet::header::ETHERNET_LEN;
-use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::{Events, Poller, Tap, TapOffloads, TapQueue};
+use virtnet_virtio::net::header;
 
 use crate::PortError;
 
@@ -42,6 +43,8 @@ pub struct TapPort {
     bytes: Box<[u8]>,
     counters: PortCounters,
     gone: Option<io::Error>,
+    /// The kernel segments UDP.
+    knows_uso: bool,
 }
 
 impl TapPort {
@@ -81,7 +84,23 @@ impl TapPort {
             bytes: vec![0; HEADER_LEN + FRAME_MAX].into(),
             counters: PortCounters::default(),
             gone: None,
+            knows_uso: false,
         })
+    }
+
+    /// Has the host hand over what it would leave to a network card, checksums and segments, as far as it knows how.
+    ///
+    /// # Errors
+    /// [`PortError::System`] if it does not know of checksums.
+    pub fn take_offloads(&mut self) -> Result<(), PortError> {
+        let tcp = TapOffloads::CSUM | TapOffloads::TSO4 | TapOffloads::TSO6 | TapOffloads::TSO_ECN;
+        let all = tcp | TapOffloads::USO4 | TapOffloads::USO6;
+        // Kernels before 6.2 know nothing of segments of UDP.
+        self.knows_uso = self.queue.set_offloads(all).is_ok();
+        if !self.knows_uso {
+            self.queue.set_offloads(tcp)?;
+        }
+        Ok(())
     }
 
     /// The interface, unless the port was made from a descriptor.
@@ -137,6 +156,16 @@ impl TapPort {
     }
 }
 
+/// What the kernel says of a packet, without what it vouches for.
+fn left_to_do(offload: Offload) -> Offload {
+    let flags = offload.flags & Offload::NEEDS_CSUM;
+    if flags == 0 {
+        Offload::default()
+    } else {
+        Offload { flags, ..offload }
+    }
+}
+
 impl Port for TapPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let before = burst.len();
@@ -150,16 +179,30 @@ impl Port for TapPort {
                     break;
                 }
             };
-            let frame = self.bytes.get(HEADER_LEN..len).unwrap_or_default();
+            let (header, frame) = self
+                .bytes
+                .get(..len)
+                .and_then(<[u8]>::split_first_chunk::<HEADER_LEN>)
+                .unwrap_or((&[0; HEADER_LEN], &[]));
+            let (offload, _) = header::parse(*header);
             self.counters.received += 1;
             self.counters.received_bytes += frame.len() as u64;
             if frame.len() < ETHERNET_LEN {
                 self.counters.rx_drops.add(DropReason::Runt, 1);
             } else {
-                burst.push_bytes(frame, Offload::default());
+                burst.push_bytes(frame, left_to_do(offload));
             }
         }
         burst.len() - before
+    }
+
+    fn offloads(&self) -> Offloads {
+        let tcp = Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6 | Offloads::ECN;
+        if self.knows_uso {
+            tcp | Offloads::USO
+        } else {
+            tcp
+        }
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {

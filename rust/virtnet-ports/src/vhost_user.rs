@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
-use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::Poller;
 use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
@@ -29,6 +29,19 @@ use crate::{Control, Held, PortError, Served, Slot};
 use lanes::Lanes;
 use queues::Queues;
 use service::BackendService;
+
+/// What can be left to either side of a network device, as far as it is done here for those who do not take it.
+pub const OFFLOADS: Features = Features::CSUM
+    .union(Features::HOST_TSO4)
+    .union(Features::HOST_TSO6)
+    .union(Features::HOST_ECN)
+    .union(Features::HOST_USO)
+    .union(Features::GUEST_CSUM)
+    .union(Features::GUEST_TSO4)
+    .union(Features::GUEST_TSO6)
+    .union(Features::GUEST_ECN)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
 
 /// What a vhost-user port is made of.
 #[derive(Clone, Debug)]
@@ -71,11 +84,12 @@ impl VhostUserOptions {
             | Features::EVENT_IDX
             | Features::RING_PACKED
             | Features::IN_ORDER
-            | Features::MTU;
+            | Features::MTU
+            | OFFLOADS;
         if self.queue_pairs > 1 {
             offered |= Features::MQ;
         }
-        offered - self.without
+        (offered - self.without).with_needs()
     }
 }
 
@@ -213,6 +227,12 @@ impl Port for VhostUserPort {
         self.held
             .as_ref()
             .is_some_and(|queues| queues.running().1 > 0)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.held
+            .as_ref()
+            .map_or(Offloads::ALL, |queues| queues.offloads())
     }
 
     #[inline]

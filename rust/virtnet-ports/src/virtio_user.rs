@@ -14,12 +14,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::Poller;
 use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
 pub use service::VirtioUserStatus;
 
+use crate::OFFLOADS;
 use crate::{Control, Held, PortError, Served, Slot};
 use queues::DriverQueues;
 use service::FrontendService;
@@ -61,8 +62,11 @@ impl VirtioUserOptions {
     /// The features a port with these options accepts where they are offered.
     #[must_use]
     pub fn features(&self) -> Features {
-        let mut wanted =
-            Features::VERSION_1 | Features::MRG_RXBUF | Features::EVENT_IDX | Features::IN_ORDER;
+        let mut wanted = Features::VERSION_1
+            | Features::MRG_RXBUF
+            | Features::EVENT_IDX
+            | Features::IN_ORDER
+            | OFFLOADS;
         if self.format == RingFormat::Packed {
             wanted |= Features::RING_PACKED;
         }
@@ -196,6 +200,12 @@ impl Port for VirtioUserPort {
         if let Some(queues) = &mut self.held {
             queues.complete();
         }
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.held
+            .as_ref()
+            .map_or(Offloads::ALL, |queues| queues.offloads())
     }
 
     #[inline]

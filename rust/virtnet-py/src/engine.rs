@@ -14,7 +14,7 @@ use virtnet_engine::{
 use virtnet_ports::Control;
 
 use crate::errors::{ConfigError, StateError, engine_error, port_error};
-use crate::open::{Opened, Watch, get, open};
+use crate::open::{Opened, Owner, Watch, get, open};
 use crate::packets::offload_from;
 use crate::stats;
 
@@ -263,13 +263,16 @@ impl Network {
                     &mut gone,
                     &NetBalance {
                         received: counters.received,
+                        copied: found.segmented,
                         sent: counters.sent,
                         dropped: counters.rx_drops.total() + counters.tx_drops.total(),
                         ..NetBalance::default()
                     },
                 );
                 let session = sessions.get(&known.id).unwrap_or(&nobody);
-                ports.set_item(name, stats::port(py, &known.kind, &counters, session)?)?;
+                let port = stats::port(py, &known.kind, &counters, session)?;
+                port.set_item("segmented", found.segmented)?;
+                ports.set_item(name, port)?;
             }
             if let Some(found) = snapshot
                 .functions
@@ -377,7 +380,7 @@ fn make(
         }
         "echo" => Echo::new().into(),
         _ => {
-            let Opened { lanes, watch } = open(kind, options, workers, control)?;
+            let Opened { lanes, watch } = open(kind, options, Owner::Workers(workers), control)?;
             return Ok((Node::Lanes(lanes), Some(watch)));
         }
     };

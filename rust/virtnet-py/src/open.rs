@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    Control, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch,
-    VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
+    Control, OFFLOADS, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions, VhostUserPort,
+    VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
 };
 use virtnet_virtio::{Features, RingFormat};
 
@@ -79,21 +79,44 @@ impl Watch {
     }
 }
 
-/// Opens a port in up to `workers` parts; `control` serves its socket if it has one.
+/// Who is to move the packets of a port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner {
+    /// So many workers, which finish what the receivers of packets are not to be left with.
+    Workers(usize),
+    /// Python: frames are to be finished when they arrive.
+    Hands,
+}
+
+impl Owner {
+    /// Features that its ports do not offer.
+    fn without(self) -> Features {
+        match self {
+            Self::Workers(_) => Features::empty(),
+            Self::Hands => OFFLOADS,
+        }
+    }
+}
+
+/// Opens a port for its owner, in as many parts as it wants; `control` serves its socket if it has one.
 pub(crate) fn open(
     kind: &str,
     options: &Bound<'_, PyDict>,
-    workers: usize,
+    owner: Owner,
     control: &Control,
 ) -> PyResult<Opened> {
     let py = options.py();
+    let workers = match owner {
+        Owner::Workers(n) => n,
+        Owner::Hands => 1,
+    };
     match kind {
         "vhost-user" => {
             let options = VhostUserOptions {
                 client: get(options, "client")?,
                 queue_pairs: get(options, "queue_pairs")?,
                 mtu: get(options, "mtu")?,
-                without: Features::from_bits_retain(get(options, "without")?),
+                without: Features::from_bits_retain(get(options, "without")?) | owner.without(),
                 ..VhostUserOptions::new(get::<String>(options, "where")?)
             };
             let lanes = py
@@ -121,7 +144,9 @@ pub(crate) fn open(
                 queue_pairs: get(options, "queue_pairs")?,
                 queue_size: get(options, "queue_size")?,
                 format,
-                without: Features::from_bits_retain(get(options, "without")?) | in_order,
+                without: Features::from_bits_retain(get(options, "without")?)
+                    | in_order
+                    | owner.without(),
                 ..VirtioUserOptions::new(get::<String>(options, "where")?)
             };
             let port = py
@@ -132,7 +157,10 @@ pub(crate) fn open(
         }
         "tap" => {
             let (name, mtu): (String, Option<u32>) = (get(options, "where")?, get(options, "mtu")?);
-            let port = py.detach(|| TapPort::open(&name)).map_err(port_error)?;
+            let mut port = py.detach(|| TapPort::open(&name)).map_err(port_error)?;
+            if matches!(owner, Owner::Workers(_)) {
+                port.take_offloads().map_err(port_error)?;
+            }
             if let (Some(mtu), Some(interface)) = (mtu, port.interface()) {
                 interface
                     .set_mtu(mtu)

@@ -18,7 +18,7 @@ use virtnet_packet::{Burst, Picks, PortCounters, memory_pair as packet_memory_pa
 use virtnet_ports::Control;
 
 use crate::errors::{StateError, port_error};
-use crate::open::{Opened, Watch, open};
+use crate::open::{Opened, Owner, Watch, open};
 use crate::packets::Packets;
 use crate::stats;
 
@@ -72,7 +72,7 @@ impl Port {
         let control = py
             .detach(|| Control::start("virtnet-port"))
             .map_err(port_error)?;
-        let Opened { mut lanes, watch } = open(kind, &options, 1, &control)?;
+        let Opened { mut lanes, watch } = open(kind, &options, Owner::Hands, &control)?;
         let port = lanes
             .pop()
             .ok_or_else(|| port_error(virtnet_ports::PortError::NoService))?;

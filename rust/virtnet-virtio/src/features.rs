@@ -119,6 +119,30 @@ impl Features {
         }
     }
 
+    /// Those of which everything they need is there as well. Spec: virtio 1.4, 5.1.3.1, Feature bit requirements.
+    #[must_use]
+    pub fn with_needs(mut self) -> Self {
+        let guest_segments = Self::GUEST_TSO4 | Self::GUEST_TSO6;
+        let host_segments = Self::HOST_TSO4 | Self::HOST_TSO6;
+        // In the order in which one may take the next one with it.
+        let needs = [
+            (guest_segments, Self::GUEST_CSUM),
+            (
+                Self::GUEST_UFO | Self::GUEST_USO4 | Self::GUEST_USO6,
+                Self::GUEST_CSUM,
+            ),
+            (Self::GUEST_ECN, guest_segments),
+            (host_segments | Self::HOST_UFO | Self::HOST_USO, Self::CSUM),
+            (Self::HOST_ECN, host_segments),
+        ];
+        for (features, one_of) in needs {
+            if !self.intersects(one_of) {
+                self -= features;
+            }
+        }
+        self
+    }
+
     /// Names of the bits that are set; a bit without a name as its number.
     #[must_use]
     pub fn names(self) -> Vec<String> {

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use virtnet_mem::GuestMemory;
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
-use virtnet_virtio::net::{ReceiveQueue, TransmitQueue};
+use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
 use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
 
 use super::queue_config;
@@ -257,6 +257,15 @@ impl Queues {
 
     pub(super) fn features(&self) -> Features {
         self.features
+    }
+
+    /// What may be left to the driver. Where nobody is, nothing is worth doing.
+    pub(super) fn offloads(&self) -> Offloads {
+        if self.sinks.is_empty() {
+            Offloads::ALL
+        } else {
+            offloads_to_driver(self.features)
+        }
     }
 
     /// Moves all running rings to other memory; one that does not lie in it any more is stopped.

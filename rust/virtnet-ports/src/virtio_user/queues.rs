@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks, PortCounters};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Poller};
-use virtnet_virtio::net::{DriverReceive, DriverTransmit};
+use virtnet_virtio::net::{DriverReceive, DriverTransmit, offloads_to_device};
 use virtnet_virtio::{DriverQueue, Features, QueueConfig, RingError};
 
 use super::layout::QueueLayout;
@@ -19,6 +19,8 @@ pub(super) const BELL: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct DriverQueues {
     pairs: Vec<DriverPair>,
+    /// What may be left to the device.
+    offloads: Offloads,
     /// The device has said that it runs.
     running: bool,
     turn: usize,
@@ -61,6 +63,7 @@ pub(super) struct NewQueues {
     pub(super) memory: OwnMemory,
     pub(super) rings: Vec<(QueueConfig, RingEvents)>,
     pairs: Vec<DriverPair>,
+    offloads: Offloads,
 }
 
 impl NewQueues {
@@ -122,6 +125,7 @@ impl NewQueues {
             memory,
             rings,
             pairs,
+            offloads: offloads_to_device(features),
         })
     }
 }
@@ -130,6 +134,7 @@ impl DriverQueues {
     pub(super) fn new(poller: Arc<Poller>) -> Self {
         Self {
             pairs: Vec::new(),
+            offloads: Offloads::NONE,
             running: false,
             turn: 0,
             poller,
@@ -156,6 +161,7 @@ impl DriverQueues {
                 .map_err(failed)?;
         }
         self.pairs = queues.pairs;
+        self.offloads = queues.offloads;
         for pair in &self.pairs {
             // Buffers were made available before anyone could be kicked.
             drop(pair.receive_events.kick.signal());
@@ -172,6 +178,15 @@ impl DriverQueues {
             drop(self.poller.remove(&*pair.receive_events.call));
         }
         self.running = false;
+    }
+
+    /// What may be left to the device. Where there is none, nothing is worth doing.
+    pub(super) fn offloads(&self) -> Offloads {
+        if self.running {
+            self.offloads
+        } else {
+            Offloads::ALL
+        }
     }
 
     pub(super) fn running(&self) -> usize {

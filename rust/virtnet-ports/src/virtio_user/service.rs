@@ -20,6 +20,13 @@ use crate::{OwnRegion, PortError, Slot};
 /// How often a back-end is tried.
 const RETRY_NS: u64 = 200_000_000;
 
+/// What makes a device hand over frames longer than Ethernet's.
+const LONG_FRAMES: Features = Features::GUEST_TSO4
+    .union(Features::GUEST_TSO6)
+    .union(Features::GUEST_ECN)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
+
 /// How often a connection is asked whether it stands still.
 const TICK_NS: u64 = 1_000_000_000;
 
@@ -192,7 +199,12 @@ enum ServeError {
 impl Session {
     /// Decides on features, lays out the queues and tells the back-end.
     fn choose(&mut self, options: &VirtioUserOptions, offered: Offered) -> Result<(), ServeError> {
-        let accepted = options.features() & Features::from_bits_retain(offered.features);
+        let mut accepted = options.features() & Features::from_bits_retain(offered.features);
+        if !accepted.contains(Features::MRG_RXBUF) {
+            // Long frames take several of our buffers.
+            accepted -= LONG_FRAMES;
+        }
+        let accepted = accepted.with_needs();
         if options.format == RingFormat::Packed && !accepted.contains(Features::RING_PACKED) {
             return Err(ServeError::Missing {
                 missing: "packed rings".to_owned(),

@@ -1,6 +1,6 @@
 //! The virtio-net header in front of every frame. Spec: virtio 1.4, 5.1.9, Device Operation (`struct virtio_net_hdr`).
 
-use virtnet_packet::{DropReason, Offload};
+use virtnet_packet::{DropReason, Offload, Offloads};
 
 use crate::Features;
 
@@ -68,10 +68,8 @@ pub fn build(offload: Offload, num_buffers: u16) -> [u8; HEADER_MAX] {
     bytes
 }
 
-/// Or-ed to the segmentation of TCP: the sender knows explicit congestion notification.
-const GSO_ECN: u8 = 0x80;
-const TCPV4_ECN: u8 = Offload::GSO_TCPV4 | GSO_ECN;
-const TCPV6_ECN: u8 = Offload::GSO_TCPV6 | GSO_ECN;
+const TCPV4_ECN: u8 = Offload::GSO_TCPV4 | Offload::ECN;
+const TCPV6_ECN: u8 = Offload::GSO_TCPV6 | Offload::ECN;
 
 /// What one side may leave to the other, by the names of the driver's direction.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +96,19 @@ impl Allowed {
             .into_iter()
             .filter(|&(name, _)| features.contains(name));
         Self(negotiated.map(|(_, same)| same).collect())
+    }
+
+    /// The same, by the names of packets' metadata.
+    pub(crate) fn offloads(self) -> Offloads {
+        let names = [
+            (Features::CSUM, Offloads::CSUM),
+            (Features::CSUM | Features::HOST_TSO4, Offloads::TSO4),
+            (Features::CSUM | Features::HOST_TSO6, Offloads::TSO6),
+            (Features::HOST_ECN, Offloads::ECN),
+            (Features::CSUM | Features::HOST_USO, Offloads::USO),
+        ];
+        let left = names.into_iter().filter(|&(name, _)| self.0.contains(name));
+        left.map(|(_, set)| set).collect()
     }
 
     /// What counts of the metadata of a frame of `frame_len` bytes. Flags that ask for nothing, and numbers without a request,

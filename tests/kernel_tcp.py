@@ -1,0 +1,94 @@
+"""Two network stacks, a tap in each, and between the taps a vhost-user port and the driver at its other end.
+
+To be run in a network namespace of its own, as root there. Sends some megabytes of TCP from one stack to the other and
+back, and prints what was counted as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import virtnet as vn
+
+SIZE = 8 << 20
+
+#: Sends all that it receives back when the sender is through.
+FAR_SIDE = """
+import socket, sys
+print("there", flush=True)
+sys.stdin.readline()
+with socket.create_server(("10.9.0.2", 7)) as server:
+    print("listens", flush=True)
+    peer, _ = server.accept()
+    with peer:
+        data = b""
+        while piece := peer.recv(1 << 20):
+            data += piece
+        peer.sendall(data)
+"""
+
+
+def ip(words: str, *, inside: int | None = None) -> None:
+    enter = ["nsenter", f"--net=/proc/{inside}/ns/net"] if inside else []
+    subprocess.run([*enter, "ip", *words.split()], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device-without", default="")
+    parser.add_argument("--ring", default="split")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, vn.Net() as net:
+        place = Path(directory) / "s"
+        without = f",without={options.device_without}" if options.device_without else ""
+        net.tap("near0", name="near") >> net.port(f"vhost-user:{place}{without}", name="device")
+        net.port(f"virtio-user:{place},ring={options.ring}", name="driver") >> net.tap("far0", name="far")
+        far = subprocess.Popen(
+            ["unshare", "--net", sys.executable, "-c", FAR_SIDE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with far:
+            assert far.stdin
+            assert far.stdout
+            far.stdout.readline()
+            ip(f"link set far0 netns {far.pid}")
+            for name, number, inside in (("near0", 1, None), ("far0", 2, far.pid)):
+                ip("link set lo up", inside=inside)
+                ip(f"addr add 10.9.0.{number}/24 dev {name}", inside=inside)
+                ip(f"link set {name} up", inside=inside)
+            far.stdin.write("\n")
+            far.stdin.flush()
+            far.stdout.readline()
+            net["driver"].wait_connected(5)
+            sent = random.Random(1).randbytes(SIZE)  # noqa: S311 - the same bytes every time are what is wanted
+            with socket.create_connection(("10.9.0.2", 7), timeout=20) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                digest = hashlib.sha256()
+                while piece := connection.recv(1 << 20):
+                    digest.update(piece)
+        time.sleep(0.1)
+        stats = net.stats()
+    near = stats.ports["near"]
+    told = stats.to_dict() | {
+        "intact": digest.digest() == hashlib.sha256(sent).digest(),
+        "bytes_a_packet": near.received_bytes / near.received,
+    }
+    sys.stdout.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()
