@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
+from virtnet.explaining import Explanation
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 from virtnet.net import Net
 from virtnet.nodes import Function, Node, PortNode, QemuArgs
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DeviceQueue",
     "DriverQueue",
+    "Explanation",
     "Frames",
     "Function",
     "FunctionStats",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from virtnet.errors import ConfigError, StateError
+from virtnet.explaining import Explanation, explain
 from virtnet.ports import describe
 from virtnet.stats import FunctionStats, PortStats
 
@@ -129,6 +130,17 @@ class PortNode(Node):
         """How it is, in a few words."""
         state = super().state
         return describe(self.stats()) if state == "running" else state
+
+    def explain(self) -> Explanation:
+        """How the port stands, in words: how far the other end has come, what was agreed on, what is missing.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     print(net.vhost_user("/tmp/virtnet-doc.sock").explain().state)
+            Nobody has connected to /tmp/virtnet-doc.sock yet.
+        """
+        return explain(self.stats(), self.spec, runs=super().state == "running")
 
     def qemu_args(self, *, memory: str = "512M", mac: str | None = None, packed: bool = False) -> QemuArgs:
         """The arguments for QEMU that put a network card on the other end of this port.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnet import _virtnet
 from virtnet.errors import ConfigError, StateError
+from virtnet.explaining import Explanation, explain
 from virtnet.spec import PortSpec
 from virtnet.stats import PortStats
 
@@ -91,6 +92,10 @@ class Port:
     def stats(self) -> PortStats:
         """What has passed, and what was agreed with the other end. Stays readable after the port is closed."""
         return PortStats(**self._native.stats())
+
+    def explain(self) -> Explanation:
+        """How the port stands, in words: how far the other end has come, what is missing, what to do."""
+        return explain(self.stats(), self.spec, runs=not self._closed)
 
     @property
     def connected(self) -> bool:

@@ -45,6 +45,12 @@ class PortStats:
         state: ``listening``, ``connecting``, ``connected`` or ``running``, ``None`` where there is no session.
         sessions: how often somebody has come to the other end.
         last_error: what ended the last session or was refused last.
+        offered: the word of features that was offered, ``None`` where there is nothing to negotiate.
+        step: how far a front-end has come: ``greeting``, ``features`` agreed on, ``memory`` handed over, ``rings``
+            started, ``running``; ``None`` while nobody is there.
+        last_step: how far the last one had come that left.
+        peer_pid: the process at the other end, where the system tells.
+        refusals: requests of front-ends that were refused.
     """
 
     kind: str = "memory"
@@ -64,6 +70,11 @@ class PortStats:
     state: str | None = None
     sessions: int = 0
     last_error: str | None = None
+    offered: int | None = None
+    step: str | None = None
+    last_step: str | None = None
+    peer_pid: int | None = None
+    refusals: int = 0
 
     @property
     def drops(self) -> dict[str, int]:
@@ -104,6 +115,8 @@ class PortStats:
             "state": self.state,
             "sessions": self.sessions,
             "last_error": self.last_error,
+            "step": self.step,
+            "refusals": self.refusals,
         }
 
 

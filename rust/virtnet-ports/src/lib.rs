@@ -27,7 +27,9 @@ pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
 pub use pcap::{Pace, PcapMode, PcapPort};
 pub use slot::{DEADLINE, Held, Slot, SlotError};
 pub use tap::TapPort;
-pub use vhost_user::{OFFLOADS, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch};
+pub use vhost_user::{
+    OFFLOADS, Step, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch,
+};
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
 pub use virtnet_sys::Fault;
 pub use virtnet_vhost::{Offered, SessionError, probe};

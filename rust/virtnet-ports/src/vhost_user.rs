@@ -23,7 +23,7 @@ use virtnet_packet::{Burst, DropReason, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::Poller;
 use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
-pub use service::VhostUserStatus;
+pub use service::{Step, VhostUserStatus};
 
 use crate::{Control, Held, PortError, Served, Slot};
 use lanes::Lanes;

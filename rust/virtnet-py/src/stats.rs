@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{FunctionStats, NetBalance};
 use virtnet_packet::{DropCounters, PortCounters};
-use virtnet_ports::{VhostUserStatus, VirtioUserStatus};
+use virtnet_ports::{Step, VhostUserStatus, VirtioUserStatus};
 
 /// How a port and whoever is at its other end get on.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,11 @@ pub(crate) struct Session {
     queue_pairs: usize,
     sessions: u64,
     last_error: Option<String>,
+    offered: Option<u64>,
+    step: Option<&'static str>,
+    last_step: Option<&'static str>,
+    peer_pid: Option<i32>,
+    refusals: u64,
 }
 
 impl Session {
@@ -41,6 +46,11 @@ impl From<VhostUserStatus> for Session {
             queue_pairs: status.sources.min(status.sinks),
             sessions: status.sessions,
             last_error: status.last_error,
+            offered: Some(status.offered),
+            step: status.step.map(Step::name),
+            last_step: status.last_step.map(Step::name),
+            peer_pid: status.peer_pid,
+            refusals: status.refusals,
         }
     }
 }
@@ -57,6 +67,8 @@ impl From<VirtioUserStatus> for Session {
             queue_pairs: status.queue_pairs,
             sessions: status.sessions,
             last_error: status.last_error,
+            offered: there.then_some(status.offered),
+            ..Self::default()
         }
     }
 }
@@ -85,6 +97,11 @@ pub(crate) fn port<'py>(
     stats.set_item("queue_pairs", session.queue_pairs)?;
     stats.set_item("sessions", session.sessions)?;
     stats.set_item("last_error", session.last_error.as_deref())?;
+    stats.set_item("offered", session.offered)?;
+    stats.set_item("step", session.step)?;
+    stats.set_item("last_step", session.last_step)?;
+    stats.set_item("peer_pid", session.peer_pid)?;
+    stats.set_item("refusals", session.refusals)?;
     Ok(stats)
 }
 

@@ -297,6 +297,12 @@ impl BackendSession {
         self.state.rings.get(ring).is_some_and(|ring| ring.runs)
     }
 
+    /// Whether any ring runs.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.state.rings.iter().any(|ring| ring.runs)
+    }
+
     /// The features that may be accepted, with bit 30 if there is something behind it.
     fn offered_features(&self) -> u64 {
         let more = if self.offer.protocol_features.is_empty() {

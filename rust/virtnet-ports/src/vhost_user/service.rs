@@ -25,11 +25,44 @@ const RETRY_NS: u64 = 200_000_000;
 /// How often a connection is asked whether it stands still.
 const TICK_NS: u64 = 1_000_000_000;
 
+/// How far a front-end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// It is there.
+    Greeting,
+    /// It has agreed on features.
+    Features,
+    /// It has handed over its memory.
+    Memory,
+    /// It has started rings.
+    Rings,
+    /// Packets can flow.
+    Running,
+}
+
+impl Step {
+    /// Its name, in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Greeting => "greeting",
+            Self::Features => "features",
+            Self::Memory => "memory",
+            Self::Rings => "rings",
+            Self::Running => "running",
+        }
+    }
+}
+
 /// How a vhost-user session stands.
 #[derive(Clone, Debug, Default)]
 pub struct VhostUserStatus {
     /// `"listening"`, `"connecting"`, `"connected"` (a front-end is there), `"running"` (packets can flow).
     pub state: &'static str,
+    /// How far the front-end has come, while it is there.
+    pub step: Option<Step>,
+    /// How far the last one had come that left.
+    pub last_step: Option<Step>,
     /// Process that the front-end is.
     pub peer_pid: Option<i32>,
     /// Features offered.
@@ -64,6 +97,7 @@ pub(super) struct BackendService {
     sessions: u64,
     refusals: u64,
     last_error: Option<String>,
+    last_step: Option<Step>,
 }
 
 /// A front-end that is there, and the device it sees.
@@ -71,6 +105,24 @@ struct Session {
     backend: Backend,
     device: Device,
     peer_pid: Option<i32>,
+    /// How far it has come at most.
+    step: Step,
+}
+
+impl Session {
+    /// How far it has come, as far as the session alone tells.
+    fn step(&self) -> Step {
+        let session = self.backend.session();
+        if session.runs() {
+            Step::Rings
+        } else if !self.device.regions.is_empty() {
+            Step::Memory
+        } else if session.features().is_some() {
+            Step::Features
+        } else {
+            Step::Greeting
+        }
+    }
 }
 
 impl BackendService {
@@ -95,6 +147,7 @@ impl BackendService {
             sessions: 0,
             refusals: 0,
             last_error: None,
+            last_step: None,
         })
     }
 
@@ -110,6 +163,7 @@ impl BackendService {
             sessions: self.sessions,
             refusals: self.refusals,
             last_error: self.last_error.clone(),
+            last_step: self.last_step,
             ..VhostUserStatus::default()
         };
         let Some(session) = &self.session else {
@@ -129,10 +183,10 @@ impl BackendService {
             let in_device = given_up.map(|(ring, why)| (self.lanes.ring_of(lane, ring), why));
             broken = broken.or(in_device);
         }
-        status.state = if sources > 0 && sinks > 0 {
-            "running"
+        (status.state, status.step) = if sources > 0 && sinks > 0 {
+            ("running", Some(Step::Running))
         } else {
-            "connected"
+            ("connected", Some(session.step()))
         };
         status.peer_pid = session.peer_pid;
         status.negotiated = features.bits();
@@ -172,6 +226,7 @@ impl BackendService {
             backend: Backend::new(stream, offer),
             device,
             peer_pid,
+            step: Step::Greeting,
         });
         self.sessions += 1;
         self.last_error = None;
@@ -182,6 +237,7 @@ impl BackendService {
     fn end(&mut self, error: &SessionError, now_ns: u64) {
         if let Some(session) = self.session.take() {
             self.refusals += session.backend.counters().1;
+            self.last_step = Some(session.step);
         }
         self.last_error = match error {
             SessionError::Disconnected => None,
@@ -201,8 +257,9 @@ impl BackendService {
         if self.needs_reset.swap(false, Ordering::Relaxed) {
             session.backend.set_needs_reset();
         }
-        if let Err(error) = work(&mut session.backend, &mut session.device) {
-            self.end(&error, now_ns);
+        match work(&mut session.backend, &mut session.device) {
+            Ok(()) => session.step = session.step.max(session.step()),
+            Err(error) => self.end(&error, now_ns),
         }
     }
 }
