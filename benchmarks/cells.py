@@ -23,7 +23,9 @@ RINGS = {
 }
 #: What a run measures without being asked. (In order is what DPDK's driver does with split rings by itself.)
 USUAL_RINGS = ("split", "packed", "packed-in-order")
-SIZES = (64, 256, 1518)
+SIZES = (64, 256, 1518, 65_000)
+#: What segmentation makes of a stream: between guests only.
+JUMBO = 65_000
 #: Bytes of a cache line.
 LINE = 64
 #: Lines of a frame that a driver touches each time: testpmd its headers, ours what is private to a burst.
@@ -125,6 +127,8 @@ class Cell:
     def usual(self) -> bool:
         """Whether a run measures it without being asked: of switching, where the look-up counts, the short frames."""
         is_switch = "switch" in self.task.name
+        if self.size == JUMBO and (self.task.name, self.load) != ("vm-to-vm", "virtnet"):
+            return False
         return self.task.usual and (not is_switch or (self.size == SIZES[0] and self.ring != "packed"))
 
     @property
@@ -135,6 +139,8 @@ class Cell:
             return 2.5
         if "switch" in self.task.name:
             return 1.2
+        if self.size == JUMBO:
+            return 1.3
         if self.task.ports == 2:
             return 1.8 if self.load == "virtnet" else 1.5 if large else 1.2
         return 1.25 if self.load == "virtnet" else 1.3 if large else 1.0

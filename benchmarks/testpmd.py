@@ -32,8 +32,6 @@ PROMPT = "testpmd> "
 
 #: Packet buffers of a measured process; by itself it takes ten times as many.
 MBUFS = 16_384
-#: The longest frame that its ports take without more options.
-FRAME_MAX = 1518
 
 #: A busy-polling process must not outlive the program that started it.
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
