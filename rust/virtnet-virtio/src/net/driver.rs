@@ -100,7 +100,7 @@ pub struct DriverReceive {
     allowed: Allowed,
     mergeable: bool,
     /// What was reaped: the first `done` are in the burst on its way or dropped, the others wait for the next one.
-    used: [Used; BURST_MAX],
+    used: Box<[Used]>,
     reaped: usize,
     done: usize,
     frame: Vec<Segment>,
@@ -125,7 +125,7 @@ impl DriverReceive {
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
             allowed: Allowed::device(features),
             mergeable: features.contains(Features::MRG_RXBUF),
-            used: [Used::default(); BURST_MAX],
+            used: vec![Used::default(); BURST_MAX.max(area.count.into())].into(),
             reaped: 0,
             done: 0,
             frame: Vec::new(),
@@ -155,17 +155,41 @@ impl DriverReceive {
         burst: &mut Burst,
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
-        self.reaped += self.queue.reap(&mut self.used[self.reaped..])?;
-        if self.done == self.reaped {
-            return Ok(0);
+        let before = self.done;
+        // Once, unless packets take several buffers each: then until the burst is full or nothing more is there.
+        while self.reap()? > 0 || self.done < self.reaped {
+            burst.set_memory(&self.memory);
+            self.queue.prepare(self.reaped - self.done);
+            let (packets, waited) = (burst.len(), self.reaped - self.done);
+            self.receive_reaped(burst, counters)?;
+            let got = burst.len() - packets;
+            if burst.room() == 0 || got == waited || self.reaped == self.used.len() {
+                break;
+            }
         }
-        burst.set_memory(&self.memory);
-        self.queue.prepare(self.reaped - self.done);
+        Ok(self.done - before)
+    }
+
+    /// Takes what the device has used, a burst of it at most.
+    #[inline]
+    fn reap(&mut self) -> Result<usize, RingError> {
+        let room = self.used.len().min(self.reaped + BURST_MAX);
+        let n = self.queue.reap(&mut self.used[self.reaped..room])?;
         // The frames are on their way here while the first of them are looked at.
-        for used in &self.used[self.done..self.reaped] {
+        for used in &self.used[self.reaped..self.reaped + n] {
             self.buffers.room(used.id).prefetch();
         }
-        let before = self.done;
+        self.reaped += n;
+        Ok(n)
+    }
+
+    /// Puts the packets that are there whole into the burst.
+    #[inline(always)]
+    fn receive_reaped(
+        &mut self,
+        burst: &mut Burst,
+        counters: &mut PortCounters,
+    ) -> Result<(), RingError> {
         self.receive_plain(burst, counters);
         while self.done < self.reaped && burst.room() > 0 {
             let waiting = self.reaped - self.done;
@@ -200,7 +224,7 @@ impl DriverReceive {
             }
             self.done += n;
         }
-        Ok(self.done - before)
+        Ok(())
     }
 
     /// Puts the frames that come next into the burst as long as they are plain and in one buffer each: the usual case.
