@@ -142,8 +142,8 @@ def _who(stats: PortStats) -> str:
 def _agreed(stats: PortStats) -> tuple[str, ...]:
     facts = []
     if stats.ring:
-        pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
-        facts.append(f"Agreed on: {stats.ring} rings, {pairs}; {_names(stats.features or 0)}.")
+        pairs = f", {stats.queue_pairs} queue pair{'s' if stats.queue_pairs > 1 else ''}" if stats.queue_pairs else ""
+        facts.append(f"Agreed on: {stats.ring} rings{pairs}; {_names(stats.features or 0)}.")
     if missing := (stats.offered or 0) & ~(stats.features or 0):
         facts.append(f"Offered and not taken: {_names(missing)}.")
     return tuple(facts)

@@ -240,7 +240,7 @@ impl Engine {
         // Commands are carried out in order: also one that is answered late comes before the next.
         control.graph = next;
         let given_back = self.wait_all(&answers, ANSWER_WITHIN);
-        Ok(given_back.map_err(Rejected::lost)?.concat_nodes())
+        Ok(in_order(given_back.map_err(Rejected::lost)?))
     }
 
     /// Reads all counters, each worker's at one of its breath boundaries.
@@ -276,7 +276,7 @@ impl Engine {
         snapshot.balance.taken_over += left;
         snapshot.balance.dropped += left;
         Ok(Remains {
-            nodes: nodes.concat_nodes(),
+            nodes: in_order(nodes),
             snapshot,
         })
     }
@@ -412,17 +412,11 @@ impl Seat {
     }
 }
 
-/// Nodes that several workers give back.
-trait ConcatNodes {
-    fn concat_nodes(self) -> Vec<(NodeId, Node)>;
-}
-
-impl ConcatNodes for Vec<Vec<(NodeId, Node)>> {
-    fn concat_nodes(self) -> Vec<(NodeId, Node)> {
-        let mut all: Vec<_> = self.into_iter().flatten().collect();
-        all.sort_by_key(|&(node, _)| node);
-        all
-    }
+/// What several workers give back, in order of the nodes' numbers.
+fn in_order(given_back: impl IntoIterator<Item = Vec<(NodeId, Node)>>) -> Vec<(NodeId, Node)> {
+    let mut all: Vec<_> = given_back.into_iter().flatten().collect();
+    all.sort_by_key(|&(node, _)| node);
+    all
 }
 
 impl Drop for Engine {

@@ -30,7 +30,8 @@ pub(crate) const PARCELS_A_BREATH: usize = 8;
 /// News on their way from one worker to another; more wait with the sender.
 const NEWS: usize = 4_096;
 
-/// News that wait with the sender. Beyond that the oldest are forgotten: a switch floods what it was not told.
+/// News that wait with the sender. Beyond that the oldest are lost: a switch floods for whom it was not told of, and goes on sending to
+/// where a station was of which it was not told that it is gone, until that is heard of again.
 const NEWS_WAITING: usize = 65_536;
 
 /// Wakes a worker, if it sleeps.

@@ -26,8 +26,7 @@ const DOZE_AFTER_NS: u64 = 1_000_000;
 /// How lately a port was heard of that is asked again as soon as another one has woken its worker.
 const SPARED_NS: u64 = 10_000_000;
 
-/// How many breaths pass between two looks whether a port has woken: some tens of microseconds at most. A look costs a tenth of that
-/// many breaths at their shortest.
+/// How many breaths pass between two looks whether a port has woken: mostly some tens of microseconds.
 const LOOK_EVERY: u32 = 16;
 
 /// How many looks pass between two searches for silent ports.
