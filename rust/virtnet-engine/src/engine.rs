@@ -31,6 +31,9 @@ use crate::worker::{Plan, Worker};
 /// How long a worker that finds nothing to do looks again before it sleeps.
 const IDLE_NS: u64 = 75_000;
 
+/// How many breaths a worker that is told to stop may still take: two rings of 1024.
+const LAST_BREATHS: u32 = 64;
+
 /// How long is waited for the answer to a command.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -489,6 +492,7 @@ fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed:
                 let _ = answer.send(snapshot(worker));
             }
             Command::Stop(answer) => {
+                finish(worker, bed);
                 worker.ports_mut().for_each(|(_, node)| bed.unwatch(node));
                 let snapshot = snapshot(worker);
                 let nodes = worker.take_all();
@@ -499,6 +503,20 @@ fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed:
         }
     }
     true
+}
+
+/// Moves what had come before the stop, as far as [`LAST_BREATHS`] reach: what a peer has sent, and has counted as sent, is
+/// received. One of a team leaves it in the rings, since those it hands packets to may have stopped.
+fn finish(worker: &mut Worker, bed: &mut Bed) {
+    if !worker.is_alone() {
+        return;
+    }
+    bed.rouse_all(worker);
+    for _ in 0..LAST_BREATHS {
+        if worker.step(monotonic_ns()) == 0 {
+            break;
+        }
+    }
 }
 
 fn adopt(worker: &mut Worker, plan: Plan, bed: &mut Bed) -> Vec<(NodeId, Node)> {

@@ -161,6 +161,14 @@ impl Bed {
         }
     }
 
+    /// Asks every port again.
+    pub(crate) fn rouse_all(&mut self, worker: &mut Worker) {
+        let slots: Vec<usize> = worker.ports_mut().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.rouse(worker, slot);
+        }
+    }
+
     /// Stops waiting for a port that is to be removed.
     pub(crate) fn unwatch(&mut self, node: &mut PortNode) {
         if std::mem::take(&mut node.dozes) {

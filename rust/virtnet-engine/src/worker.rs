@@ -494,6 +494,11 @@ impl Worker {
         ports.filter_map(|(slot, node)| Some((slot, node.as_mut()?)))
     }
 
+    /// Whether it has the network for itself.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.network.passages.is_alone()
+    }
+
     /// Whether other workers have something for it, or it has news that they have not taken yet.
     pub(crate) fn is_awaited(&self) -> bool {
         self.network.passages.is_waiting()

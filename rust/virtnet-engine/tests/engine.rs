@@ -330,6 +330,25 @@ fn dropping_an_engine_stops_it_and_drops_its_ports() {
 }
 
 #[test]
+fn what_came_before_the_stop_is_received() {
+    for poll in [Poll::Busy, Poll::Adaptive, Poll::Interrupt] {
+        for _ in 0..20 {
+            let engine = engine(poll);
+            let (port, mut outside) = memory_pair(1_024);
+            let change = Change::new()
+                .add(A, port)
+                .add(B, Sink::new())
+                .connect(A, Place::new(B, 0));
+            engine.apply(change).unwrap();
+            let frames = vec![frame(station(2), station(1), 60, 0); 1_000];
+            put(&mut outside, &frames);
+            let balance = engine.stop().unwrap().snapshot.balance;
+            assert_eq!(balance.received, 1_000);
+        }
+    }
+}
+
+#[test]
 fn a_removed_port_is_dropped_by_whoever_removed_it() {
     let engine = engine(Poll::Adaptive);
     let dropped = Arc::new(AtomicBool::new(false));
