@@ -12,6 +12,9 @@
 //!
 //! Spec: vhost-user, Front-end message types; Ring states
 
+mod state;
+mod step;
+
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -22,24 +25,20 @@ use crate::bits;
 use crate::error::Refusal;
 use crate::features::ProtocolFeatures;
 use crate::message::{Request, When};
-use crate::payload::{
-    Config, MAX_CONFIG_LEN, MemoryRegion, MemoryTable, SingleRegion, VringAddresses, VringFd,
-    VringState,
-};
+use crate::payload::{Config, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState};
 use crate::regions::{MAX_SLOTS, Region, Regions};
 use crate::ring_state::RingState;
+
+pub use state::{RingAddresses, RingSetup};
+pub use step::{Action, Answer, Step};
+
+use state::{Ring, State, check_alignment};
 
 /// The largest ring there is.
 const MAX_RING_SIZE: u32 = 32_768;
 
 /// The most rings a message can tell apart.
 const MAX_RINGS: usize = 256;
-
-/// Where a fresh packed ring begins: slot 0 on both sides, both wrap counters 1.
-const PACKED_BASE: u32 = 0x8000_8000;
-
-/// A fresh packed ring as front-ends write it that know of one side only.
-const PACKED_BASE_HALF: u32 = 0x8000;
 
 const FEATURES_OK: u8 = 8;
 const DRIVER_OK: u8 = 4;
@@ -73,145 +72,12 @@ impl Offer {
         }
     }
 }
-
-/// Where the three areas of a ring lie, as user addresses of the front-end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct RingAddresses {
-    /// The Descriptor Area: descriptor table, or descriptor ring.
-    pub descriptor_area: u64,
-    /// The Driver Area: available ring, or driver event suppression.
-    pub driver_area: u64,
-    /// The Device Area: used ring, or device event suppression.
-    pub device_area: u64,
-    /// Where writes to the Device Area are logged, as a guest physical address; `None` if they are not.
-    pub log_guest_addr: Option<u64>,
-}
-
-impl From<VringAddresses> for RingAddresses {
-    fn from(wire: VringAddresses) -> Self {
-        Self {
-            descriptor_area: wire.desc,
-            driver_area: wire.avail,
-            device_area: wire.used,
-            log_guest_addr: (wire.flags & 1 != 0).then_some(wire.log_guest_addr),
-        }
-    }
-}
-
-/// All that is needed to run a ring.
-#[derive(Debug, Clone)]
-pub struct RingSetup {
-    /// How many descriptors it has.
-    pub size: u16,
-    /// Where to begin: the next available index of a split ring, or both positions of a packed one.
-    pub base: u32,
-    /// Where it lies.
-    pub addresses: RingAddresses,
-    /// Says that there are available buffers; without it the ring has to be polled.
-    pub kick: Option<Arc<EventFd>>,
-    /// To be signalled when there are used buffers; without it the driver polls.
-    pub call: Option<Arc<EventFd>>,
-    /// To be signalled when the ring is broken.
-    pub err: Option<Arc<EventFd>>,
-    /// Whether it is enabled.
-    pub enabled: bool,
-}
-
-/// What a device has to do because of a request.
-#[derive(Debug)]
-pub enum Action {
-    /// These virtio features are in force.
-    SetFeatures(u64),
-    /// This is the guest memory; the one before is gone.
-    SetMemory(Vec<Region>),
-    /// Guest memory grows.
-    AddMemory(Region),
-    /// Guest memory shrinks.
-    RemoveMemory(MemoryRegion),
-    /// Begin to use a ring.
-    StartRing(usize, RingSetup),
-    /// Stop using a ring, and say where.
-    StopRing(usize),
-    /// A running ring is enabled or disabled.
-    EnableRing(usize, bool),
-    /// A running ring has another kick.
-    SetKick(usize, Option<Arc<EventFd>>),
-    /// A running ring has another call.
-    SetCall(usize, Option<Arc<EventFd>>),
-    /// A running ring has another error event.
-    SetErr(usize, Option<Arc<EventFd>>),
-    /// A running ring lies elsewhere, or is logged from now on.
-    SetAddresses(usize, RingAddresses),
-    /// The device is as it was in the beginning; all its rings have been stopped.
-    Reset,
-    /// The device status is this.
-    SetStatus(u8),
-    /// No packet will be longer.
-    SetMtu(u16),
-    /// Announce this MAC address.
-    SendRarp([u8; 6]),
-    /// Write to the configuration space.
-    WriteConfig(Config),
-}
-
-/// The form of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// An acknowledgement, if one is asked for.
-    Ack,
-    /// A number.
-    Number(u64),
-    /// The place where a ring stopped.
-    Base(usize),
-    /// A part of the configuration space, of this length.
-    Config(Config),
-}
-
-/// What follows from a request.
-#[derive(Debug)]
-#[must_use = "a step that is not committed has not been made"]
-pub struct Step {
-    /// For the device, in this order.
-    pub actions: Vec<Action>,
-    /// For the front-end.
-    pub answer: Answer,
-    /// What is not as it should be although the request was carried out.
-    pub reservation: Option<Refusal>,
-    next: State,
-    /// The rings begin anew, wherever they stop.
-    resets: bool,
-}
-
 /// The back-end's side of a session.
 #[derive(Debug)]
 pub struct BackendSession {
     offer: Offer,
     state: State,
 }
-
-#[derive(Debug, Clone, Default)]
-struct State {
-    features: Option<u64>,
-    features_refused: bool,
-    protocol: ProtocolFeatures,
-    regions: Regions,
-    rings: Vec<Ring>,
-    status: u8,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Ring {
-    size: Option<u16>,
-    base: Option<u32>,
-    addresses: Option<RingAddresses>,
-    kick: Option<Arc<EventFd>>,
-    call: Option<Arc<EventFd>>,
-    err: Option<Arc<EventFd>>,
-    state: RingState,
-    /// Whether the device uses it: it is started and has all it needs.
-    runs: bool,
-}
-
 impl BackendSession {
     /// Begins a session in which nothing has been said.
     #[must_use]
@@ -565,225 +431,6 @@ impl BackendSession {
         step.start_complete(request)
     }
 }
-
-impl Step {
-    /// Notes where a ring stopped, unless the device does not know or is reset.
-    pub(crate) fn ring_stopped(&mut self, ring: usize, base: Option<u32>) {
-        if let (Some(ring), false) = (self.next.rings.get_mut(ring), self.resets) {
-            ring.base = base.or(ring.base);
-        }
-    }
-
-    /// Notes that the device could not start a ring: it waits for another kick.
-    pub(crate) fn ring_failed(&mut self, ring: usize) {
-        if let Some(ring) = self.next.rings.get_mut(ring) {
-            ring.runs = false;
-            ring.state.started = false;
-            ring.kick = None;
-        }
-    }
-
-    /// Returns the position to report for a ring, once its actions are carried out.
-    pub(crate) fn base(&self, ring: usize) -> u32 {
-        self.next.base(ring)
-    }
-
-    fn if_running(&mut self, ring: usize, action: Action) {
-        if self.next.rings[ring].runs {
-            self.actions.push(action);
-        }
-    }
-
-    /// Starts the ring a request named if that was all it lacked; it has to be possible then.
-    fn start_named(&mut self, request: &'static str, ring: usize) -> Result<(), Refusal> {
-        if self.next.is_complete(ring) {
-            self.next.check_mapped(request, ring)?;
-            self.start(request, ring)?;
-        }
-        Ok(())
-    }
-
-    /// Starts every ring that lacks nothing any more; one whose memory may still come goes on waiting.
-    fn start_complete(&mut self, request: &'static str) -> Result<(), Refusal> {
-        for ring in 0..self.next.rings.len() {
-            if self.next.is_complete(ring) && self.next.check_mapped(request, ring).is_ok() {
-                self.start(request, ring)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, request: &'static str, index: usize) -> Result<(), Refusal> {
-        let packed = self.next.is_packed();
-        let base = self.next.base(index);
-        let ring = &mut self.next.rings[index];
-        let (Some(size), Some(addresses)) = (ring.size, ring.addresses) else {
-            return Ok(());
-        };
-        check_alignment(request, addresses, packed)?;
-        if packed {
-            let slots = [base & 0x7fff, base >> 16 & 0x7fff];
-            if slots.iter().any(|&slot| slot >= u32::from(size)) {
-                return Err(value(
-                    request,
-                    "the base of a packed ring",
-                    base,
-                    "two slots within its size",
-                ));
-            }
-        } else if !size.is_power_of_two() || base > u32::from(u16::MAX) {
-            let (size, what) = (size.into(), "the size of a split ring, or its base,");
-            return Err(value(
-                request,
-                what,
-                size,
-                "a power of two, with a base below 65536",
-            ));
-        }
-        ring.runs = true;
-        let setup = RingSetup {
-            size,
-            base,
-            addresses,
-            kick: ring.kick.clone(),
-            call: ring.call.clone(),
-            err: ring.err.clone(),
-            enabled: ring.state.enabled,
-        };
-        self.actions.push(Action::StartRing(index, setup));
-        Ok(())
-    }
-
-    /// Stops a ring. It keeps its call and error events, which some front-ends send only once; a new kick starts it.
-    fn stop(&mut self, index: usize) {
-        self.if_running(index, Action::StopRing(index));
-        let ring = &mut self.next.rings[index];
-        ring.runs = false;
-        ring.state.started = false;
-        ring.kick = None;
-    }
-
-    fn stop_all(&mut self) {
-        let enabled = self
-            .next
-            .features
-            .is_some_and(|features| features & bits::PROTOCOL_FEATURES == 0);
-        for ring in 0..self.next.rings.len() {
-            self.stop(ring);
-            self.next.rings[ring].state.enabled = enabled;
-        }
-    }
-
-    fn reset(&mut self) {
-        self.stop_all();
-        self.resets = true;
-        self.next.rings.iter_mut().for_each(|ring| ring.base = None);
-        self.next.status = 0;
-        self.next.features_refused = false;
-        self.actions.push(Action::Reset);
-    }
-}
-
-impl State {
-    fn is_packed(&self) -> bool {
-        self.features
-            .is_some_and(|features| features & bits::RING_PACKED != 0)
-    }
-
-    /// Tells whether the rings are known to be split; before the features are known they may be either.
-    fn is_split(&self) -> bool {
-        self.features.is_some() && !self.is_packed()
-    }
-
-    /// Returns where a ring begins, in the full form: a fresh packed ring begins at slot 0 on both sides.
-    fn base(&self, ring: usize) -> u32 {
-        match (
-            self.is_packed(),
-            self.rings.get(ring).and_then(|ring| ring.base),
-        ) {
-            (true, None | Some(PACKED_BASE_HALF)) => PACKED_BASE,
-            (_, base) => base.unwrap_or(0),
-        }
-    }
-
-    /// Tells whether a ring has been started, does not run yet, and has all it needs.
-    fn is_complete(&self, ring: usize) -> bool {
-        let driver_ok =
-            !self.protocol.contains(ProtocolFeatures::STATUS) || self.status & DRIVER_OK != 0;
-        let ring = &self.rings[ring];
-        ring.state.started
-            && !ring.runs
-            && ring.size.is_some()
-            && ring.addresses.is_some()
-            && self.features.is_some()
-            && !self.regions.is_empty()
-            && driver_ok
-    }
-
-    /// Checks that the areas of a ring begin in memory there is; whoever maps them checks the rest.
-    fn check_mapped(&self, request: &'static str, ring: usize) -> Result<(), Refusal> {
-        let Some(addresses) = self.rings[ring].addresses else {
-            return Ok(());
-        };
-        let areas = [
-            ("Descriptor Area", addresses.descriptor_area),
-            ("Driver Area", addresses.driver_area),
-            ("Device Area", addresses.device_area),
-        ];
-        match areas
-            .into_iter()
-            .find(|(_, address)| !self.regions.contains_user(*address))
-        {
-            Some((area, address)) => Err(Refusal::RingUnmapped {
-                request,
-                ring,
-                area,
-                address,
-            }),
-            None => Ok(()),
-        }
-    }
-}
-
-fn check_alignment(
-    request: &'static str,
-    addresses: RingAddresses,
-    packed: bool,
-) -> Result<(), Refusal> {
-    let driver_alignment = if packed { 4 } else { 2 };
-    let areas = [
-        (
-            "the Descriptor Area",
-            addresses.descriptor_area,
-            16,
-            "a multiple of 16",
-        ),
-        (
-            "the Driver Area",
-            addresses.driver_area,
-            driver_alignment,
-            "a multiple of 2 (packed: 4)",
-        ),
-        (
-            "the Device Area",
-            addresses.device_area,
-            4,
-            "a multiple of 4",
-        ),
-    ];
-    for (what, address, alignment, expected) in areas {
-        if !address.is_multiple_of(alignment) {
-            return Err(Refusal::Value {
-                request,
-                what,
-                found: address,
-                expected,
-            });
-        }
-    }
-    Ok(())
-}
-
 fn check_config(request: &'static str, config: &Config) -> Result<Config, Refusal> {
     let end = usize::try_from(config.offset)
         .ok()

@@ -2,7 +2,7 @@ use std::fs::File;
 
 use super::*;
 use crate::message::RequestKind;
-use crate::payload::LogArea;
+use crate::payload::{LogArea, MemoryRegion, VringAddresses};
 
 const VERSION_1: u64 = 1 << 32;
 const PACKED: u64 = bits::RING_PACKED;
