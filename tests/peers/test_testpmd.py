@@ -231,17 +231,22 @@ def test_frames_of_every_size_cross_the_wire_unchanged(bench, directory, ring, m
 
 
 @pytest.mark.parametrize("segment_size", [0, 500], ids=["checksums", "segments"])
+@pytest.mark.parametrize("side", ["driver", "back-end"])
 @pytest.mark.parametrize("ring", RINGS)
-def test_what_a_driver_leaves_to_be_done_is_done_for_a_file(bench, directory, ring, segment_size):
+def test_what_dpdk_leaves_to_be_done_is_done_for_a_file(bench, directory, ring, side, segment_size):
     sent = write_segments(directory / "sent.pcap")
-    wire = bench.virtnet("wire", vhost_user(bench.socket("a")), f"pcap:{directory}/got.pcap")
-    driver = bench.testpmd(
-        f"net_pcap0,rx_pcap={directory}/sent.pcap,tx_pcap={directory}/nothing.pcap",
-        testpmd.virtio_user(1, bench.socket("a"), ring=ring),
-        mode="csum",
-    )
+    socket, got = bench.socket("a"), f"pcap:{directory}/got.pcap"
+    captured = f"net_pcap0,rx_pcap={directory}/sent.pcap,tx_pcap={directory}/nothing.pcap"
+    if side == "driver":
+        wire = bench.virtnet("wire", vhost_user(socket), got)
+        driver = bench.testpmd(captured, testpmd.virtio_user(1, socket, ring=ring), mode="csum")
+    else:
+        driver = bench.testpmd(captured, testpmd.vhost(1, socket, extra=",tso=1"), mode="csum")
+        wire = bench.virtnet("wire", virtio_user(socket, ring=ring), got)
+        wait_for(driver.links_up, "our driver to come")
     for line in ("port stop 1", "csum set ip sw 1", "csum set tcp hw 1", f"tso set {segment_size} 1", "port start 1"):
         driver.command(line)
+    wait_for(driver.links_up, "the link to come back")
     assert "TCP_CKSUM" in driver.command("show port 1 tx_offload configuration")
     driver.start()
     wait_for(lambda: driver.stats()[1].tx_packets >= len(sent), "all frames to leave")
