@@ -182,7 +182,7 @@ class Testpmd:
         ]
         command += ["--file-prefix", prefix, *memory, *eal]
         command += [word for vdev in vdevs for word in ("--vdev", vdev)]
-        # Nobody else must write into the prompt: no news of links and queues, and what the libraries say goes to the log alone.
+        # Nobody else must write into the prompt: no news of links and queues, and what libraries say goes to the log.
         command += ["--", "-i", "--no-mlockall", "--mask-event=intr_lsc", "--mask-event=queue_state"]
         command += [f"--total-num-mbufs={mbufs}"] if mbufs else []
         command += [f"--forward-mode={mode}", *args]

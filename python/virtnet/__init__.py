@@ -12,6 +12,7 @@ Everything public is here. ``_virtnet`` is the compiled half and private.
 from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
+from virtnet.description import FunctionSpec, Plan, Spec, schema
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
 from virtnet.explaining import Explanation
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
@@ -37,6 +38,7 @@ __all__ = [
     "Explanation",
     "Frames",
     "Function",
+    "FunctionSpec",
     "FunctionStats",
     "GuestError",
     "GuestMemory",
@@ -49,6 +51,7 @@ __all__ = [
     "PcapPort",
     "PeerError",
     "PeerGone",
+    "Plan",
     "Port",
     "PortError",
     "PortNode",
@@ -57,6 +60,7 @@ __all__ = [
     "ProtocolFeature",
     "QemuArgs",
     "RingFeature",
+    "Spec",
     "StateError",
     "TapPort",
     "Used",
@@ -72,6 +76,7 @@ __all__ = [
     "open_port",
     "probe",
     "queue_pair",
+    "schema",
 ]
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes
 
 from virtnet import _virtnet
+from virtnet.description import CABLES, FRAME_MAX, NAME_MAX, SOURCE_PACKETS_MAX, FunctionSpec, Plan, Poll, Spec, whole
 from virtnet.errors import ConfigError, StateError
 from virtnet.nodes import Function, Node, PortNode
 from virtnet.ports import MemoryPort
@@ -46,42 +47,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Net"]
 
-Poll = Literal["adaptive", "busy", "interrupt"]
 POLLS: tuple[Poll, ...] = ("adaptive", "busy", "interrupt")
 
 #: A signal that another thread caught, and an end elsewhere, are noticed after this long.
 WAIT_SLICE_S = 0.1
 
-#: Names need to be told apart in tables and texts.
-NAME_MAX = 64
-
-#: How many cables each kind of function takes.
-CABLES: dict[str, tuple[int, str]] = {
-    "switch": (4096, "many"),
-    "wire": (2, "two"),
-    "sink": (4096, "many"),
-    "source": (1, "one"),
-    "echo": (4096, "many"),
-}
-
 #: The shortest frame that Ethernet carries, without its checksum.
 FRAME_MIN = 60
 ETHERNET_LEN = 14
-FRAME_MAX = 65_535
 
 #: The offload metadata of a packet with nothing left to do.
 PLAIN = bytes(10)
-
-#: A source holds a burst.
-SOURCE_PACKETS_MAX = 64
 
 
 @dataclass(frozen=True)
 class _Node:
     """One node of the description, and what a program holds of it."""
 
-    handle: Node
+    handle: PortNode | Function
+    spec: PortSpec | FunctionSpec
+    #: As the engine takes them.
     options: dict[str, Any]
+    #: Of a memory port, the other end.
+    end: MemoryPort | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +87,16 @@ class _Plan:
     def cables_of(self, name: str) -> list[str]:
         """Who is at the other ends of a node's cables."""
         return [b if a == name else a for a, b in self.cables if name in {a, b}]
+
+    def without(self, names: set[str]) -> _Plan:
+        """The same without some nodes and their cables."""
+        nodes = {name: node for name, node in self.nodes.items() if name not in names}
+        return _Plan(nodes, tuple(cable for cable in self.cables if names.isdisjoint(cable)))
+
+    def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
+        """Nodes and cables as the engine takes them."""
+        nodes = [(name, node.handle.kind, node.options) for name, node in self.nodes.items() if not self.waits(name)]
+        return nodes, self.cables
 
 
 class Net:
@@ -121,6 +119,8 @@ class Net:
         self._plan = _Plan()
         self._engine: _virtnet.Engine | None = None
         self._before_change: _Plan | None = None
+        #: What the network was before each change that can be taken back.
+        self._history: list[Spec] = []
         self._last = NetStats()
         #: Not an event: its lock could be held by what a signal interrupts.
         self._ended = False
@@ -140,14 +140,9 @@ class Net:
         """
         if isinstance(spec, str):
             spec = PortSpec.parse(spec)
-        options = {**spec.options, "where": spec.where}
-        node = PortNode(self, self._name(name, Path(spec.where).stem or spec.kind), spec)
-        if spec.kind == "memory":
-            inner, outer = _virtnet.memory_pair(spec.options["capacity"])
-            options["port"] = inner
-            node.end = MemoryPort(spec, outer)
-        self._add(node, options)
-        return node
+        handle = PortNode(self, self._name(name, Path(spec.where).stem or spec.kind), spec)
+        self._add(_node(handle, spec))
+        return handle
 
     def vhost_user(
         self,
@@ -219,12 +214,12 @@ class Net:
         """
         if not 0 < ageing_s < float("inf"):
             raise ConfigError(f"ageing_s is a number of seconds above 0, found {ageing_s!r}")
-        return self._function("switch", name, {"ageing_s": float(ageing_s)})
+        return self._function(name, FunctionSpec("switch", {"ageing_s": float(ageing_s)}))
 
     def wire(self, a: Node | None = None, b: Node | None = None, *, name: str | None = None) -> Function:
         """Adds a wire, which hands what comes in at one end out at the other, and plugs in the nodes given."""
         with self.change():
-            wire = self._function("wire", name, {})
+            wire = self._function(name, FunctionSpec("wire"))
             for node in (a, b):
                 if node is not None:
                     self.cable(node, wire)
@@ -237,7 +232,7 @@ class Net:
             copy: copy whole packets out of their senders' memory first, as a program that keeps them would.
             name: what to call it.
         """
-        return self._function("sink", name, {"copy": bool(copy)})
+        return self._function(name, FunctionSpec("sink", {"copy": bool(copy)}))
 
     def source(
         self,
@@ -264,19 +259,26 @@ class Net:
             raise ConfigError(f"rate_pps is a number above 0, or None for no limit, found {rate_pps!r}")
         if count is not None and count < 0:
             raise ConfigError(f"count is a number from 0, or None for no end, found {count!r}")
-        packets = []
-        for packet, offload in _packets(discard_frame(size or FRAME_MIN) if frame is None else frame):
-            sized = packet if size is None else packet[:size].ljust(size, b"\0")
-            if not ETHERNET_LEN <= len(sized) <= FRAME_MAX:
-                raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {len(sized)}")
-            packets.append((sized, offload))
-        if not 1 <= len(packets) <= SOURCE_PACKETS_MAX:
-            raise ConfigError(f"a source makes copies of 1 to {SOURCE_PACKETS_MAX} packets, found {len(packets)}")
-        return self._function("source", name, {"packets": packets, "rate_pps": rate_pps, "count": count})
+        if size is not None and not ETHERNET_LEN <= size <= FRAME_MAX:
+            raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {size}")
+        options: dict[str, Any] = {
+            "rate_pps": None if rate_pps is None else float(rate_pps),
+            "count": count,
+            "size": size,
+        }
+        if frame is not None:
+            options["frames"] = frames = []
+            for packet, offload in _packets(frame):
+                if not ETHERNET_LEN <= len(packet if size is None else packet[:size].ljust(size)) <= FRAME_MAX:
+                    raise ConfigError(f"a frame has {ETHERNET_LEN} to {FRAME_MAX} bytes, found {len(packet)}")
+                frames.append(packet.hex() + (f"/{offload.hex()}" if offload != PLAIN else ""))
+            if not 1 <= len(frames) <= SOURCE_PACKETS_MAX:
+                raise ConfigError(f"a source makes copies of 1 to {SOURCE_PACKETS_MAX} packets, found {len(frames)}")
+        return self._function(name, FunctionSpec("source", options))
 
     def echo(self, *, name: str | None = None) -> Function:
         """Adds an echo, which swaps the MAC addresses of every packet and sends it back."""
-        return self._function("echo", name, {})
+        return self._function(name, FunctionSpec("echo"))
 
     # Cables and changes.
 
@@ -349,12 +351,77 @@ class Net:
             try:
                 yield self
                 if self._engine is not None and self._plan != before:
-                    self._apply(self._engine)
+                    self._apply(self._engine, before)
             except BaseException:
                 self._plan = before
                 raise
             finally:
                 self._before_change = None
+
+    # The network as a value.
+
+    @property
+    def spec(self) -> Spec:
+        """What the network is described as now."""
+        with self._lock:
+            nodes = self._plan.nodes
+            return Spec(
+                {name: node.spec for name, node in nodes.items() if isinstance(node.spec, PortSpec)},
+                {name: node.spec for name, node in nodes.items() if isinstance(node.spec, FunctionSpec)},
+                frozenset(self._plan.cables),
+                tuple(self._cpus),
+                self._poll,
+            )
+
+    @classmethod
+    def of(cls, spec: Spec) -> Net:
+        """A network as specified; nothing is opened before :meth:`start`."""
+        net = cls(cpus=spec.cpus, poll=spec.poll)
+        net.apply(spec)
+        return net
+
+    def plan(self, spec: Spec) -> Plan:
+        """What :meth:`apply` would do; nothing is done."""
+        return Plan(self.spec, spec)
+
+    def apply(self, spec: Spec) -> Plan:
+        """Makes the network what a specification says, wholly or not at all, and returns what that changed.
+
+        What stays as it is keeps its sessions, tables and counters, and loses no packet. Handles of ports and functions
+        that keep their name and kind stay good.
+
+        Raises:
+            ConfigError: a running network cannot get other workers; the caller's fault.
+            PortError: the system refused a port; the network is and runs as before.
+        """
+        with self._lock:
+            before = self.spec
+            if self._engine is not None and (spec.cpus, spec.poll) != (before.cpus, before.poll):
+                raise ConfigError("net: cpus and poll are those of the workers and stay while the network runs")
+            with self.change():
+                self._plan = self._planned(spec)
+            self._cpus, self._poll = list(spec.cpus), spec.poll
+            for node in self._plan.nodes.values():
+                node.handle.spec = node.spec
+                if isinstance(node.handle, PortNode):
+                    node.handle.end = node.end
+            if before != spec:
+                self._history.append(before)
+            return Plan(before, spec)
+
+    def rollback(self) -> Plan:
+        """Takes back the last :meth:`apply` that was not taken back yet, and returns what that changed.
+
+        Raises:
+            StateError: there is none.
+            PortError: as for :meth:`apply`.
+        """
+        with self._lock:
+            if not self._history:
+                raise StateError("nothing was applied that could be taken back")
+            plan = self.apply(self._history[-1])
+            del self._history[-2 if plan else -1 :]
+            return plan
 
     # Life.
 
@@ -370,7 +437,7 @@ class Net:
                 raise StateError("the network runs already")
             engine = _virtnet.Engine(self._cpus, self._poll)
             try:
-                self._apply(engine)
+                self._apply(engine, _Plan())
             except BaseException:
                 engine.stop()
                 raise
@@ -500,20 +567,21 @@ class Net:
         names = [base, *(f"{base}-{i}" for i in range(2, len(self._plan.nodes) + 3))]
         return next(name for name in names if name not in self._plan.nodes)
 
-    def _function(self, kind: str, name: str | None, options: dict[str, Any]) -> Function:
-        function = Function(self, self._name(name, kind), kind)
-        self._add(function, options)
-        return function
+    def _function(self, name: str | None, spec: FunctionSpec) -> Function:
+        spec = whole(spec)
+        handle = Function(self, self._name(name, spec.kind), spec)
+        self._add(_node(handle, spec))
+        return handle
 
-    def _add(self, node: Node, options: dict[str, Any]) -> None:
-        name = node.name
+    def _add(self, node: _Node) -> None:
+        name = node.handle.name
         with self.change():
             if not name or len(name) > NAME_MAX or not name.isprintable():
                 raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
             if name in self._plan.nodes:
                 taken = self._plan.nodes[name].handle
                 raise ConfigError(f"the name {name!r} is taken by a {taken.kind}: give another with name=")
-            self._plan = replace(self._plan, nodes={**self._plan.nodes, name: _Node(node, options)})
+            self._plan = replace(self._plan, nodes={**self._plan.nodes, name: node})
 
     def _known(self, name: str) -> _Node:
         if name not in self._plan.nodes:
@@ -521,10 +589,69 @@ class Net:
             raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
         return self._plan.nodes[name]
 
-    def _apply(self, engine: _virtnet.Engine) -> None:
-        plan = self._plan
-        nodes = [(name, node.handle.kind, node.options) for name, node in plan.nodes.items() if not plan.waits(name)]
-        engine.apply(nodes, plan.cables)
+    def _planned(self, spec: Spec) -> _Plan:
+        """The description that a specification means, with the handles of the nodes that keep their kind."""
+        nodes = {}
+        described: list[tuple[str, PortSpec | FunctionSpec]] = [*spec.ports.items(), *spec.functions.items()]
+        for name, wanted in described:
+            node = self._plan.nodes.get(name)
+            if node is None or node.handle.kind != wanted.kind:
+                handle: PortNode | Function
+                handle = PortNode(self, name, wanted) if isinstance(wanted, PortSpec) else Function(self, name, wanted)
+                node = _node(handle, wanted)
+            elif node.spec != wanted:
+                node = _node(node.handle, wanted)
+            nodes[name] = node
+        kept = [cable for cable in self._plan.cables if (min(cable), max(cable)) in spec.cables]
+        new = spec.cables - {(min(cable), max(cable)) for cable in kept}
+        return _Plan(nodes, (*kept, *sorted(new)))
+
+    def _apply(self, engine: _virtnet.Engine, before: _Plan) -> None:
+        """Makes the engine run the description instead of the one before: wholly, or not at all."""
+        after = self._plan
+        gone = {
+            name: node.options["where"]
+            for name, node in before.nodes.items()
+            if isinstance(node.spec, PortSpec) and node.spec.kind != "memory" and node != after.nodes.get(name)
+        }
+        wanted = {node.options.get("where") for name, node in after.nodes.items() if node != before.nodes.get(name)}
+        # What is closed to be opened anew must be let go of first; whoever needs nothing of it goes on.
+        freed = {name for name, where in gone.items() if where in wanted}
+        if not freed:
+            engine.apply(*after.described())
+            return
+        engine.apply(*before.without(freed).described())
+        try:
+            engine.apply(*after.described())
+        except BaseException:
+            engine.apply(*before.described())
+            raise
+
+
+def _node(handle: PortNode | Function, spec: PortSpec | FunctionSpec) -> _Node:
+    """A node of a description, with what the engine needs to make it."""
+    if isinstance(spec, PortSpec):
+        options = {**spec.options, "where": spec.where}
+        if spec.kind != "memory":
+            return _Node(handle, spec, options)
+        inner, outer = _virtnet.memory_pair(spec.options["capacity"])
+        end = MemoryPort(spec, outer)
+        if isinstance(handle, PortNode) and handle.end is None:
+            handle.end = end
+        return _Node(handle, spec, options | {"port": inner}, end)
+    options = dict(spec.options)
+    if spec.kind == "source":
+        size = options.pop("size")
+        frames = options.pop("frames") or [discard_frame(size or FRAME_MIN).hex()]
+        packets = []
+        for text in frames:
+            packet, _, offload = text.partition("/")
+            frame = bytes.fromhex(packet)
+            packets.append(
+                (frame if size is None else frame[:size].ljust(size, b"\0"), bytes.fromhex(offload) or PLAIN)
+            )
+        options["packets"] = packets
+    return _Node(handle, spec, options)
 
 
 def _cpu(number: int) -> int:

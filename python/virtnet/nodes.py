@@ -17,6 +17,7 @@ from virtnet.ports import describe
 from virtnet.stats import FunctionStats, PortStats
 
 if TYPE_CHECKING:
+    from virtnet.description import FunctionSpec
     from virtnet.net import Net
     from virtnet.ports import MemoryPort
     from virtnet.spec import PortSpec
@@ -80,7 +81,16 @@ class Node:
 
 
 class Function(Node):
-    """A network function: what happens to packets between ports."""
+    """A network function: what happens to packets between ports.
+
+    Attributes:
+        spec: what it is to be.
+    """
+
+    def __init__(self, net: Net, name: str, spec: FunctionSpec) -> None:
+        """Made by the network."""
+        super().__init__(net, name, spec.kind)
+        self.spec = spec
 
     def stats(self) -> FunctionStats:
         """What it did so far."""

@@ -45,6 +45,8 @@ class Option:
     check: Callable[[Any], Any]
     write: Callable[[Any], str] = str
     default: Any = None
+    #: What a file may have for it, as JSON Schema.
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Kind:
         if found is None:
             names = [option.name for option in self.options]
             takes = f"it takes {_listed(names)}" if names else "it takes none"
-            raise ConfigError(f"a {self.name} port has no option {name!r}: {takes}{_meant(name, names)}")
+            raise ConfigError(f"a {self.name} port has no option {name!r}: {takes}{meant(name, names)}")
         return found
 
 
@@ -120,7 +122,7 @@ class PortSpec:
         """
         found = KINDS.get(kind)
         if found is None:
-            raise ConfigError(f"there is no kind of port {kind!r}: expected {_listed(KINDS)}{_meant(kind, KINDS)}")
+            raise ConfigError(f"there is no kind of port {kind!r}: expected {_listed(KINDS)}{meant(kind, KINDS)}")
         if not where:
             raise ConfigError(f"a {kind} port needs {found.where} after the colon, found {where!r}")
         found.check_where(where)
@@ -156,7 +158,7 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _meant(name: str, names: Iterable[str]) -> str:
+def meant(name: str, names: Iterable[str]) -> str:
     """A hint at the name that was probably meant."""
     close = get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -170,7 +172,7 @@ def _switch(name: str, *, default: bool = False) -> Option:
             return value
         return {"on": True, "off": False}[value] if value in {"on", "off"} else _no()
 
-    return Option(name, "on or off", check, lambda on: "on" if on else "off", default)
+    return Option(name, "on or off", check, lambda on: "on" if on else "off", default, {"type": "boolean"})
 
 
 def _count(name: str, low: int, high: int, default: int | None = None) -> Option:
@@ -181,12 +183,14 @@ def _count(name: str, low: int, high: int, default: int | None = None) -> Option
             return _no()
         return int(value) if low <= int(value) <= high else _no()
 
-    return Option(name, f"a whole number from {low} to {high}", check, str, default)
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Option(name, f"a whole number from {low} to {high}", check, str, default, schema)
 
 
 def _choice(name: str, choices: tuple[str, ...], default: str) -> Option:
     """An option that is one of a few words."""
-    return Option(name, _listed(choices), lambda value: value if value in choices else _no(), str, default)
+    schema = {"enum": list(choices)}
+    return Option(name, _listed(choices), lambda value: value if value in choices else _no(), str, default, schema)
 
 
 def _features(name: str) -> Option:
@@ -208,7 +212,9 @@ def _features(name: str) -> Option:
     def write(word: int) -> str:
         return "+".join([*NetFeature.within(word).names(), *RingFeature.within(word).names()])
 
-    return Option(name, "names of features joined by +, such as mrg_rxbuf+event_idx", check, write, 0)
+    pattern = f"^({'|'.join(by_name)})(\\+({'|'.join(by_name)}))*$"
+    schema = {"type": "string", "pattern": pattern}
+    return Option(name, "names of features joined by +, such as mrg_rxbuf+event_idx", check, write, 0, schema)
 
 
 def _no() -> NoReturn:

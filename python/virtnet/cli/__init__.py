@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from virtnet import __version__
-from virtnet.cli import demo, doctor, functions, probe
+from virtnet.cli import demo, doctor, file, functions, probe
 from virtnet.errors import ConfigError, VirtnetError
 
 __all__ = ["app", "main"]
@@ -25,12 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo.demo)
+app.command()(file.run)
 app.command()(functions.switch)
 app.command()(functions.wire)
 app.command()(functions.sink)
 app.command()(functions.source)
 app.command()(functions.echo)
 app.command()(probe.probe)
+app.command()(file.schema)
 app.command()(doctor.doctor)
 
 

@@ -17,7 +17,7 @@ from virtnet import __version__
 from virtnet.cli.tables import ports_table, totals_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from virtnet.net import Net
     from virtnet.stats import NetStats
@@ -103,10 +103,12 @@ class Meter:
         return self.slopes.get((port, counter), _Slope()).now
 
 
-def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None:
-    """Runs a network until Ctrl-C or for a time, and reports."""
+def run(
+    command: str, net: Net, *, seconds: float | None, as_json: bool, reload: Callable[[], None] | None = None
+) -> None:
+    """Runs a network until Ctrl-C or for a time, and reports; ``reload`` is called for every SIGHUP."""
     meter = Meter()
-    with interruptible():
+    with interruptible(), _hangups(heard=reload is not None) as hangups:
         net.start()
         started = time.monotonic()
         try:
@@ -114,8 +116,11 @@ def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None
                 deadline = float("inf") if seconds is None else started + seconds
                 pause = SAMPLE_S
                 while (left := deadline - time.monotonic()) > 0:
-                    if net.wait(min(pause, left)):
+                    if _wait(net, min(pause, left), hangups):
                         break
+                    if reload and hangups:
+                        hangups.clear()
+                        reload()
                     moves, watched = meter.sample(net.stats()) > 0, show()
                     pause = SAMPLE_S if moves or watched else min(2 * pause, IDLE_SAMPLE_S)
         finally:
@@ -134,6 +139,29 @@ def run(command: str, net: Net, *, seconds: float | None, as_json: bool) -> None
         if port.last_error:
             console.print(f"{name}: {port.last_error}", style="yellow")
     console.print(totals_line(stats))
+
+
+def _wait(net: Net, seconds: float, hangups: Sequence[int]) -> bool:
+    """Waits until the network is stopped, or for a time that a SIGHUP cuts short; whether it is stopped."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and not hangups:
+        if net.wait(min(left, SAMPLE_S)):
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _hangups(*, heard: bool) -> Iterator[list[int]]:
+    """In the block SIGHUP, if it is to be heard, makes longer what is given and does nothing else."""
+    came: list[int] = []
+    if not heard:
+        yield came
+        return
+    before = signal.signal(signal.SIGHUP, lambda number, _frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _settle(net: Net) -> None:

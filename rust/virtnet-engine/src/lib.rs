@@ -28,7 +28,8 @@ pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
     Blast, Echo, Function, FunctionDetail, Host, HostCounters, HostOptions, HostOrders, Ping, Sink,
-    Source, SourceOptions, SourceOrders, Switch, SwitchCounters, SwitchOptions, Update, Wire,
+    Source, SourceOptions, SourceOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders,
+    Update, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

@@ -9,7 +9,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use virtnet_engine::{
     Change, Echo, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Sink,
-    Snapshot, Source, SourceOrders, Switch, SwitchOptions, Wire, WorkerStats,
+    Snapshot, Source, SourceOrders, Switch, SwitchOptions, SwitchOrders, Update, Wire, WorkerStats,
 };
 use virtnet_ports::Control;
 
@@ -160,15 +160,27 @@ impl Network {
             ..Self::default()
         };
         for (name, known) in &self.nodes {
-            if !stays(py, name, known, nodes)? {
-                change = change.remove(known.id);
+            let described = nodes.iter().find(|(other, ..)| other == name);
+            let fate = described
+                .map(|described| known.fate(py, described))
+                .transpose()?;
+            match fate.unwrap_or(Fate::Goes) {
+                Fate::Stays => {}
+                Fate::Changes(update) => change = change.update(known.id, update),
+                Fate::Goes => change = change.remove(known.id),
             }
         }
-        for (name, kind, options) in nodes {
+        for described in nodes {
+            let (name, kind, options) = described;
             if let Some(known) = self.nodes.get(name)
-                && stays(py, name, known, nodes)?
+                && !matches!(known.fate(py, described)?, Fate::Goes)
             {
-                next.nodes.insert(name.clone(), known.clone_ref(py));
+                let options = options.copy()?.unbind();
+                let known = Known {
+                    options,
+                    ..known.clone_ref(py)
+                };
+                next.nodes.insert(name.clone(), known);
                 continue;
             }
             let id = NodeId(next.next_id);
@@ -324,17 +336,43 @@ fn take_off(books: &mut NetBalance, node: &NetBalance) {
     books.dropped = books.dropped.saturating_sub(node.dropped);
 }
 
-/// Whether a node that runs is described again as it is.
-fn stays(py: Python<'_>, name: &str, known: &Known, nodes: &[Described<'_>]) -> PyResult<bool> {
-    for (other, kind, options) in nodes {
-        if other == name && *kind == known.kind {
-            return known.options.bind(py).eq(options);
-        }
-    }
-    Ok(false)
+/// What becomes of a node that runs.
+enum Fate {
+    Stays,
+    /// It takes new orders and keeps its state.
+    Changes(Update),
+    /// It is removed; what has its name afterwards is another one.
+    Goes,
 }
 
 impl Known {
+    fn fate(&self, py: Python<'_>, described: &Described<'_>) -> PyResult<Fate> {
+        let (_, kind, options) = described;
+        if *kind != self.kind {
+            return Ok(Fate::Goes);
+        }
+        let before = self.options.bind(py);
+        if before.eq(options)? {
+            return Ok(Fate::Stays);
+        }
+        // Everything else has to be as it was.
+        let changeable: &[&str] = match kind.as_str() {
+            "switch" => &["ageing_s"],
+            "source" => &["rate_pps", "count"],
+            _ => return Ok(Fate::Goes),
+        };
+        for (name, value) in options {
+            let name: String = name.extract()?;
+            if !changeable.contains(&name.as_str()) && !value.eq(before.get_item(&name)?)? {
+                return Ok(Fate::Goes);
+            }
+        }
+        Ok(Fate::Changes(match kind.as_str() {
+            "switch" => switch_orders(options)?.into(),
+            _ => source_orders(options)?.into(),
+        }))
+    }
+
     fn clone_ref(&self, py: Python<'_>) -> Self {
         Self {
             id: self.id,
@@ -343,6 +381,18 @@ impl Known {
             watch: self.watch.clone(),
         }
     }
+}
+
+fn switch_orders(options: &Bound<'_, PyDict>) -> PyResult<SwitchOrders> {
+    let ageing = Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
+    Ok(SwitchOrders { ageing })
+}
+
+fn source_orders(options: &Bound<'_, PyDict>) -> PyResult<SourceOrders> {
+    Ok(SourceOrders {
+        rate: rate(options)?,
+        count: get(options, "count")?,
+    })
 }
 
 /// Makes a function, or opens a port.
@@ -354,16 +404,12 @@ fn make(
 ) -> PyResult<(Node, Option<Watch>)> {
     let invalid = |error| engine_error(&error);
     let function: Node = match kind {
-        "switch" => {
-            let ageing =
-                Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
-            Switch::new(SwitchOptions {
-                ageing,
-                ..SwitchOptions::default()
-            })
-            .map_err(invalid)?
-            .into()
-        }
+        "switch" => Switch::new(SwitchOptions {
+            ageing: switch_orders(options)?.ageing,
+            ..SwitchOptions::default()
+        })
+        .map_err(invalid)?
+        .into(),
         "wire" => Wire::new().into(),
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
@@ -372,11 +418,9 @@ fn make(
             let packets = packets
                 .iter()
                 .map(|(frame, offload)| (&frame[..], offload_from(offload)));
-            let orders = SourceOrders {
-                rate: rate(options)?,
-                count: get(options, "count")?,
-            };
-            Source::of_packets(packets, orders).map_err(invalid)?.into()
+            Source::of_packets(packets, source_orders(options)?)
+                .map_err(invalid)?
+                .into()
         }
         "echo" => Echo::new().into(),
         _ => {

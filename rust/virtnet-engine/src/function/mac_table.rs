@@ -102,6 +102,11 @@ impl std::fmt::Debug for MacTable {
 }
 
 impl MacTable {
+    /// Judges all stations by another age from now on.
+    pub(crate) fn set_ageing(&mut self, ageing: u64) {
+        self.ageing = ageing;
+    }
+
     /// An empty table for up to `limit` stations that are forgotten `ageing` ns after they were last heard of.
     pub(crate) fn new(limit: usize, ageing: u64) -> Self {
         Self {

@@ -21,7 +21,7 @@ pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
 pub(crate) use switch::SwitchNews;
-pub use switch::{Switch, SwitchCounters, SwitchOptions};
+pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchOrders};
 pub use wire::Wire;
 
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks};
@@ -155,6 +155,7 @@ impl Function {
     /// Takes new orders; those for another kind of function were refused before.
     pub(crate) fn update(&mut self, update: Update, now: u64) {
         match (self, update) {
+            (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders),
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
             _ => debug_assert!(false, "an update reached another kind of function"),
@@ -233,6 +234,8 @@ impl FunctionDetail {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
+    /// For a switch.
+    Switch(SwitchOrders),
     /// For a source.
     Source(SourceOrders),
     /// For a host.
@@ -242,6 +245,7 @@ pub enum Update {
 impl Update {
     pub(crate) fn kind(&self) -> NodeKind {
         match self {
+            Self::Switch(_) => NodeKind::Switch,
             Self::Source(_) => NodeKind::Source,
             Self::Host(_) => NodeKind::Host,
         }
@@ -249,9 +253,16 @@ impl Update {
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         match self {
+            Self::Switch(orders) => orders.check(),
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
         }
+    }
+}
+
+impl From<SwitchOrders> for Update {
+    fn from(orders: SwitchOrders) -> Self {
+        Self::Switch(orders)
     }
 }
 

@@ -85,13 +85,34 @@ pub struct Switch {
 /// A quiet switch sweeps this often, a busy one about a thousand times as often and a thousandth as much.
 const SWEEP_NS: u64 = 1_000_000_000;
 
+/// What of a switch can be changed while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwitchOrders {
+    /// After what silence a station is forgotten. Those that are in the table are judged by it from now on.
+    pub ageing: Duration,
+}
+
+impl SwitchOrders {
+    pub(super) fn check(&self) -> Result<(), EngineError> {
+        if self.ageing.is_zero() {
+            return Err(EngineError::SwitchOptions { max: MAX_ENTRIES });
+        }
+        Ok(())
+    }
+}
+
+/// A time in ns, or without end.
+fn in_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Switch {
     /// A switch that knows nobody.
     ///
     /// # Errors
     /// [`EngineError::SwitchOptions`].
     pub fn new(options: SwitchOptions) -> Result<Self, EngineError> {
-        let ageing = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
+        let ageing = in_ns(options.ageing);
         if ageing == 0 || !(1..=MAX_ENTRIES).contains(&options.max_entries) {
             return Err(EngineError::SwitchOptions { max: MAX_ENTRIES });
         }
@@ -117,6 +138,12 @@ impl Switch {
             part.table.note_forgotten();
         }
         part
+    }
+
+    /// Takes new orders.
+    pub(super) fn order(&mut self, orders: SwitchOrders) {
+        self.ageing = in_ns(orders.ageing);
+        self.table.set_ageing(self.ageing);
     }
 
     /// What there is to tell the other parts.
@@ -374,6 +401,24 @@ mod tests {
         assert_eq!(switch.counters().entries, 0);
         assert_eq!(switch.counters().aged, 2);
         assert_eq!(switch.due(), None);
+    }
+
+    #[test]
+    fn another_ageing_time_is_that_of_those_who_are_known_too() {
+        let mut switch = switch();
+        fates(&mut switch, 1, 0, &[(ALL, A)]);
+        switch.order(SwitchOrders {
+            ageing: Duration::from_secs(5),
+        });
+        assert_eq!(
+            fates(&mut switch, 2, 5 * SECOND - 1, &[(A, B)]),
+            [Fate::To(1)]
+        );
+        assert_eq!(fates(&mut switch, 2, 5 * SECOND, &[(A, B)]), [Fate::Flood]);
+        let none = SwitchOrders {
+            ageing: Duration::ZERO,
+        };
+        assert!(none.check().is_err());
     }
 
     #[test]
