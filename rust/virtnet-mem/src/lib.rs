@@ -3,7 +3,8 @@
 //! Everything that another process can write while we read it goes through this crate: it maps regions (on
 //! `vm-memory`), translates the peer's addresses, and hands out views that are checked once when made and on every
 //! access: [`Window`] and [`Table`] (ring areas, long-lived, own their mapping), [`Segment`] (a plain number pair that names
-//! bytes of a [`GuestMemory`]) and [`GuestSlice`] (those bytes, borrowed).
+//! bytes of a [`GuestMemory`]) and [`GuestSlice`] (those bytes, borrowed). While a guest is moved, a [`DirtyLog`] says which pages
+//! were written.
 //!
 //! It guarantees that no access leaves a mapping, that a mapping lives as long as anything made from it, and that no
 //! reference into shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
@@ -14,6 +15,7 @@
 
 mod address;
 mod copy;
+mod dirty_log;
 mod error;
 mod memory;
 mod region;
@@ -23,6 +25,7 @@ mod table;
 mod window;
 
 pub use address::{GuestAddr, UserAddr};
+pub use dirty_log::{DirtyLog, LoggedArea};
 pub use error::MemoryError;
 pub use memory::{GuestMemory, Segment};
 pub use region::Region;

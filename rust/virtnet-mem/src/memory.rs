@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
-use crate::{GuestAddr, GuestSlice, MemoryError, Region, Slots, Table, UserAddr, Window};
+use crate::{DirtyLog, GuestAddr, GuestSlice, MemoryError, Region, Slots, Table, UserAddr, Window};
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,10 +43,12 @@ impl Segment {
 
 /// The memory of one peer: regions in guest-physical order, never changed once made.
 ///
-/// A changed memory table is a new value swapped in between bursts; views of the old one hold what they need.
+/// A changed memory table is a new value swapped in between bursts; views of the old one hold what they need. So is memory of
+/// which writes are logged from now on, or no longer.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     regions: Box<[Region]>,
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMemory {
@@ -78,7 +80,30 @@ impl GuestMemory {
         }
         Ok(Self {
             regions: regions.into(),
+            log: None,
         })
+    }
+
+    /// The same memory, whose writers mark in `log` what they have written.
+    #[must_use]
+    pub fn with_log(self, log: Option<Arc<DirtyLog>>) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Where writers mark what they have written, while that is asked for.
+    #[inline]
+    #[must_use]
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
+    /// Marks the pages of a segment that has been written, where that is asked for.
+    pub fn mark_written(&self, segment: Segment) {
+        let region = self.regions.get(segment.region as usize);
+        if let (Some(log), Some(region)) = (&self.log, region) {
+            let addr = region.guest.0 + segment.offset as u64;
+            log.mark(GuestAddr(addr), segment.len.into());
+        }
     }
 
     /// One private region of `size` bytes at guest address `guest`: for tests and in-process queues.
@@ -239,6 +264,15 @@ impl GuestMemory {
     pub fn user_addr(&self, addr: GuestAddr) -> Option<UserAddr> {
         let region = self.regions.get(self.find(addr)? as usize)?;
         Some(UserAddr(region.user.0 + (addr.0 - region.guest.0)))
+    }
+
+    /// The guest-physical address of a front-end's own.
+    #[must_use]
+    pub fn guest_addr(&self, addr: UserAddr) -> Option<GuestAddr> {
+        let offset = |region: &Region| addr.0.wrapping_sub(region.user.0);
+        let mut regions = self.regions.iter();
+        let region = regions.find(|region| offset(region) < region.size)?;
+        Some(GuestAddr(region.guest.0 + offset(region)))
     }
 
     #[inline]

@@ -11,6 +11,7 @@
 
 mod lanes;
 mod queues;
+mod rarp;
 mod service;
 
 use std::io;
@@ -88,6 +89,7 @@ impl VhostUserOptions {
             | Features::RING_PACKED
             | Features::IN_ORDER
             | Features::MTU
+            | Features::GUEST_ANNOUNCE
             | OFFLOADS;
         if self.queue_pairs > 1 {
             offered |= Features::MQ;

@@ -25,7 +25,8 @@ use virtnet_sys::{EventFd, Events, Listener, Poller, Stream};
 use virtnet_testkit::{TempDir, frame};
 use virtnet_vhost::payload::MemoryRegion;
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, Region, RingAddresses, RingSetup,
+    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, Region, RingAddresses,
+    RingSetup,
 };
 use virtnet_virtio::{Features, RingFormat};
 
@@ -78,6 +79,9 @@ impl BackendDevice for Liar {
     }
     fn remove_memory(&mut self, _: MemoryRegion) -> Result<(), DeviceError> {
         Err("one table is enough".into())
+    }
+    fn set_log(&mut self, _: LogFile) -> Result<(), DeviceError> {
+        Err("no guest of ours moves".into())
     }
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
         self.rings.insert(ring, setup);

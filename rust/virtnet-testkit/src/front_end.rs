@@ -17,9 +17,12 @@ use virtnet_ports::{Huge, OwnMemory};
 use virtnet_sys::{EventFd, Events, Listener, Poller, Stream};
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::{HEADER_LEN as MESSAGE_HEADER_LEN, Header, Reply, Request};
-use virtnet_vhost::payload::{MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState};
+use virtnet_vhost::payload::{
+    LogArea, MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState,
+};
 use virtnet_virtio::{Features, QueueConfig};
 
+use crate::dirty_pages::DirtyPages;
 use crate::guest::{
     FakeGuest, GuestQueue, PackedQueue, SplitQueue, length, net_header, offer_frame, packets,
 };
@@ -214,6 +217,8 @@ pub struct FakeVm {
     /// What the driver accepts.
     pub features: Features,
     memory: OwnMemory,
+    /// Its rings are logged.
+    logging: bool,
 }
 
 impl FakeVm {
@@ -245,6 +250,7 @@ impl FakeVm {
             rings,
             features,
             memory,
+            logging: false,
         }
     }
 
@@ -268,14 +274,15 @@ impl FakeVm {
     #[track_caller]
     pub fn agree(&mut self) {
         let protocol = ProtocolFeatures::MQ
+            | ProtocolFeatures::LOG_SHMFD
+            | ProtocolFeatures::RARP
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
-        let features = self.features | Features::PROTOCOL_FEATURES;
         let front_end = &self.front_end;
         front_end.tell(&Request::SetOwner, &[]);
         front_end.ask(&Request::GetFeatures, &[]);
         front_end.insist(&Request::SetProtocolFeatures(protocol.bits()), &[]);
-        front_end.insist(&Request::SetFeatures(features.bits()), &[]);
+        self.tell_features(self.features);
     }
 
     /// Tells the memory.
@@ -351,16 +358,20 @@ impl FakeVm {
     }
 
     /// Where a ring lies, as SET_VRING_ADDR tells it.
+    ///
+    /// # Panics
+    /// Never: its rings lie in memory.
     #[must_use]
     pub fn addresses(&self, ring: usize) -> VringAddresses {
         let config = self.rings[ring].queue.config(&self.guest, self.features);
+        let device_area = self.guest.memory().guest_addr(config.device_area);
         VringAddresses {
             index: length(ring),
-            flags: 0,
+            flags: self.logging.into(),
             desc: config.desc_area.0,
             used: config.device_area.0,
             avail: config.driver_area.0,
-            log_guest_addr: 0,
+            log_guest_addr: device_area.expect("a ring lies in memory").0,
         }
     }
 
@@ -457,6 +468,62 @@ impl FakeVm {
     #[must_use]
     pub fn is_told_of_error(&self, ring: usize) -> bool {
         is_signalled(&self.rings[ring].err)
+    }
+
+    /// Has the back-end log what it writes from now on, as a monitor does whose guest is about to move.
+    ///
+    /// # Panics
+    /// When the back-end refuses.
+    #[track_caller]
+    pub fn start_log(&mut self, log: &DirtyPages) {
+        let area = LogArea {
+            mmap_size: log.size(),
+            mmap_offset: 0,
+        };
+        let answer = self
+            .front_end
+            .ask(&Request::SetLogBase(area), &[log.as_fd()]);
+        assert_eq!(answer.len(), 16, "SET_LOG_BASE was refused");
+        self.tell_features(self.features | Features::LOG_ALL);
+        self.log_rings(true);
+    }
+
+    /// Ends that.
+    ///
+    /// # Panics
+    /// As [`Self::start_log`].
+    #[track_caller]
+    pub fn stop_log(&mut self) {
+        self.log_rings(false);
+        self.tell_features(self.features);
+    }
+
+    #[track_caller]
+    fn tell_features(&self, features: Features) {
+        let features = features | Features::PROTOCOL_FEATURES;
+        self.front_end
+            .insist(&Request::SetFeatures(features.bits()), &[]);
+    }
+
+    #[track_caller]
+    fn log_rings(&mut self, on: bool) {
+        self.logging = on;
+        for ring in 0..self.rings.len() {
+            let request = Request::SetVringAddr(self.addresses(ring));
+            self.front_end.insist(&request, &[]);
+        }
+    }
+
+    /// The same guest at another back-end, which has not been told anything, in memory of its own that contains this.
+    ///
+    /// # Panics
+    /// When the machine has no memory for it.
+    #[must_use]
+    pub fn move_to(mut self, front_end: FrontEnd, contents: &[u8]) -> Self {
+        self.memory = OwnMemory::new(Self::MEMORY, Huge::No).expect("memory for a guest");
+        self.guest.move_to(self.memory.memory(), contents);
+        self.logging = false;
+        self.reconnect(front_end)
     }
 
     /// Ends the connection as a process that dies does; the guest stays.

@@ -13,9 +13,9 @@ use virtnet_sys::{EventFd, PeerCredentials, Stream};
 
 use crate::connection::{Connection, Message};
 use crate::error::{Refusal, SessionError};
-use crate::message::{Reply, Request, RequestKind, encode_reply};
-use crate::payload::{Config, MemoryRegion, Payload, VringState};
-use crate::regions::Region;
+use crate::message::{Request, RequestKind, encode_reply};
+use crate::payload::{Config, LogArea, MemoryRegion, Payload, VringState};
+use crate::regions::{LogFile, Region};
 use crate::ring_state::RingState;
 use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup};
 
@@ -55,6 +55,12 @@ pub trait BackendDevice {
     /// # Errors
     /// It cannot be given up.
     fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), DeviceError>;
+
+    /// Marks what is written from now on in this log, while feature bit 26 is in force; the log before it is gone.
+    ///
+    /// # Errors
+    /// It cannot be mapped; writes are logged as they were.
+    fn set_log(&mut self, log: LogFile) -> Result<(), DeviceError>;
 
     /// Begins to use a ring; what is available is processed at once, kicked or not.
     ///
@@ -279,7 +285,7 @@ impl Backend {
                 reservation,
             }) => (answer, reservation),
             // A refused question is answered by nothing, which no right answer is.
-            Err(refusal) if kind.is_some_and(|kind| kind.reply() == Reply::Own) => {
+            Err(refusal) if kind.is_some_and(|kind| self.session.has_own_reply(kind)) => {
                 (Reaction::Nothing, Some(refusal))
             }
             Err(refusal) => (Reaction::Ack, Some(refusal)),
@@ -294,6 +300,7 @@ impl Backend {
             Reaction::Number(number) => self.reply(code, &number),
             Reaction::Base(state) => self.reply(code, &state),
             Reaction::Config(config) => self.reply(code, &config),
+            Reaction::Log(area) => self.reply(code, &area),
             Reaction::Nothing => self.reply(code, &()),
             Reaction::Ack if header.needs_reply() && self.session.acknowledges() => {
                 self.reply(code, &u64::from(refused))
@@ -370,6 +377,8 @@ impl Backend {
                 device.read_config(config.offset, &mut config.data);
                 Reaction::Config(config)
             }
+            // Some front-ends take any answer, one only what it has said itself.
+            Answer::Log(area) => Reaction::Log(area),
         };
         let reservation = step.reservation.take();
         self.session.commit(step);
@@ -421,6 +430,7 @@ enum Reaction {
     Number(u64),
     Base(VringState),
     Config(Config),
+    Log(LogArea),
     Nothing,
 }
 
@@ -431,6 +441,7 @@ fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError
         Action::SetMemory(regions) => device.set_memory(regions),
         Action::AddMemory(region) => device.add_memory(region),
         Action::RemoveMemory(region) => device.remove_memory(region),
+        Action::SetLog(log) => device.set_log(log),
         Action::StartRing(ring, setup) => device.start_ring(ring, setup),
         Action::StopRing(ring) => device.stop_ring(ring).map(drop),
         Action::EnableRing(ring, enabled) => {

@@ -64,6 +64,7 @@ bitflags::bitflags! {
 impl ProtocolFeatures {
     /// The features this crate's back-end implements.
     pub const BACKEND: Self = Self::MQ
+        .union(Self::LOG_SHMFD)
         .union(Self::RARP)
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
@@ -74,6 +75,8 @@ impl ProtocolFeatures {
 
     /// The features this crate's front-end implements.
     pub const FRONTEND: Self = Self::MQ
+        .union(Self::LOG_SHMFD)
+        .union(Self::RARP)
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
         .union(Self::CONFIG)

@@ -22,10 +22,8 @@ use crate::connection::Message;
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
-use crate::payload::{
-    Config, Length, MemoryTable, Payload, SingleRegion, VringAddresses, VringFd, VringState,
-};
-use crate::regions::{MAX_TABLE_REGIONS, Region};
+use crate::payload::{Config, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState};
+use crate::regions::{LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
 
 /// Status bits. Spec: virtio 1.4, 2.1, Device Status Field.
@@ -88,6 +86,8 @@ pub enum FrontendEvent {
     Offered(Offered),
     /// The back-end knows everything: packets can flow.
     Running,
+    /// The back-end logs what it writes, or does so no longer.
+    Logging(bool),
     /// A ring has stopped, here.
     RingStopped {
         /// Which ring.
@@ -118,6 +118,10 @@ pub struct FrontendSession {
     offered: Offered,
     /// Protocol features in force.
     protocol: ProtocolFeatures,
+    /// Virtio features accepted, as they were told, without bit 26.
+    features: u64,
+    /// What [`FrontendSession::set_logging`] was called with, until all of it has been served.
+    logging: Option<bool>,
     phase: Phase,
     events: VecDeque<FrontendEvent>,
 }
@@ -142,6 +146,8 @@ impl FrontendSession {
             asked: 0,
             offered: Offered::default(),
             protocol: ProtocolFeatures::empty(),
+            features: 0,
+            logging: None,
             phase: Phase::Asking,
             events: VecDeque::new(),
         };
@@ -179,7 +185,8 @@ impl FrontendSession {
             .map(|ring| (ring.call, ring.others))
             .unzip();
         self.queue.extend(calls);
-        self.ask(Request::SetFeatures(setup.features | with_protocol));
+        self.features = setup.features | with_protocol;
+        self.ask(Request::SetFeatures(self.features));
         if status {
             self.ask(Request::SetStatus(ACKNOWLEDGE_AND_DRIVER | FEATURES_OK));
             self.ask(Request::GetStatus);
@@ -232,6 +239,78 @@ impl FrontendSession {
             index: ring,
             num: enabled.into(),
         }));
+    }
+
+    /// Hands over the dirty log; while [logging](Self::set_logging) is on, the back-end marks there what it writes.
+    ///
+    /// # Errors
+    /// The back-end has no such log. Nothing was sent.
+    pub fn set_log(&mut self, log: LogFile) -> Result<(), SessionError> {
+        self.check_can_log()?;
+        let request = Request::SetLogBase(log.area);
+        self.queue.push_back((request, vec![log.file]));
+        Ok(())
+    }
+
+    /// Begins to have logged what the back-end writes, or ends it; [`FrontendEvent::Logging`] says when that is done.
+    ///
+    /// `rings` says where each lies, in order of their numbers, and where its Device Area is to be logged.
+    ///
+    /// # Errors
+    /// The back-end cannot log, or has not been told everything yet. Nothing was sent.
+    pub fn set_logging(&mut self, on: bool, rings: &[RingAddresses]) -> Result<(), SessionError> {
+        self.check_can_log()?;
+        let features = Request::SetFeatures(self.features | if on { bits::LOG_ALL } else { 0 });
+        let addresses = (0..).zip(rings).map(|(index, ring)| {
+            let log_guest_addr = ring.log_guest_addr.filter(|_| on);
+            Request::SetVringAddr(
+                RingAddresses {
+                    log_guest_addr,
+                    ..*ring
+                }
+                .of_ring(index),
+            )
+        });
+        let addresses: Vec<_> = addresses.collect();
+        // A ring is logged only within the time in which anything is.
+        if on {
+            self.ask(features);
+            addresses.into_iter().for_each(|request| self.ask(request));
+        } else {
+            addresses.into_iter().for_each(|request| self.ask(request));
+            self.ask(features);
+        }
+        // An answer to this one says that everything before it has been served, with or without acknowledgements.
+        self.ask(Request::GetFeatures);
+        self.logging = Some(on);
+        Ok(())
+    }
+
+    /// Has the back-end announce a MAC address to the network, because its guest has moved here.
+    ///
+    /// # Errors
+    /// The back-end cannot announce anything. Nothing was sent.
+    pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), SessionError> {
+        if !self.protocol.contains(ProtocolFeatures::RARP) {
+            return Err(misuse(
+                "the back-end does not announce guests that have moved".to_owned(),
+            ));
+        }
+        let [a, b, c, d, e, f] = mac;
+        let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        self.ask(Request::SendRarp(word));
+        Ok(())
+    }
+
+    fn check_can_log(&self) -> Result<(), SessionError> {
+        let possible = self.protocol.contains(ProtocolFeatures::LOG_SHMFD)
+            && self.offered.features & bits::LOG_ALL != 0;
+        if self.phase != Phase::Running || !possible {
+            return Err(misuse(
+                "the back-end does not run yet, or does not log what it writes".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     /// Returns the next message to send and the descriptors that go with it, if the answer before it has come.
@@ -339,7 +418,13 @@ impl FrontendSession {
                     self.ask(Request::GetProtocolFeatures);
                 }
             }
-            Request::GetFeatures => drop(parse::<u64>(request, payload)?),
+            Request::GetFeatures => {
+                let _: u64 = parse(request, payload)?;
+                let logging = self.logging.take();
+                self.events.extend(logging.map(FrontendEvent::Logging));
+            }
+            // Back-ends answer this with what they were told, with a number, or with nothing.
+            Request::SetLogBase(_) => {}
             Request::GetProtocolFeatures => {
                 self.offered.protocol_features =
                     ProtocolFeatures::from_bits_retain(parse(request, payload)?);
@@ -479,14 +564,7 @@ impl RingMessages {
         };
         let index = u32::from(word);
         let plain = |request| (request, Vec::new());
-        let addresses = VringAddresses {
-            index,
-            flags: 0,
-            desc: ring.addresses.descriptor_area,
-            used: ring.addresses.device_area,
-            avail: ring.addresses.driver_area,
-            log_guest_addr: 0,
-        };
+        let addresses = ring.addresses.of_ring(index);
         Ok(Self {
             call: (
                 Request::SetVringCall(VringFd::new(word, true)),

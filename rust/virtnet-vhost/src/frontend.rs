@@ -15,6 +15,8 @@ use crate::connection::{Connection, Patience};
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::front_session::{FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, Offered};
+use crate::regions::LogFile;
+use crate::session::RingAddresses;
 
 /// How long a back-end may take to answer; mapping much memory takes some of it.
 const REPLY_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,10 +35,10 @@ impl Frontend {
     /// # Errors
     /// The connection is gone already.
     pub fn start(stream: Stream) -> Result<Self, SessionError> {
-        Self::start_with(
-            stream,
-            ProtocolFeatures::FRONTEND.difference(ProtocolFeatures::CONFIG),
-        )
+        // The others are for whoever has a guest: its configuration space, and its moving to another host.
+        let wanted = ProtocolFeatures::FRONTEND
+            - (ProtocolFeatures::CONFIG | ProtocolFeatures::LOG_SHMFD | ProtocolFeatures::RARP);
+        Self::start_with(stream, wanted)
     }
 
     /// Begins a session that accepts no other protocol features than these, as [`FrontendSession::new`].
@@ -132,6 +134,33 @@ impl Frontend {
     /// The connection is gone.
     pub fn enable_ring(&mut self, ring: u32, enabled: bool) -> Result<(), SessionError> {
         self.session.enable_ring(ring, enabled);
+        self.send()
+    }
+
+    /// Hands over the dirty log, as [`FrontendSession::set_log`].
+    ///
+    /// # Errors
+    /// The back-end has no such log; the connection is gone.
+    pub fn set_log(&mut self, log: LogFile) -> Result<(), SessionError> {
+        self.session.set_log(log)?;
+        self.send()
+    }
+
+    /// Begins or ends logging what the back-end writes, as [`FrontendSession::set_logging`].
+    ///
+    /// # Errors
+    /// The back-end cannot log, or does not run yet; the connection is gone.
+    pub fn set_logging(&mut self, on: bool, rings: &[RingAddresses]) -> Result<(), SessionError> {
+        self.session.set_logging(on, rings)?;
+        self.send()
+    }
+
+    /// Has the back-end announce a guest that has moved, as [`FrontendSession::send_rarp`].
+    ///
+    /// # Errors
+    /// The back-end cannot announce anything; the connection is gone.
+    pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), SessionError> {
+        self.session.send_rarp(mac)?;
         self.send()
     }
 

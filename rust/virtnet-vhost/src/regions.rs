@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::error::Refusal;
-use crate::payload::MemoryRegion;
+use crate::payload::{LogArea, MemoryRegion};
 
 /// The most regions one SET_MEM_TABLE carries.
 pub const MAX_TABLE_REGIONS: usize = 8;
@@ -19,6 +19,15 @@ pub const MAX_SLOTS: usize = 509;
 pub struct Region {
     /// Where it lies.
     pub layout: MemoryRegion,
+    /// The file.
+    pub file: OwnedFd,
+}
+
+/// The dirty log and the file it lies in.
+#[derive(Debug)]
+pub struct LogFile {
+    /// Which part of the file it is.
+    pub area: LogArea,
     /// The file.
     pub file: OwnedFd,
 }

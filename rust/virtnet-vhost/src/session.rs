@@ -24,9 +24,9 @@ use virtnet_sys::EventFd;
 use crate::bits;
 use crate::error::Refusal;
 use crate::features::ProtocolFeatures;
-use crate::message::{Request, When};
+use crate::message::{Reply, Request, RequestKind, When};
 use crate::payload::{Config, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState};
-use crate::regions::{MAX_SLOTS, Region, Regions};
+use crate::regions::{LogFile, MAX_SLOTS, Region, Regions};
 use crate::ring_state::RingState;
 
 pub use state::{RingAddresses, RingSetup};
@@ -47,7 +47,7 @@ const NEEDS_RESET: u8 = 64;
 /// What a device offers to its front-ends.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// Virtio features; bit 30 is added by the session.
+    /// Virtio features; bits 26 and 30 are added by the session, where there is something behind them.
     pub features: u64,
     /// Protocol features; those the session does not implement are left out.
     pub protocol_features: ProtocolFeatures,
@@ -83,7 +83,7 @@ impl BackendSession {
     #[must_use]
     pub fn new(mut offer: Offer) -> Self {
         offer.protocol_features &= ProtocolFeatures::BACKEND;
-        offer.features &= !bits::PROTOCOL_FEATURES;
+        offer.features &= !(bits::PROTOCOL_FEATURES | bits::LOG_ALL);
         offer.rings = offer.rings.min(MAX_RINGS);
         let state = State {
             rings: vec![Ring::default(); offer.rings],
@@ -134,6 +134,16 @@ impl BackendSession {
         self.state.protocol.contains(ProtocolFeatures::REPLY_ACK)
     }
 
+    /// Tells whether a request is answered whatever it asks for, with a payload of its own.
+    #[must_use]
+    pub fn has_own_reply(&self, kind: RequestKind) -> bool {
+        match kind.reply() {
+            Reply::Ack => false,
+            Reply::Own => true,
+            Reply::OwnWithLog => self.state.protocol.contains(ProtocolFeatures::LOG_SHMFD),
+        }
+    }
+
     /// Returns the virtio features that were accepted, without bit 30.
     #[must_use]
     pub fn features(&self) -> Option<u64> {
@@ -169,14 +179,17 @@ impl BackendSession {
         self.state.rings.iter().any(|ring| ring.runs)
     }
 
-    /// The features that may be accepted, with bit 30 if there is something behind it.
+    /// The features that may be accepted, with bits 26 and 30 if there is something behind them.
     fn offered_features(&self) -> u64 {
-        let more = if self.offer.protocol_features.is_empty() {
-            0
-        } else {
-            bits::PROTOCOL_FEATURES
-        };
-        self.offer.features | more
+        let protocol = self.offer.protocol_features;
+        let mut offered = self.offer.features;
+        if !protocol.is_empty() {
+            offered |= bits::PROTOCOL_FEATURES;
+        }
+        if protocol.contains(ProtocolFeatures::LOG_SHMFD) {
+            offered |= bits::LOG_ALL;
+        }
+        offered
     }
 
     /// Checks a request against its line in the table; returns the ring it names, or zero.
@@ -263,6 +276,15 @@ impl BackendSession {
             Request::RemMemReg(SingleRegion(layout)) => {
                 let removed = step.next.regions.remove(name, *layout)?;
                 step.actions.push(Action::RemoveMemory(removed));
+            }
+
+            Request::SetLogBase(area) => {
+                let log = |file| Action::SetLog(LogFile { area: *area, file });
+                step.actions.extend(fds.into_iter().map(log));
+                step.answer = Answer::Log(*area);
+            }
+            Request::SetLogFd => {
+                step.next.log_event = first_event(name, fds)?;
             }
 
             Request::SetVringNum(VringState { num, .. }) => {
@@ -454,6 +476,10 @@ fn event(
     fds: Vec<OwnedFd>,
 ) -> Result<Option<Arc<EventFd>>, Refusal> {
     debug_assert_eq!(word.has_fd(), !fds.is_empty(), "the table has been checked");
+    first_event(request, fds)
+}
+
+fn first_event(request: &'static str, fds: Vec<OwnedFd>) -> Result<Option<Arc<EventFd>>, Refusal> {
     let event = fds.into_iter().next().map(EventFd::from_owned).transpose();
     Ok(event
         .map_err(|source| Refusal::DescriptorKind { request, source })?

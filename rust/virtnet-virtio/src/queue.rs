@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, UserAddr};
+use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, UserAddr};
 
 use crate::packed::{PackedDevice, PackedDriver};
 use crate::split::{SplitDevice, SplitDriver};
@@ -111,6 +111,24 @@ impl DeviceQueue {
             RingFormat::Split => Self::Split(SplitDevice::new(config, memory)?),
             RingFormat::Packed => Self::Packed(PackedDevice::new(config, memory)?),
         })
+    }
+
+    /// Logs from now on what is written to the queue of `config`, if the writes to `memory` are logged. `device_area` is where the
+    /// Device Area is to be logged: it need not be in memory.
+    pub fn log_to(&mut self, memory: &GuestMemory, config: &QueueConfig, device_area: GuestAddr) {
+        let Some(log) = memory.log() else {
+            return;
+        };
+        let device_area = LoggedArea::new(log, device_area);
+        match self {
+            Self::Split(queue) => queue.log_to(device_area),
+            Self::Packed(queue) => {
+                // Used descriptors are written to the Descriptor Area, about which a front-end says nothing.
+                let descriptors = memory.guest_addr(config.desc_area);
+                let descriptors = descriptors.map(|start| LoggedArea::new(log, start));
+                queue.log_to(descriptors, device_area);
+            }
+        }
     }
 
     /// Takes up to `max` chains; see [`SplitDevice::take`].

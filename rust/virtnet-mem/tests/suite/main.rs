@@ -6,6 +6,7 @@
     reason = "tests choose their numbers and fail loudly"
 )]
 
+mod dirty_log;
 mod region;
 mod slice;
 mod table;

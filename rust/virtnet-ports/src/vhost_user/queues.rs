@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtnet_mem::GuestMemory;
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Offloads, Picks, PortCounters};
+use virtnet_mem::{GuestAddr, GuestMemory};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
 use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
 
-use super::queue_config;
+use super::{queue_config, rarp};
 use crate::flow::flow_hash;
 
 /// Token of the slot's bell; a kick has its ring's number.
@@ -28,6 +28,8 @@ pub(super) struct Queues {
     sinks: Vec<usize>,
     /// Where the next burst starts to look for packets.
     turn: usize,
+    /// The address of a guest that has moved here, until the network has been told.
+    moved_here: Option<[u8; 6]>,
     poller: Arc<Poller>,
     /// Room for what the poller has to say.
     kicked: Events,
@@ -78,6 +80,7 @@ impl Queues {
             sources: Vec::with_capacity(queue_pairs.into()),
             sinks: Vec::with_capacity(queue_pairs.into()),
             turn: 0,
+            moved_here: None,
             poller,
             kicked: Events::with_capacity(1 + 2 * usize::from(queue_pairs)),
             counters: PortCounters::default(),
@@ -119,7 +122,22 @@ impl Queues {
                 break;
             }
         }
+        if self.moved_here.is_some() && burst.room() > 0 {
+            self.announce(burst);
+        }
         burst.len() - before
+    }
+
+    /// Says to the network that the guest is here, in its name.
+    #[cold]
+    fn announce(&mut self, burst: &mut Burst) {
+        if let Some(mac) = self.moved_here.take() {
+            let frame = rarp::request(mac);
+            burst.set_memory(&self.memory);
+            burst.push_bytes(&frame, Offload::default());
+            self.counters.received += 1;
+            self.counters.received_bytes += frame.len() as u64;
+        }
     }
 
     #[inline]
@@ -215,7 +233,7 @@ impl Queues {
     /// Asks for kicks; whether there is work already, or a ring that nobody kicks.
     pub(super) fn arm(&mut self) -> bool {
         self.forget_kicks();
-        let mut busy = false;
+        let mut busy = self.moved_here.is_some();
         for &pair in &self.sources {
             let Some(ring) = &mut self.pairs[pair].transmit else {
                 continue;
@@ -259,6 +277,11 @@ impl Queues {
         self.features
     }
 
+    /// Has the next burst contain an announcement of this address.
+    pub(super) fn set_moved_here(&mut self, mac: [u8; 6]) {
+        self.moved_here = Some(mac);
+    }
+
     /// What may be left to the driver. Where nobody is, nothing is worth doing.
     pub(super) fn offloads(&self) -> Offloads {
         if self.sinks.is_empty() {
@@ -297,6 +320,9 @@ impl Queues {
         }
         let config = queue_config(&setup, self.features, setup.base);
         let mut queue = DeviceQueue::new(&config, &self.memory)?;
+        if let Some(log_addr) = setup.addresses.log_guest_addr {
+            queue.log_to(&self.memory, &config, GuestAddr(log_addr));
+        }
         // Whoever polls does not need kicks, and whoever sleeps is woken by this change and arms again.
         queue.disarm();
         let Some(pair) = self.pairs.get_mut(ring / 2) else {
@@ -336,6 +362,7 @@ impl Queues {
             self.drop_ring(ring);
         }
         self.memory = Arc::default();
+        self.moved_here = None;
         self.broken = None;
         self.given_up_at.fill(None);
         self.needs_reset.store(false, Ordering::Relaxed);

@@ -4,12 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
+use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::payload::MemoryRegion;
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, RingAddresses, RingSetup,
-    SessionError,
+    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, RingAddresses,
+    RingSetup, SessionError,
 };
 use virtnet_virtio::Features;
 
@@ -204,6 +204,8 @@ impl BackendService {
 
     fn begin(&mut self, stream: Stream, now_ns: u64) {
         let protocol = ProtocolFeatures::MQ
+            | ProtocolFeatures::LOG_SHMFD
+            | ProtocolFeatures::RARP
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::MTU
             | ProtocolFeatures::STATUS
@@ -221,6 +223,8 @@ impl BackendService {
         let device = Device {
             lanes: self.lanes.clone(),
             regions: Vec::new(),
+            log: None,
+            logging: false,
         };
         self.session = Some(Session {
             backend: Backend::new(stream, offer),
@@ -342,16 +346,25 @@ struct Device {
     lanes: Lanes,
     /// What the memory is made of, so that slots can come and go.
     regions: Vec<Region>,
+    /// Where writes are logged while they are, which the features say.
+    log: Option<Arc<DirtyLog>>,
+    logging: bool,
 }
 
 impl Device {
     /// Makes `regions` the memory of the queues.
     fn install(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
-        let memory = Arc::new(GuestMemory::new(regions.clone())?);
+        let log = self.log.clone().filter(|_| self.logging);
+        let memory = Arc::new(GuestMemory::new(regions.clone())?.with_log(log));
         self.lanes
             .run_all(move |queues| queues.set_memory(Arc::clone(&memory)))?;
         self.regions = regions;
         Ok(())
+    }
+
+    /// Makes the memory anew, because it is logged elsewhere from now on, or not any more.
+    fn install_again(&mut self) -> Result<(), DeviceError> {
+        self.install(self.regions.clone())
     }
 }
 
@@ -376,6 +389,10 @@ impl BackendDevice for Device {
         let features = Features::from_bits_retain(features);
         self.lanes
             .run_all(move |queues| queues.set_features(features))?;
+        let logging = features.contains(Features::LOG_ALL);
+        if std::mem::replace(&mut self.logging, logging) != logging && self.log.is_some() {
+            self.install_again()?;
+        }
         Ok(())
     }
 
@@ -397,6 +414,17 @@ impl BackendDevice for Device {
                 != (region.guest_addr, region.user_addr, region.size)
         });
         self.install(regions)
+    }
+
+    fn set_log(&mut self, log: LogFile) -> Result<(), DeviceError> {
+        let (area, file) = (log.area, log.file);
+        let log = DirtyLog::map_file(file, area.mmap_offset, area.mmap_size)
+            .map_err(|error| format!("the dirty log cannot be mapped: {error}"))?;
+        self.log = Some(Arc::new(log));
+        if self.logging {
+            self.install_again()?;
+        }
+        Ok(())
     }
 
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
@@ -441,8 +469,17 @@ impl BackendDevice for Device {
         })?
     }
 
+    fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        // Which worker says it is all the same.
+        Ok(self
+            .lanes
+            .run(0, move |queues, _| queues.set_moved_here(mac))?)
+    }
+
     fn disconnected(&mut self) {
         self.regions.clear();
+        self.log = None;
+        self.logging = false;
         // When the worker does not answer in time the change waits for it all the same.
         self.lanes.post_all(Queues::stop_all);
     }

@@ -175,7 +175,9 @@ impl FrontendService {
                     session.running = true;
                     self.last_error = None;
                 }
-                FrontendEvent::RingStopped { .. } | FrontendEvent::Refused { .. } => {}
+                FrontendEvent::Logging(_)
+                | FrontendEvent::RingStopped { .. }
+                | FrontendEvent::Refused { .. } => {}
             }
         }
         Ok(())

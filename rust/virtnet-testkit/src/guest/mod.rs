@@ -281,6 +281,34 @@ impl FakeGuest {
         self.note(addr, bytes);
     }
 
+    /// Everything that its memory contains: the regions in order.
+    #[must_use]
+    pub fn contents(&self) -> Vec<u8> {
+        self.barrier();
+        let regions = (0..self.shadow.len()).map(|index| self.read_region(index));
+        regions.collect::<Vec<_>>().concat()
+    }
+
+    /// Goes on in other memory, of the same layout, that contains this.
+    ///
+    /// # Panics
+    /// When it is too small.
+    pub(crate) fn move_to(&mut self, memory: &Arc<GuestMemory>, mut contents: &[u8]) {
+        for (index, (&start, bytes)) in self.shadow.iter().enumerate() {
+            let region = &memory.regions()[index];
+            assert_eq!(region.guest(), GuestAddr(start), "another layout");
+            let (here, rest) = contents.split_at(bytes.len());
+            contents = rest;
+            let whole = Segment {
+                offset: 0,
+                len: length(here.len()),
+                region: length(index),
+            };
+            memory.slice(whole).copy_from(here);
+        }
+        self.memory = Arc::clone(memory);
+    }
+
     /// Sees the device's writes, and lets it see ours.
     pub(crate) fn barrier(&self) {
         fence(Ordering::SeqCst);

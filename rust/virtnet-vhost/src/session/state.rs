@@ -42,6 +42,20 @@ impl From<VringAddresses> for RingAddresses {
     }
 }
 
+impl RingAddresses {
+    /// As SET_VRING_ADDR tells them of ring `index`.
+    pub(crate) fn of_ring(self, index: u32) -> VringAddresses {
+        VringAddresses {
+            index,
+            flags: u32::from(self.log_guest_addr.is_some()),
+            desc: self.descriptor_area,
+            used: self.device_area,
+            avail: self.driver_area,
+            log_guest_addr: self.log_guest_addr.unwrap_or(0),
+        }
+    }
+}
+
 /// All that is needed to run a ring.
 #[derive(Debug, Clone)]
 pub struct RingSetup {
@@ -68,6 +82,8 @@ pub(super) struct State {
     pub(super) regions: Regions,
     pub(super) rings: Vec<Ring>,
     pub(super) status: u8,
+    /// Held for the front-end. That it is signalled is asked for by no specification, and expected by no front-end.
+    pub(super) log_event: Option<Arc<EventFd>>,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -8,8 +8,8 @@ use super::state::{RingAddresses, RingSetup, State, check_alignment};
 use super::value;
 use crate::bits;
 use crate::error::Refusal;
-use crate::payload::{Config, MemoryRegion};
-use crate::regions::Region;
+use crate::payload::{Config, LogArea, MemoryRegion};
+use crate::regions::{LogFile, Region};
 
 /// What a device has to do because of a request.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub enum Action {
     AddMemory(Region),
     /// Guest memory shrinks.
     RemoveMemory(MemoryRegion),
+    /// Pages that are written are marked here, as long as the features say that they are.
+    SetLog(LogFile),
     /// Begin to use a ring.
     StartRing(usize, RingSetup),
     /// Stop using a ring, and say where.
@@ -59,6 +61,8 @@ pub enum Answer {
     Base(usize),
     /// A part of the configuration space, of this length.
     Config(Config),
+    /// The dirty log, as it was told.
+    Log(LogArea),
 }
 
 /// What follows from a request.

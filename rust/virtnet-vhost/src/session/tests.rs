@@ -25,7 +25,7 @@ const RING: VringAddresses = VringAddresses {
 };
 
 fn session(protocol: ProtocolFeatures) -> BackendSession {
-    BackendSession::new(Offer::new(VERSION_1 | PACKED | bits::LOG_ALL, protocol, 1))
+    BackendSession::new(Offer::new(VERSION_1 | PACKED, protocol, 1))
 }
 
 fn fd() -> OwnedFd {
@@ -149,8 +149,8 @@ const ORDER: &str = "
     SET_OWNER               yes    yes   yes    yes
     RESET_OWNER             yes    yes   yes    yes
     SET_MEM_TABLE           yes    yes   yes    yes
-    SET_LOG_BASE             no     no    no     no
-    SET_LOG_FD               no     no    no     no
+    SET_LOG_BASE             no    yes   yes    yes
+    SET_LOG_FD               no    yes   yes    yes
     SET_VRING_NUM           yes    yes   yes     no
     SET_VRING_ADDR          yes    yes   yes    yes
     SET_VRING_BASE          yes    yes   yes     no
@@ -650,6 +650,42 @@ fn tb22_features_are_checked_against_the_offer_and_frozen_while_a_ring_runs() {
     assert_eq!(features(&mut running, agreed).unwrap().0, ["SetFeatures"]);
     tell(&mut running, Request::GetVringBase(state(0))).unwrap();
     features(&mut running, agreed | PACKED).unwrap();
+}
+
+#[test]
+fn bit_26_is_offered_when_there_is_a_log_to_write_to() {
+    for (protocol, bit) in [
+        (
+            ProtocolFeatures::MQ | ProtocolFeatures::LOG_SHMFD,
+            bits::LOG_ALL,
+        ),
+        (ProtocolFeatures::MQ, 0),
+    ] {
+        let offer = Offer::new(VERSION_1 | bits::LOG_ALL, protocol, 1);
+        let session = BackendSession::new(offer);
+        assert_eq!(session.offered_features() & bits::LOG_ALL, bit);
+    }
+}
+
+#[test]
+fn u21_the_log_is_handed_on_and_its_event_is_held() {
+    let mut session = at(3);
+    let area = LogArea {
+        mmap_size: 4096,
+        mmap_offset: 64,
+    };
+    let (names, answer) = tell(&mut session, Request::SetLogBase(area)).unwrap();
+    assert_eq!(
+        (&names[..], answer),
+        (&["SetLog".to_owned()][..], Answer::Log(area))
+    );
+    assert_eq!(actions(&mut session, Request::SetLogFd), [""; 0]);
+    assert!(session.state.log_event.is_some());
+    let file = File::open("/dev/null").unwrap();
+    let refused = session.handle(&Request::SetLogFd, vec![file.into()]);
+    assert!(matches!(refused, Err(Refusal::DescriptorKind { .. })));
+    let refused = session.handle(&Request::SetLogBase(area), vec![]);
+    assert!(matches!(refused, Err(Refusal::DescriptorCount { .. })));
 }
 
 #[test]

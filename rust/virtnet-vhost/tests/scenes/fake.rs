@@ -10,13 +10,14 @@ use virtnet_vhost::payload::{
     Config, MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState,
 };
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, Offer, ProtocolFeatures, Region, RingAddresses, RingSetup,
-    SessionError,
+    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, Region, RingAddresses,
+    RingSetup, SessionError,
 };
 
 pub const VERSION_1: u64 = 1 << 32;
 pub const RING_PACKED: u64 = 1 << 34;
 pub const PROTOCOL: u64 = 1 << 30;
+pub const LOG_ALL: u64 = 1 << 26;
 
 /// Writes down every call; refuses those it is told to, and panics at those that make no sense.
 #[derive(Default)]
@@ -30,6 +31,7 @@ pub struct FakeDevice {
     pub features: Option<u64>,
     /// Held, as a real device would hold them.
     pub regions: Vec<Region>,
+    pub dirty_log: Option<LogFile>,
     /// The rings that run, as they are now.
     pub rings: BTreeMap<usize, RingSetup>,
     pub disconnected: u32,
@@ -89,6 +91,13 @@ impl BackendDevice for FakeDevice {
         self.note(format!("remove {:#x}", region.guest_addr))?;
         self.regions
             .retain(|held| held.layout.guest_addr != region.guest_addr);
+        Ok(())
+    }
+
+    fn set_log(&mut self, log: LogFile) -> Result<(), DeviceError> {
+        let area = log.area;
+        self.note(format!("log {} {}", area.mmap_size, area.mmap_offset))?;
+        self.dirty_log = Some(log);
         Ok(())
     }
 
@@ -188,6 +197,7 @@ impl BackendDevice for FakeDevice {
     fn disconnected(&mut self) {
         self.disconnected += 1;
         self.regions.clear();
+        self.dirty_log = None;
         self.rings.clear();
     }
 }
@@ -267,7 +277,12 @@ impl Scene {
 
     /// Sends a request that has an answer of its own, and returns its payload.
     pub fn ask(&mut self, request: &Request) -> Vec<u8> {
-        self.raw(&bytes(request, false), &[]).unwrap();
+        self.ask_with(request, &[])
+    }
+
+    /// The same with descriptors.
+    pub fn ask_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Vec<u8> {
+        self.raw(&bytes(request, false), fds).unwrap();
         self.answer_to(request.kind())
     }
 

@@ -4,10 +4,14 @@ use std::os::fd::AsFd;
 
 use virtnet_sys::EventFd;
 use virtnet_vhost::message::Request;
-use virtnet_vhost::payload::{Config, MemoryRegion, SingleRegion, VringAddresses, VringFd};
+use virtnet_vhost::payload::{
+    Config, LogArea, MemoryRegion, SingleRegion, VringAddresses, VringFd,
+};
 use virtnet_vhost::{Fault, ProtocolFeatures, Refusal, SessionError};
 
-use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state, table};
+use crate::fake::{
+    LOG_ALL, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state, table,
+};
 
 const ACK: ProtocolFeatures = ProtocolFeatures::REPLY_ACK;
 const NONE: [&str; 0] = [];
@@ -21,7 +25,7 @@ fn questions_are_answered_from_the_offer() {
     let mut scene = Scene::agreed(ProtocolFeatures::BACKEND);
     assert_eq!(
         scene.number(&Request::GetFeatures),
-        VERSION_1 | RING_PACKED | PROTOCOL
+        VERSION_1 | RING_PACKED | PROTOCOL | LOG_ALL
     );
     assert_eq!(
         scene.number(&Request::GetProtocolFeatures),
@@ -63,6 +67,55 @@ fn u18_configuration_is_read_in_the_length_asked_for() {
     assert_eq!(scene.device.take_log(), ["config 6 1"]);
     scene.device.refuses = Some("config");
     assert_eq!(scene.ack(&write, &[]), 1);
+}
+
+#[test]
+fn u21_u22_the_log_is_answered_as_it_was_told_and_may_come_and_go_while_rings_run() {
+    let mut scene = Scene::running(ACK | ProtocolFeatures::LOG_SHMFD);
+    scene.device.take_log();
+    let area = LogArea {
+        mmap_size: 0x2000,
+        mmap_offset: 0x1000,
+    };
+    let (log, file) = (Request::SetLogBase(area), memory());
+    let told: Vec<u8> = [0x2000_u64, 0x1000]
+        .iter()
+        .flat_map(|n| n.to_ne_bytes())
+        .collect();
+    assert_eq!(scene.ask(&Request::GetFeatures).len(), 8);
+    assert_eq!(scene.ask_with(&log, &[file.as_fd()]), told);
+    let on = Request::SetFeatures(VERSION_1 | PROTOCOL | LOG_ALL);
+    assert_eq!(scene.ack(&on, &[]), 0);
+    let logged = VringAddresses {
+        flags: 1,
+        log_guest_addr: 0x77,
+        ..ring_at(0)
+    };
+    assert_eq!(scene.ack(&Request::SetVringAddr(logged), &[]), 0);
+    assert_eq!(scene.device.rings[&0].addresses.log_guest_addr, Some(0x77));
+    let event = EventFd::new().unwrap();
+    assert_eq!(scene.ack(&Request::SetLogFd, &[event.as_fd()]), 0);
+    // A log that cannot be mapped is answered by nothing, which no right answer is.
+    scene.device.refuses = Some("log");
+    assert_eq!(scene.ask_with(&log, &[file.as_fd()]), [0; 0]);
+    scene.device.refuses = None;
+    assert_eq!(scene.ack(&Request::SetVringAddr(ring_at(0)), &[]), 0);
+    assert_eq!(scene.device.rings[&0].addresses.log_guest_addr, None);
+    let off = Request::SetFeatures(VERSION_1 | PROTOCOL);
+    assert_eq!(scene.ack(&off, &[]), 0);
+    let desc = format!("{:#x}", ring_at(0).desc);
+    let expected = [
+        "log 8192 4096".to_owned(),
+        format!("features {:#x}", VERSION_1 | LOG_ALL),
+        format!("addresses 0 {desc}"),
+        "log 8192 4096".to_owned(),
+        format!("addresses 0 {desc}"),
+        format!("features {VERSION_1:#x}"),
+    ];
+    assert_eq!(scene.device.take_log(), expected);
+    // Where no log was agreed on it is a request like others.
+    let mut scene = Scene::running(ACK);
+    assert_eq!(scene.ack(&log, &[file.as_fd()]), 1);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use vhost::vhost_user::{
     BackendReqHandler, Error, Frontend as TheirFrontend, GpuBackend, Result,
     VhostUserBackendReqHandlerMut, VhostUserFrontend,
 };
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use virtnet_sys::{EventFd, Events, Poller, Stream};
 use virtnet_vhost::{
     Frontend, FrontendEvent, FrontendRing, FrontendSetup, ProtocolFeatures, Region, RingAddresses,
@@ -28,7 +28,7 @@ use virtnet_vhost::{
 };
 use vmm_sys_util::eventfd;
 
-use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at};
+use crate::fake::{LOG_ALL, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at};
 
 /// Longer than any of this takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,12 +63,16 @@ fn its_front_end_brings_our_back_end_up_and_down() {
     let driver = thread::spawn(move || {
         let mut frontend = TheirFrontend::from_stream(peer, 4);
         frontend.set_owner()?;
-        assert_eq!(frontend.get_features()?, VERSION_1 | RING_PACKED | PROTOCOL);
+        assert_eq!(
+            frontend.get_features()?,
+            VERSION_1 | RING_PACKED | PROTOCOL | LOG_ALL
+        );
         let ours = frontend.get_protocol_features()?.bits();
         assert_eq!(ours & ProtocolFeatures::BACKEND.bits(), ours);
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         frontend.set_protocol_features(wanted)?;
@@ -109,6 +113,14 @@ fn its_front_end_brings_our_back_end_up_and_down() {
             frontend.set_vring_err(ring, &event)?;
             frontend.set_vring_enable(ring, true)?;
         }
+        let log = VhostUserDirtyLogRegion {
+            mmap_size: 4096,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        frontend.set_log_base(0, Some(log))?;
+        frontend.set_features(VERSION_1 | PROTOCOL | LOG_ALL)?;
+        frontend.set_features(VERSION_1 | PROTOCOL)?;
         let elsewhere = VhostUserMemoryRegionInfo {
             guest_phys_addr: 1 << 32,
             userspace_addr: 1 << 40,
@@ -140,6 +152,9 @@ fn its_front_end_brings_our_back_end_up_and_down() {
         "start 1 size 256 base 0x5 kick call",
         "err 1 true",
         "enable 1 true",
+        "log 4096 0",
+        "features 0x104000000",
+        "features 0x100000000",
         "add 0x100000000",
         "remove 0x100000000",
         "stop 0",
@@ -343,6 +358,7 @@ fn our_front_end_brings_its_back_end_up_and_stops_a_ring() -> IoResult<()> {
                 }
                 FrontendEvent::Running => frontend.enable_ring(1, false).unwrap(),
                 FrontendEvent::Refused { .. } => frontend.stop_ring(1).unwrap(),
+                FrontendEvent::Logging(_) => panic!("nobody asked for a log"),
                 FrontendEvent::RingStopped { ring, base } => assert_eq!((*ring, *base), (1, 0x99)),
             }
             seen.push(event_seen);

@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use virtnet_sys::{EventFd, Stream, memfd};
-use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::payload::{LogArea, MemoryRegion};
 use virtnet_vhost::{
-    Backend, Frontend, FrontendEvent, FrontendRing, FrontendSetup, Offer, Offered,
+    Backend, Frontend, FrontendEvent, FrontendRing, FrontendSetup, LogFile, Offer, Offered,
     ProtocolFeatures, Region, RingAddresses, SessionError,
 };
 
-use crate::fake::{FakeDevice, PROTOCOL, RING_PACKED, VERSION_1};
+use crate::fake::{FakeDevice, LOG_ALL, PROTOCOL, RING_PACKED, VERSION_1};
 
 const SIZE: u64 = 0x2_0000;
 
@@ -125,6 +125,8 @@ fn whatever_is_offered_the_handshake_ends_with_the_rings_running() {
             let offered = pair.offered();
             let known = protocol & ProtocolFeatures::BACKEND;
             let more = if known.is_empty() { 0 } else { PROTOCOL };
+            let logs = known.contains(ProtocolFeatures::LOG_SHMFD);
+            let more = more | if logs { LOG_ALL } else { 0 };
             assert_eq!(offered.features, VERSION_1 | RING_PACKED | more);
             assert_eq!(offered.protocol_features, known);
             let pairs = known.contains(ProtocolFeatures::MQ).then_some(2);
@@ -178,6 +180,76 @@ fn more_regions_than_a_table_holds_go_one_by_one_where_that_is_possible() {
     let mut pair = Pair::new(offer(ProtocolFeatures::MQ), ProtocolFeatures::FRONTEND);
     pair.offered();
     let error = pair.frontend.set_up(setup(VERSION_1, 32, 2)).unwrap_err();
+    assert!(matches!(error, SessionError::Misuse { .. }), "{error}");
+}
+
+#[test]
+fn u22_logging_begins_and_ends_while_rings_run_with_and_without_acknowledgements() {
+    for protocol in offers() {
+        let mut pair = Pair::new(offer(protocol), ProtocolFeatures::FRONTEND);
+        let can_log = pair
+            .offered()
+            .protocol_features
+            .contains(ProtocolFeatures::LOG_SHMFD);
+        pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+        pair.run().unwrap();
+        pair.device.take_log();
+        let area = LogArea {
+            mmap_size: 4096,
+            mmap_offset: 0,
+        };
+        let file = memfd::create("virtnet-test", 4096, false).unwrap();
+        let handed = pair.frontend.set_log(LogFile { area, file });
+        let rings = [0, 1].map(|number| RingAddresses {
+            log_guest_addr: Some(0x2000 * (number + 1)),
+            ..ring(number, 0).addresses
+        });
+        if !can_log {
+            assert!(matches!(handed, Err(SessionError::Misuse { .. })));
+            pair.frontend.set_logging(true, &rings).unwrap_err();
+            continue;
+        }
+        handed.unwrap();
+        pair.frontend.set_logging(true, &rings).unwrap();
+        assert_eq!(pair.run().unwrap(), [FrontendEvent::Logging(true)]);
+        assert!(pair.device.dirty_log.is_some());
+        assert_eq!(pair.device.features, Some(VERSION_1 | LOG_ALL));
+        let logged = |pair: &Pair| [0, 1].map(|r| pair.device.rings[&r].addresses.log_guest_addr);
+        assert_eq!(logged(&pair), [Some(0x2000), Some(0x4000)]);
+        pair.frontend.set_logging(false, &rings).unwrap();
+        assert_eq!(pair.run().unwrap(), [FrontendEvent::Logging(false)]);
+        assert_eq!(pair.device.features, Some(VERSION_1));
+        assert_eq!(logged(&pair), [None; 2]);
+        let of = |number: u64| {
+            format!(
+                "addresses {number} {:#x}",
+                rings[number as usize].descriptor_area
+            )
+        };
+        let expected = [
+            "log 4096 0".to_owned(),
+            format!("features {:#x}", VERSION_1 | LOG_ALL),
+            of(0),
+            of(1),
+            of(0),
+            of(1),
+            format!("features {VERSION_1:#x}"),
+        ];
+        assert_eq!(pair.device.take_log(), expected);
+    }
+}
+
+#[test]
+fn u20_a_guest_that_has_moved_is_announced_where_that_can_be_had() {
+    let wanted = ProtocolFeatures::FRONTEND;
+    let mut pair = Pair::new(offer(ProtocolFeatures::RARP), wanted);
+    pair.offered();
+    pair.frontend.send_rarp([2, 0, 0, 0, 0, 7]).unwrap();
+    pair.run().unwrap();
+    assert_eq!(pair.device.take_log(), ["rarp [02, 00, 00, 00, 00, 07]"]);
+    let mut pair = Pair::new(offer(ProtocolFeatures::MQ), wanted);
+    pair.offered();
+    let error = pair.frontend.send_rarp([2, 0, 0, 0, 0, 7]).unwrap_err();
     assert!(matches!(error, SessionError::Misuse { .. }), "{error}");
 }
 

@@ -307,6 +307,9 @@ impl ReceiveQueue {
             sent += 1;
             sent_bytes += frame_len as u64;
         }
+        if memory.log().is_some() {
+            self.log_written(memory, &lens[..next]);
+        }
         self.queue.give(&self.chains, 0, &lens[..next]);
         let left = self.chains.len() - next;
         if left > 0 {
@@ -316,6 +319,19 @@ impl ReceiveQueue {
         counters.sent += sent;
         counters.sent_bytes += sent_bytes;
         (accepted, outcome)
+    }
+
+    /// Marks what was written: so many bytes of each chain.
+    #[cold]
+    fn log_written(&self, memory: &GuestMemory, lens: &[u32]) {
+        for (chain, &len) in lens.iter().enumerate() {
+            let mut left = len;
+            for &buffer in self.chains.segments(chain) {
+                let written = buffer.first(left);
+                memory.mark_written(written);
+                left -= written.len;
+            }
+        }
     }
 
     /// Writes the packets picked from the `first` on as long as each fits the one buffer of the chain that is next, the usual case;

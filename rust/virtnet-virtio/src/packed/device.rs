@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Table, Window, Word};
+use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, Table, Window, Word};
 
 use super::layout::{
-    AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES, EVENT_DESC,
-    EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
+    AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES,
+    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
@@ -36,6 +36,15 @@ pub struct PackedDevice {
     hint: u32,
     /// How many chains the last burst had.
     last_taken: usize,
+    /// What is written to, while that is logged.
+    log: Option<Logged>,
+}
+
+/// The descriptor ring and the device event suppression, as areas whose writes are logged.
+#[derive(Debug)]
+struct Logged {
+    descriptors: Option<LoggedArea>,
+    event: LoggedArea,
 }
 
 impl PackedDevice {
@@ -69,7 +78,13 @@ impl PackedDevice {
             signalled: None,
             hint: 0,
             last_taken: 0,
+            log: None,
         })
+    }
+
+    /// Logs from now on what is written to the descriptor ring and to the device event suppression.
+    pub(crate) fn log_to(&mut self, descriptors: Option<LoggedArea>, event: LoggedArea) {
+        self.log = Some(Logged { descriptors, event });
     }
 
     /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
@@ -185,12 +200,31 @@ impl PackedDevice {
             return false;
         };
         self.store_rest(slot, rest);
+        if let Some(log) = &self.log {
+            self.log_used(log, slot);
+        }
         // The descriptors must be visible before the driver's wish is read, or both sides may wait for ever.
         fence(Ordering::SeqCst);
         let event = self.driver_event.load_u32(0, Ordering::Relaxed);
         match self.signalled.replace(self.next_used) {
             None => true,
             Some(since) => wants_event(event, since, self.next_used, self.size),
+        }
+    }
+
+    /// Marks the descriptors of a batch that began in slot `first`.
+    #[cold]
+    fn log_used(&self, log: &Logged, first: u16) {
+        let Some(log) = &log.descriptors else {
+            return;
+        };
+        let descriptor = |slot: u16| DESC_SIZE * usize::from(slot);
+        let end = self.next_used.slot;
+        if first < end {
+            log.mark(descriptor(first)..descriptor(end));
+        } else {
+            log.mark(descriptor(first)..descriptor(self.size));
+            log.mark(0..descriptor(end));
         }
     }
 
@@ -209,6 +243,7 @@ impl PackedDevice {
         };
         let event = u32::from(self.next_avail.bits()) | u32::from(flags) << 16;
         self.device_event.store_u32(0, event, Ordering::Release);
+        self.log_event();
         fence(Ordering::SeqCst);
         self.has_work()
     }
@@ -217,6 +252,13 @@ impl PackedDevice {
     pub fn disarm(&mut self) {
         self.device_event
             .store_u16(EVENT_FLAGS, EVENT_DISABLE, Ordering::Relaxed);
+        self.log_event();
+    }
+
+    fn log_event(&self) {
+        if let Some(log) = &self.log {
+            log.event.mark(0..EVENT_BYTES);
+        }
     }
 
     /// Where to go on after a stop: the form of SET_VRING_BASE, both halves. Everything taken must have been given back.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, MemoryError, Segment, Table, Window, Word};
+use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, Segment, Table, Window, Word};
 
 use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor,
@@ -34,6 +34,8 @@ pub struct SplitDevice {
     signalled: Option<u16>,
     /// Region of the last buffer.
     hint: u32,
+    /// The used ring, while what is written to it is logged.
+    log: Option<LoggedArea>,
 }
 
 impl SplitDevice {
@@ -72,7 +74,13 @@ impl SplitDevice {
             published: next_used,
             signalled: None,
             hint: 0,
+            log: None,
         })
+    }
+
+    /// Logs from now on what is written to the used ring.
+    pub(crate) fn log_to(&mut self, used: LoggedArea) {
+        self.log = Some(used);
     }
 
     /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
@@ -181,6 +189,9 @@ impl SplitDevice {
         }
         self.used.store_u16(INDEX, new, Ordering::Release);
         self.published = new;
+        if let Some(log) = &self.log {
+            self.log_used(log, old, new);
+        }
         // The index must be visible before the driver's wish is read, or both sides may wait for ever.
         fence(Ordering::SeqCst);
         if !self.event_idx {
@@ -195,6 +206,17 @@ impl SplitDevice {
         }
     }
 
+    /// Marks the used elements from `old` up to `new`, and the used index.
+    #[cold]
+    fn log_used(&self, log: &LoggedArea, old: u16, new: u16) {
+        let element = |slot: usize| ENTRIES + 8 * slot;
+        let (first, size) = (usize::from(old & self.mask), usize::from(self.size));
+        let end = first + usize::from(new.wrapping_sub(old));
+        log.mark(element(first)..element(end.min(size)));
+        log.mark(element(0)..element(end.saturating_sub(size)));
+        log.mark(INDEX..INDEX + 2);
+    }
+
     /// Whether chains wait to be taken.
     #[must_use]
     pub fn has_work(&self) -> bool {
@@ -204,10 +226,9 @@ impl SplitDevice {
     /// Asks for a kick with the next chain; whether chains are waiting already.
     pub fn arm(&mut self) -> bool {
         if self.event_idx {
-            self.used
-                .store_u16(self.avail_event(), self.next_avail, Ordering::Relaxed);
+            self.store_wish(self.avail_event(), self.next_avail);
         } else {
-            self.used.store_u16(FLAGS, 0, Ordering::Relaxed);
+            self.store_wish(FLAGS, 0);
         }
         fence(Ordering::SeqCst);
         self.has_work()
@@ -216,8 +237,15 @@ impl SplitDevice {
     /// Says that kicks are not needed. With EVENT_IDX the event that was asked for last simply falls behind.
     pub fn disarm(&mut self) {
         if !self.event_idx {
-            self.used
-                .store_u16(FLAGS, USED_NO_NOTIFY, Ordering::Relaxed);
+            self.store_wish(FLAGS, USED_NO_NOTIFY);
+        }
+    }
+
+    /// Stores when kicks are wanted: an event, or flags.
+    fn store_wish(&self, at: usize, wish: u16) {
+        self.used.store_u16(at, wish, Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.mark(at..at + 2);
         }
     }
 
