@@ -47,12 +47,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device-without", default="")
     parser.add_argument("--ring", default="split")
+    parser.add_argument("--ends", choices=["tap", "af-packet"], default="tap")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, vn.Net() as net:
         place = Path(directory) / "s"
         without = f",without={options.device_without}" if options.device_without else ""
-        net.tap("near0", name="near") >> net.port(f"vhost-user:{place}{without}", name="device")
-        net.port(f"virtio-user:{place},ring={options.ring}", name="driver") >> net.tap("far0", name="far")
+        if options.ends == "af-packet":
+            for name in ("near", "far"):
+                ip(f"link add {name}0 type veth peer name {name}1")
+                ip(f"link set {name}1 up")
+        near, far_end = (
+            net.tap(f"{name}0", name=name) if options.ends == "tap" else net.af_packet(f"{name}1", name=name)
+            for name in ("near", "far")
+        )
+        near >> net.port(f"vhost-user:{place}{without}", name="device")
+        net.port(f"virtio-user:{place},ring={options.ring}", name="driver") >> far_end
         far = subprocess.Popen(
             ["unshare", "--net", sys.executable, "-c", FAR_SIDE],
             stdin=subprocess.PIPE,

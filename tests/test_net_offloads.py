@@ -57,3 +57,17 @@ def test_a_driver_that_takes_checksums_only_gets_segments():
     assert exact(told)
     assert told["ports"]["device"]["segmented"] > 100
     assert "guest_csum" in told["ports"]["device"]["features"]
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_kernels_talk_through_packet_sockets_on_veth_pairs(ring):
+    told = between_kernels("--ends", "af-packet", "--ring", ring)
+    assert exact(told)
+    assert told["bytes_a_packet"] > 5_000
+    assert all(port["segmented"] == 0 for port in told["ports"].values())
+
+
+def test_packet_sockets_get_segments_for_a_driver_that_takes_nothing():
+    told = between_kernels("--ends", "af-packet", "--device-without", ALL)
+    assert exact(told)
+    assert told["ports"]["device"]["segmented"] > 100

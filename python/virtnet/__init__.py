@@ -18,7 +18,17 @@ from virtnet.explaining import Explanation
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 from virtnet.net import Net
 from virtnet.nodes import Function, Node, PortNode, QemuArgs
-from virtnet.ports import MemoryPort, PcapPort, Port, TapPort, VhostUserPort, VirtioUserPort, memory_pair, open_port
+from virtnet.ports import (
+    AfPacketPort,
+    MemoryPort,
+    PcapPort,
+    Port,
+    TapPort,
+    VhostUserPort,
+    VirtioUserPort,
+    memory_pair,
+    open_port,
+)
 from virtnet.probing import Offer, probe
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from virtnet.burst import Burst, Columns, Frames, View
 
 __all__ = [
+    "AfPacketPort",
     "Balance",
     "Burst",
     "Chain",

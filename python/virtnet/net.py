@@ -185,6 +185,10 @@ class Net:
         """Adds an interface of the kernel; options as for :class:`~virtnet.TapPort`."""
         return self.port(PortSpec.of("tap", interface, mtu=mtu), name=name)
 
+    def af_packet(self, interface: str, *, promiscuous: bool = True, name: str | None = None) -> PortNode:
+        """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
+        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous), name=name)
+
     def pcap(
         self,
         path: str | os.PathLike[str],

@@ -204,6 +204,22 @@ class TapPort(Port):
         super().__init__(PortSpec.of("tap", name, mtu=mtu))
 
 
+class AfPacketPort(Port):
+    """A network interface of the host that is there already, such as a card or one end of a veth pair.
+
+    What arrives on it is received beside the host's own network stack, what is sent leaves by it. Needs CAP_NET_RAW.
+    Other virtual interfaces leave checksums and segments to be done: ``columns.offload`` says what, also by hand.
+
+    Args:
+        interface: the interface.
+        promiscuous: receive frames for other stations too, as whoever bridges has to.
+    """
+
+    def __init__(self, interface: str, *, promiscuous: bool = True) -> None:
+        """Opens a packet socket on the interface."""
+        super().__init__(PortSpec.of("af-packet", interface, promiscuous=promiscuous))
+
+
 class PcapPort(Port):
     """A capture file: what is sent is written, or what was written is received.
 

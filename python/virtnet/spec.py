@@ -6,6 +6,7 @@ One form serves the command line, :class:`~virtnet.Net` and files alike::
     vhost-user:vm1.sock,client=on,queue_pairs=2
     virtio-user:vm1.sock,ring=packed
     tap:tap0
+    af-packet:eth0
     pcap:out.pcap
 
 A comma that belongs to a name is written twice. Every option has a default, and what is written back leaves defaults
@@ -73,7 +74,7 @@ class PortSpec:
     """What a port is to be. Make one with :meth:`parse` or :meth:`of`, which check it; ``str()`` writes it back.
 
     Attributes:
-        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``pcap`` or ``memory``.
+        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``af-packet``, ``pcap`` or ``memory``.
         where: the socket, interface or file.
         options: every option of the kind with its value, defaults included.
 
@@ -270,6 +271,7 @@ KINDS: dict[str, Kind] = {
             ),
         ),
         Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535),)),
+        Kind("af-packet", "an interface's name", _interface_name, (_switch("promiscuous", default=True),)),
         Kind(
             "pcap",
             "a file's path",

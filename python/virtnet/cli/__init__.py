@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="virtnet",
-    help="Virtual networks: a switch, wires, sources and sinks for vhost-user, virtio-user, tap and pcap ports.",
+    help="Virtual networks: switches, wires, sources and sinks between guests, drivers, interfaces and captures.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

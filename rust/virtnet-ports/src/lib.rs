@@ -1,7 +1,7 @@
-//! Every port to the outside: tap, pcap, and what vhost-user and virtio-user ports are built on.
+//! Every port to the outside: tap, packet socket, pcap, and what vhost-user and virtio-user ports are built on.
 //!
 //! A port has two halves. The data half moves packets and belongs to one worker at a time; the control half answers sockets
-//! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`PcapPort`]) have no
+//! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`AfPacketPort`], [`PcapPort`]) have no
 //! control half.
 //!
 //! It guarantees that a peer, a guest or a file can make a port stop but never panic or block its worker, that every packet
@@ -11,6 +11,7 @@
 //! In a packet's way ports are its first and its last step (see `ARCHITECTURE.md`).
 #![forbid(unsafe_code)]
 
+mod af_packet;
 mod control;
 mod error;
 mod flow;
@@ -21,6 +22,7 @@ mod tap;
 mod vhost_user;
 mod virtio_user;
 
+pub use af_packet::AfPacketPort;
 pub use control::{Control, REST, Served, Service};
 pub use error::PortError;
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};

@@ -157,7 +157,7 @@ impl TapPort {
 }
 
 /// What the kernel says of a packet, without what it vouches for.
-fn left_to_do(offload: Offload) -> Offload {
+pub(crate) fn left_to_do(offload: Offload) -> Offload {
     let flags = offload.flags & Offload::NEEDS_CSUM;
     if flags == 0 {
         Offload::default()
@@ -230,7 +230,7 @@ impl Port for TapPort {
 }
 
 /// The virtio-net header of a frame, little-endian. Spec: virtio 1.4, 5.1.9, Device Operation.
-fn net_header(offload: &Offload) -> [u8; HEADER_LEN] {
+pub(crate) fn net_header(offload: &Offload) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
     header[0] = offload.flags & Offload::NEEDS_CSUM;
     header[1] = offload.gso_type;

@@ -3,64 +3,17 @@
 //! Each test runs in a network namespace of its own: this program starts itself again in one. Where the machine does not allow
 //! that (no user namespaces, no tun device), the test says so and passes.
 
+mod namespace;
+
 use std::net::UdpSocket;
-use std::process::Command;
 use std::time::Duration;
 
+use namespace::{in_namespace, inside, ip};
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, memory_pair};
 use virtnet_ports::TapPort;
 use virtnet_sys::{Events, Poller};
 use virtnet_testkit::frame::{self, Endpoint};
 use virtnet_testkit::{Limits, check_port_with, receive, send};
-
-const INSIDE: &str = "VIRTNET_TEST_NAMESPACE";
-
-/// Runs the test `name` of this program in a new namespace.
-fn in_namespace(name: &str) {
-    let unshare = |program: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--net", program]);
-        command
-    };
-    let allowed = unshare("true").output();
-    let no_tap = !std::path::Path::new("/dev/net/tun").exists();
-    if no_tap || !allowed.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: a network namespace with a tap cannot be made here");
-        return;
-    }
-    let program = std::env::current_exe().expect("this program");
-    let output = unshare(&program.to_string_lossy())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .expect("unshare runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}\n{errors}");
-    assert!(text.contains("1 passed"), "{text}\n{errors}");
-}
-
-/// The guard of every test that changes the network: it must not be this machine's.
-fn inside() {
-    assert!(
-        std::env::var_os(INSIDE).is_some(),
-        "to be run by the test without `inside` in its name, in a namespace of its own"
-    );
-    // Nothing but our own packets.
-    for scope in ["all", "default"] {
-        let path = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
-        drop(std::fs::write(path, "1"));
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .expect("ip is installed");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {errors}");
-}
 
 fn send_one(port: &mut TapPort, frame: &[u8], offload: Offload) {
     let mut burst = Burst::new();

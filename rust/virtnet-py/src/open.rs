@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    Control, OFFLOADS, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions, VhostUserPort,
-    VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
+    AfPacketPort, Control, OFFLOADS, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions,
+    VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
 };
 use virtnet_virtio::{Features, RingFormat};
 
@@ -166,6 +166,14 @@ pub(crate) fn open(
                     .set_mtu(mtu)
                     .map_err(|error| port_error(error.into()))?;
             }
+            Ok(Opened::whole(port, Watch::Always))
+        }
+        "af-packet" => {
+            let (name, promiscuous): (String, bool) =
+                (get(options, "where")?, get(options, "promiscuous")?);
+            let port = py
+                .detach(|| AfPacketPort::open(&name, promiscuous))
+                .map_err(port_error)?;
             Ok(Opened::whole(port, Watch::Always))
         }
         "pcap" => open_pcap(options),

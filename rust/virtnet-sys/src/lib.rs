@@ -1,4 +1,5 @@
-//! Linux for virtnet: eventfd, epoll, timers, unix sockets with descriptors, memfd, tun, threads and the clock.
+//! Linux for virtnet: eventfd, epoll, timers, unix sockets with descriptors, memfd, tun, packet
+//! sockets, threads and the clock.
 //!
 //! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
 //! here is close-on-exec and non-blocking where it can be. Nothing here knows virtio: these are the system calls the
@@ -12,6 +13,7 @@ mod error;
 mod event;
 mod line;
 pub mod memfd;
+mod packet;
 mod poll;
 mod thread;
 mod timer;
@@ -22,6 +24,9 @@ pub use clock::monotonic_ns;
 pub use error::{Fault, SysError};
 pub use event::EventFd;
 pub use line::line_cost;
+pub use packet::{
+    PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
+};
 pub use poll::{Event, Events, Interest, Poller};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
 pub use timer::Timer;

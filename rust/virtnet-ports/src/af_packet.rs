@@ -1,0 +1,188 @@
+//! A network interface of the host as a port: an uplink, or the end of a veth pair.
+//!
+//! What arrives on the interface is received here, and what is sent here leaves by it, beside the host's own network stack.
+//! Frames come and go in batches, with a virtio-net header in front of each: packets that leave carry their offload metadata
+//! in it, and so do those that arrive (a veth pair leaves checksums and segments undone, and cards put segments together).
+//!
+//! It guarantees that a full queue of the host is "no room" and everything else the host refuses is a counted drop. An
+//! interface that is down comes back by itself; one that is deleted leaves the port quiet.
+//!
+//! In a packet's way this is a first and a last step with one copy by the kernel and one by us on each side.
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use virtnet_packet::header::ETHERNET_LEN;
+use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
+use virtnet_sys::{Events, PACKET_BATCH, PACKET_HEADER_LEN, PacketBatch, PacketSocket, Poller};
+use virtnet_virtio::net::header;
+
+use crate::PortError;
+use crate::tap::{left_to_do, net_header};
+
+/// Bytes of a VLAN tag.
+const TAG_LEN: u16 = 4;
+
+/// What the kernel answers when the link is down, or the interface is gone.
+const ENETDOWN: i32 = 100;
+const ENXIO: i32 = 6;
+/// What the kernel answers when the queue of a card is full.
+const ENOBUFS: i32 = 105;
+/// What the kernel answers to a frame longer than the link's.
+const EMSGSIZE: i32 = 90;
+
+/// A network interface as a port.
+#[derive(Debug)]
+pub struct AfPacketPort {
+    socket: PacketSocket,
+    poller: Poller,
+    events: Events,
+    received: PacketBatch,
+    to_send: PacketBatch,
+    counters: PortCounters,
+}
+
+impl AfPacketPort {
+    /// Opens the interface `name`; with `promiscuous` frames for other stations are received too, as a switch needs it.
+    ///
+    /// # Errors
+    /// [`PortError::System`]: which right is missing, or that there is no such interface.
+    pub fn open(name: &str, promiscuous: bool) -> Result<Self, PortError> {
+        let socket = PacketSocket::open(name, promiscuous)?;
+        let failed = |source| PortError::io("wait for a packet socket", source);
+        let poller = Poller::new().map_err(failed)?;
+        poller.add(&socket, 0).map_err(failed)?;
+        Ok(Self {
+            socket,
+            poller,
+            events: Events::with_capacity(1),
+            received: PacketBatch::default(),
+            to_send: PacketBatch::default(),
+            counters: PortCounters::default(),
+        })
+    }
+
+    fn take(&mut self, i: usize, burst: &mut Burst) {
+        self.counters.received += 1;
+        let Some(frame) = self.received.get(i) else {
+            self.counters.rx_drops.add(DropReason::Malformed, 1);
+            return;
+        };
+        self.counters.received_bytes += frame.bytes.len() as u64;
+        if frame.bytes.len() < ETHERNET_LEN {
+            self.counters.rx_drops.add(DropReason::Runt, 1);
+            return;
+        }
+        let mut header = [0; header::HEADER_MAX];
+        header[..PACKET_HEADER_LEN].copy_from_slice(frame.header);
+        let mut offload = left_to_do(header::parse(header).0);
+        if frame.tag_put_back && offload.flags & Offload::NEEDS_CSUM != 0 {
+            // The header speaks of the frame without its tag.
+            offload.csum_start = offload.csum_start.saturating_add(TAG_LEN);
+            if offload.hdr_len > 0 {
+                offload.hdr_len = offload.hdr_len.saturating_add(TAG_LEN);
+            }
+        }
+        burst.push_bytes(frame.bytes, offload);
+    }
+
+    /// Sends what is in `to_send`; how many of it were accepted or refused for good.
+    fn send_batch(&mut self) -> usize {
+        let mut done = 0;
+        while done < self.to_send.len() {
+            let error = match self.socket.send(&self.to_send, done) {
+                Ok(n) => {
+                    let frames = (done..done + n).filter_map(|i| self.to_send.get(i));
+                    self.counters.sent_bytes +=
+                        frames.map(|frame| frame.bytes.len() as u64).sum::<u64>();
+                    self.counters.sent += n as u64;
+                    done += n;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let reason = match (error.kind(), error.raw_os_error()) {
+                (ErrorKind::Interrupted, _) => continue,
+                (ErrorKind::WouldBlock, _) | (_, Some(ENOBUFS)) => break,
+                (_, Some(ENETDOWN | ENXIO)) => DropReason::PortDown,
+                (_, Some(EMSGSIZE)) => DropReason::TooBig,
+                _ => DropReason::SendError,
+            };
+            self.counters.tx_drops.add(reason, 1);
+            done += 1;
+        }
+        done
+    }
+}
+
+impl Port for AfPacketPort {
+    fn rx(&mut self, burst: &mut Burst) -> usize {
+        let before = burst.len();
+        while burst.room() > 0 {
+            let wanted = burst.room().min(PACKET_BATCH);
+            // Whatever is wrong with the interface, there is nothing to receive from it now.
+            let Ok(n) = self.socket.receive(&mut self.received, wanted) else {
+                break;
+            };
+            for i in 0..n {
+                self.take(i, burst);
+            }
+            if n < wanted {
+                break;
+            }
+        }
+        burst.len() - before
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6 | Offloads::ECN
+    }
+
+    fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        let mut done = 0;
+        while done < picks.len() {
+            self.to_send.clear();
+            for i in picks.iter().skip(done) {
+                let [header @ .., _, _] = net_header(&burst.offload(i));
+                let write = |bytes: &mut [u8]| {
+                    burst.copy_frame(i, bytes);
+                };
+                if !self.to_send.push(header, burst.frame_len(i), write) {
+                    break;
+                }
+            }
+            let filled = self.to_send.len();
+            if filled == 0 {
+                // The next one is too long for any interface.
+                self.counters.tx_drops.add(DropReason::TooBig, 1);
+                done += 1;
+                continue;
+            }
+            let accepted = self.send_batch();
+            done += accepted;
+            if accepted < filled {
+                break;
+            }
+        }
+        done
+    }
+
+    fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.counters.tx_drops.add(reason, n);
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.poller
+            .wait(&mut self.events, Some(Duration::ZERO))
+            .is_ok_and(|ready| ready > 0)
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+}

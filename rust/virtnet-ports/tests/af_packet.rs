@@ -1,0 +1,131 @@
+//! The packet socket port on veth pairs.
+//!
+//! Each test runs in a network namespace of its own: this program starts itself again in one. Where the machine does not allow
+//! that, the test says so and passes.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod namespace;
+
+use std::time::{Duration, Instant};
+
+use namespace::{in_namespace, inside, ip};
+use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, memory_pair};
+use virtnet_ports::AfPacketPort;
+use virtnet_testkit::{Limits, check_port_with, frame, receive, send};
+
+fn open(name: &str) -> AfPacketPort {
+    AfPacketPort::open(name, true).unwrap()
+}
+
+fn veth() {
+    ip("link add near type veth peer name far");
+    for name in ["near", "far"] {
+        ip(&format!("link set {name} mtu 65521 up"));
+    }
+}
+
+#[test]
+fn two_ends_of_a_veth_pair_keep_the_promises_of_a_port() {
+    in_namespace("inside_veth");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_veth() {
+    inside();
+    veth();
+    let (mut a, mut b) = (open("near"), open("far"));
+    let limits = Limits {
+        back_pressure: false,
+        ..Limits::default()
+    };
+    check_port_with(&mut a, &mut b, limits);
+}
+
+#[test]
+fn tags_that_the_kernel_takes_out_are_put_back() {
+    in_namespace("inside_tags");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_tags() {
+    inside();
+    veth();
+    let (mut near, mut far) = (open("near"), open("far"));
+    let (mut nobody, _other) = memory_pair(1);
+    let frames: Vec<_> = [[0x81, 0, 0x60, 77], [0x88, 0xa8, 0, 5]]
+        .iter()
+        .map(|tag| {
+            let mut frame = frame::pattern(90, 1);
+            frame.splice(12..12, *tag);
+            frame
+        })
+        .collect();
+    assert_eq!(send(&mut near, &frames), 2);
+    assert_eq!(receive(&mut nobody, &mut far, 2), frames);
+
+    // What is left to be done is left to be done behind the tag.
+    let offload = Offload {
+        flags: Offload::NEEDS_CSUM,
+        csum_start: 38,
+        csum_offset: 6,
+        ..Offload::default()
+    };
+    let mut burst = Burst::new();
+    burst.push_bytes(&frames[0], offload);
+    assert_eq!(near.tx(&burst, &Picks::first(1)), 1);
+    burst.clear();
+    while far.rx(&mut burst) == 0 {}
+    assert_eq!(burst.offload(0), offload);
+}
+
+#[test]
+fn what_an_interface_refuses_is_counted_and_it_may_come_back() {
+    in_namespace("inside_down");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_down() {
+    inside();
+    veth();
+    ip("link set near mtu 1500");
+    let (mut a, mut b) = (open("near"), open("far"));
+    let (mut nobody, _other) = memory_pair(1);
+    let mut burst = Burst::new();
+    for len in [60, 3_000, 61, 70_000, 62] {
+        burst.push_bytes(&frame::pattern(len, 1), Offload::default());
+    }
+    assert_eq!(a.tx(&burst, &Picks::first(5)), 5);
+    assert_eq!(a.counters().tx_drops.of(DropReason::TooBig), 2);
+    let lens: Vec<_> = receive(&mut nobody, &mut b, 3)
+        .iter()
+        .map(Vec::len)
+        .collect();
+    assert_eq!(lens, [60, 61, 62]);
+
+    ip("link set near down");
+    assert_eq!(a.tx(&burst, &Picks::first(1)), 1);
+    assert_eq!(a.counters().tx_drops.of(DropReason::PortDown), 1);
+    assert_eq!(a.rx(&mut Burst::new()), 0);
+    assert!(!a.arm(), "an interface that is down keeps nobody awake");
+    ip("link set near up");
+    let start = Instant::now();
+    while a.counters().sent == 3 {
+        a.tx(&burst, &Picks::first(1));
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+    assert_eq!(receive(&mut nobody, &mut b, 1), [frame::pattern(60, 1)]);
+
+    ip("link del near");
+    a.tx(&burst, &Picks::first(1));
+    assert_eq!(a.rx(&mut Burst::new()), 0);
+    assert!(!a.arm());
+    let error = AfPacketPort::open("near", true).unwrap_err();
+    assert!(
+        error.to_string().contains("find interface \"near\""),
+        "{error}"
+    );
+}
