@@ -33,6 +33,12 @@ impl DirtyLog {
         Ok(Self { bytes })
     }
 
+    /// Whether pages of the log itself are gone; see [`Region::is_lost`].
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.bytes.is_lost()
+    }
+
     /// Marks the pages of `len` bytes at `addr`, which have been written. Those that the log does not reach are left out.
     pub fn mark(&self, addr: GuestAddr, len: u64) {
         let Some(last) = len.checked_sub(1) else {

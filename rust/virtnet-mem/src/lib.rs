@@ -9,7 +9,8 @@
 //! It guarantees that no access leaves a mapping, that a mapping lives as long as anything made from it, and that no
 //! reference into shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
 //! not guarantee what the bytes say: a peer may change them at any time, so every caller reads a shared word once and
-//! decides on its copy.
+//! decides on its copy. A peer may even take the pages away, by shortening their file: zeros take their place then, and
+//! [`losses`] and [`Region::is_lost`] tell.
 //!
 //! In a packet's way this crate is the only place that touches guest bytes (see `ARCHITECTURE.md`).
 
@@ -17,6 +18,8 @@ mod address;
 mod copy;
 mod dirty_log;
 mod error;
+mod guard;
+mod mapping;
 mod memory;
 mod region;
 mod slice;
@@ -27,6 +30,7 @@ mod window;
 pub use address::{GuestAddr, UserAddr};
 pub use dirty_log::{DirtyLog, LoggedArea};
 pub use error::MemoryError;
+pub use guard::{arm as arm_guard, losses};
 pub use memory::{GuestMemory, Segment};
 pub use region::Region;
 pub use slice::GuestSlice;

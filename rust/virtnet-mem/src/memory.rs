@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegion;
-
+use crate::mapping::Mapping;
 use crate::{DirtyLog, GuestAddr, GuestSlice, MemoryError, Region, Slots, Table, UserAddr, Window};
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
@@ -118,6 +117,12 @@ impl GuestMemory {
     #[must_use]
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The first region of which a page has been lost; see [`losses`](crate::losses) for when to ask.
+    #[must_use]
+    pub fn lost_region(&self) -> Option<&Region> {
+        self.regions.iter().find(|region| region.is_lost())
     }
 
     /// Translates a buffer that lies inside one region; `hint` remembers the region of the last one.
@@ -236,7 +241,7 @@ impl GuestMemory {
         addr: UserAddr,
         size: usize,
         align: usize,
-    ) -> Result<(*mut u8, Arc<MmapRegion>), MemoryError> {
+    ) -> Result<(*mut u8, Arc<Mapping>), MemoryError> {
         let not_mapped = MemoryError::NotMapped {
             addr,
             size: size as u64,

@@ -5,9 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-
+use crate::mapping::Mapping;
 use crate::{GuestAddr, MemoryError, UserAddr};
 
 /// A contiguous piece of guest memory, mapped into this process for reading and writing.
@@ -20,7 +18,7 @@ pub struct Region {
     pub(crate) size: u64,
     /// First byte of the region: inside `mapping`, and `size` bytes from there are inside it too.
     pub(crate) host: HostPtr,
-    pub(crate) mapping: Arc<MmapRegion>,
+    pub(crate) mapping: Arc<Mapping>,
 }
 
 /// A pointer into a mapping that is kept alive beside it.
@@ -72,12 +70,8 @@ impl Region {
             .unwrap_or(needed);
         let length = usize::try_from(end - start).map_err(|e| map_error(e.to_string()))?;
 
-        let mapping = MmapRegionBuilder::new(length)
-            .with_file_offset(FileOffset::new(file, start))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|e| map_error(e.to_string()))?;
+        let page = usize::try_from(page).map_err(|e| map_error(e.to_string()))?;
+        let mapping = Mapping::of_file(file, start, length, page).map_err(map_error)?;
         Self::over(mapping, offset - start, size, guest, user)
     }
 
@@ -90,12 +84,12 @@ impl Region {
         check_range(guest, user, size)?;
         let map_error = |cause: String| MemoryError::Map { guest, size, cause };
         let length = usize::try_from(size).map_err(|e| map_error(e.to_string()))?;
-        let mapping = MmapRegion::new(length).map_err(|e| map_error(e.to_string()))?;
+        let mapping = Mapping::anonymous(length).map_err(map_error)?;
         Self::over(mapping, 0, size, guest, user)
     }
 
     fn over(
-        mapping: MmapRegion,
+        mapping: Mapping,
         skip: u64,
         size: u64,
         guest: GuestAddr,
@@ -103,7 +97,6 @@ impl Region {
     ) -> Result<Self, MemoryError> {
         let map_error = |cause: String| MemoryError::Map { guest, size, cause };
         let skip = usize::try_from(skip).map_err(|e| map_error(e.to_string()))?;
-        dont_fork(&mapping);
         let mapping = Arc::new(mapping);
         // `skip + size` bytes were mapped above, so the pointer stays inside the mapping.
         let host = HostPtr(mapping.as_ptr().wrapping_add(skip));
@@ -133,6 +126,12 @@ impl Region {
     pub fn size(&self) -> u64 {
         self.size
     }
+
+    /// Whether a page of it is gone, because its file was shortened or there was no room for it; zeros have taken its place.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
 }
 
 fn check_range(guest: GuestAddr, user: UserAddr, size: u64) -> Result<(), MemoryError> {
@@ -143,13 +142,4 @@ fn check_range(guest: GuestAddr, user: UserAddr, size: u64) -> Result<(), Memory
         return Err(MemoryError::Overflow { guest, size });
     }
     Ok(())
-}
-
-/// Keeps guest memory out of child processes and core files; a refusal costs nothing but that.
-fn dont_fork(mapping: &MmapRegion) {
-    let (start, length) = (mapping.as_ptr().cast::<libc::c_void>(), mapping.size());
-    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-        // SAFETY: the range is a live mapping of ours; these two advices change no byte of it.
-        unsafe { libc::madvise(start, length, advice) };
-    }
 }

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegion;
-
 use crate::GuestSlice;
+use crate::mapping::Mapping;
 
 /// `count` buffers of `stride` bytes each. Owns its mapping, so it cannot outlive it.
 ///
@@ -16,7 +15,7 @@ pub struct Slots {
     start: *mut u8,
     count: u32,
     stride: u32,
-    _mapping: Arc<MmapRegion>,
+    _mapping: Arc<Mapping>,
 }
 
 // SAFETY: slots only give slices of memory that their own mapping keeps alive.
@@ -37,7 +36,7 @@ impl Slots {
         start: *mut u8,
         count: u32,
         stride: u32,
-        mapping: Arc<MmapRegion>,
+        mapping: Arc<Mapping>,
     ) -> Self {
         Self {
             start,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::mmap::MmapRegion;
+use crate::mapping::Mapping;
 
 /// Entries of sixteen bytes, two words each, in shared memory. Owns its mapping, so it cannot outlive it.
 ///
@@ -16,7 +16,7 @@ pub struct Table {
     /// Aligned to an entry.
     start: *mut Entry,
     len: usize,
-    _mapping: Arc<MmapRegion>,
+    _mapping: Arc<Mapping>,
 }
 
 type Entry = [u64; 2];
@@ -48,7 +48,7 @@ impl Table {
 
     /// # Safety
     /// `len` entries from `start` must lie inside `mapping`, and `start` must be a multiple of [`Self::ENTRY`].
-    pub(crate) unsafe fn new(start: *mut u8, len: usize, mapping: Arc<MmapRegion>) -> Self {
+    pub(crate) unsafe fn new(start: *mut u8, len: usize, mapping: Arc<Mapping>) -> Self {
         Self {
             start: start.cast(),
             len,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use vm_memory::mmap::MmapRegion;
+use crate::mapping::Mapping;
 
 /// A run of shared memory that holds ring words. Owns its mapping, so it cannot outlive it.
 ///
@@ -15,7 +15,7 @@ use vm_memory::mmap::MmapRegion;
 pub struct Window {
     start: *mut u8,
     len: usize,
-    _mapping: Arc<MmapRegion>,
+    _mapping: Arc<Mapping>,
 }
 
 // SAFETY: the window only gives atomic access to memory that its own mapping keeps alive.
@@ -59,7 +59,7 @@ macro_rules! word {
 impl Window {
     /// # Safety
     /// `len` bytes from `start` must lie inside `mapping`.
-    pub(crate) unsafe fn new(start: *mut u8, len: usize, mapping: Arc<MmapRegion>) -> Self {
+    pub(crate) unsafe fn new(start: *mut u8, len: usize, mapping: Arc<Mapping>) -> Self {
         Self {
             start,
             len,

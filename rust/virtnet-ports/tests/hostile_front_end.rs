@@ -13,11 +13,11 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
+use support::host::{FORMATS, Honest, Host, SIZE};
 use support::{Echo, Wiring, alone, beside_others, offered, open_things, until};
 use virtnet_packet::Port;
-use virtnet_ports::{Control, VhostUserPort, VhostUserStatus, VhostUserWatch};
+use virtnet_ports::Control;
 use virtnet_sys::{EventFd, Stream, memfd};
 use virtnet_testkit::{Attack, Expect, FakeVm, FrontEnd, SplitQueue, TempDir, frame, is_signalled};
 use virtnet_vhost::ProtocolFeatures;
@@ -26,87 +26,6 @@ use virtnet_vhost::payload::{
     MemoryRegion, MemoryTable, SingleRegion, VringAddresses, VringFd, VringState,
 };
 use virtnet_virtio::Features;
-
-const SIZE: u16 = 64;
-
-/// A vhost-user port with a worker.
-struct Host {
-    echo: Echo<VhostUserPort>,
-    watch: VhostUserWatch,
-    path: PathBuf,
-    _directory: TempDir,
-    _control: Control,
-}
-
-impl Host {
-    fn new(queue_pairs: u16) -> Self {
-        let directory = TempDir::new();
-        let control = Control::start("control").unwrap();
-        let path = directory.join("port.sock");
-        let wiring = Wiring {
-            queue_pairs,
-            ..Wiring::default()
-        };
-        let port = wiring.device(&path, &control);
-        Self {
-            watch: port.watch(),
-            echo: Echo::start(port),
-            path,
-            _directory: directory,
-            _control: control,
-        }
-    }
-
-    fn status(&self) -> VhostUserStatus {
-        self.watch.status().unwrap()
-    }
-
-    fn front_end(&self) -> FrontEnd {
-        FrontEnd::connect(&self.path)
-    }
-
-    /// A machine that has not told anything yet.
-    fn machine(&self, format: Features, queue_pairs: usize) -> FakeVm {
-        let features = Features::VERSION_1 | Features::EVENT_IDX | format;
-        FakeVm::new(self.front_end(), features, queue_pairs, SIZE)
-    }
-
-    /// A machine whose packets flow.
-    fn running(&self, format: Features, queue_pairs: usize) -> FakeVm {
-        let mut machine = self.machine(format, queue_pairs);
-        machine.start();
-        for pair in 0..queue_pairs {
-            machine.echo_some(pair);
-        }
-        machine
-    }
-
-    /// The last words: the worker sleeps, another machine is served, and nothing panicked.
-    #[track_caller]
-    fn assert_unharmed(self) {
-        until("the connection has been given up", || {
-            self.status().state == "listening"
-        });
-        self.echo.assert_falls_asleep();
-        drop(self.running(Features::empty(), 1));
-        drop(self.echo.stop());
-    }
-}
-
-/// Frames, and what else a test makes a machine do.
-trait Honest {
-    fn echo_some(&mut self, pair: usize);
-}
-
-impl Honest for FakeVm {
-    #[track_caller]
-    fn echo_some(&mut self, pair: usize) {
-        let frames: Vec<_> = (0..20).map(|n| frame::pattern(60 + 70 * n, n)).collect();
-        self.echo(pair, &frames);
-    }
-}
-
-const FORMATS: [Features; 2] = [Features::empty(), Features::RING_PACKED];
 
 fn table(regions: &[MemoryRegion]) -> Request {
     Request::SetMemTable(MemoryTable(regions.to_vec()))

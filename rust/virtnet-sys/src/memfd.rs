@@ -24,6 +24,17 @@ pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 /// kernel says. Huge pages are taken from the pool here and now (see [`huge_pages`]), because a pool that runs dry later
 /// would show as a fault.
 pub fn create(name: &str, size: u64, huge_pages: bool) -> Result<OwnedFd, SysError> {
+    let fd = create_resizable(name, size, huge_pages)?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(|errno| SysError::os("seal a memory file", errno))?;
+    Ok(fd)
+}
+
+/// As [`create`], without a seal: whoever has the file may change its size, whatever others have mapped.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_resizable(name: &str, size: u64, huge_pages: bool) -> Result<OwnedFd, SysError> {
     let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if huge_pages {
         if !size.is_multiple_of(HUGE_PAGE_SIZE) {
@@ -42,8 +53,6 @@ pub fn create(name: &str, size: u64, huge_pages: bool) -> Result<OwnedFd, SysErr
         take_huge_pages(&fd, size)
             .map_err(|errno| SysError::os(format!("take {size} bytes of huge pages"), errno))?;
     }
-    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-        .map_err(|errno| SysError::os("seal a memory file", errno))?;
     Ok(fd)
 }
 

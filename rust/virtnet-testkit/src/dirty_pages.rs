@@ -28,7 +28,7 @@ impl DirtyPages {
         let end = ends.map(|region| region.guest().0 + region.size()).max();
         let pages = end.expect("a guest needs memory").div_ceil(DirtyLog::PAGE);
         let size = pages.div_ceil(8);
-        let file = memfd::create("virtnet-log", size, false).expect("memory for a log");
+        let file = memfd::create_resizable("virtnet-log", size, false).expect("memory for a log");
         Self {
             file: file.into(),
             size,
@@ -39,6 +39,14 @@ impl DirtyPages {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Takes the log away from whoever has it mapped.
+    ///
+    /// # Panics
+    /// Never: the file is ours.
+    pub fn shorten(&self) {
+        self.file.set_len(0).expect("our own file");
     }
 
     /// Takes out what has been marked: addresses of pages. Nobody may be marking any while this happens.

@@ -13,19 +13,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use virtnet_packet::Offload;
-use virtnet_ports::{Huge, OwnMemory};
 use virtnet_sys::{EventFd, Events, Listener, Poller, Stream};
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::{HEADER_LEN as MESSAGE_HEADER_LEN, Header, Reply, Request};
-use virtnet_vhost::payload::{
-    LogArea, MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState,
-};
+use virtnet_vhost::payload::{LogArea, MemoryTable, VringAddresses, VringFd, VringState};
 use virtnet_virtio::{Features, QueueConfig};
 
 use crate::dirty_pages::DirtyPages;
 use crate::guest::{
     FakeGuest, GuestQueue, PackedQueue, SplitQueue, length, net_header, offer_frame, packets,
 };
+use crate::memory::{Backing, VmMemory};
 
 /// How long a back-end may take for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -216,7 +214,8 @@ pub struct FakeVm {
     pub rings: Vec<VmRing>,
     /// What the driver accepts.
     pub features: Features,
-    memory: OwnMemory,
+    /// Its memory, region by region.
+    pub memory: VmMemory,
     /// Its rings are logged.
     logging: bool,
 }
@@ -231,7 +230,22 @@ impl FakeVm {
     /// When the machine has no memory or descriptors for it.
     #[must_use]
     pub fn new(front_end: FrontEnd, features: Features, queue_pairs: usize, size: u16) -> Self {
-        let memory = OwnMemory::new(Self::MEMORY, Huge::No).expect("memory for a guest");
+        let memory = VmMemory::of_size(Self::MEMORY, Backing::Sealed).expect("memory for a guest");
+        Self::over(front_end, features, queue_pairs, size, memory)
+    }
+
+    /// As [`Self::new`], in given memory: queues lie in the first of its regions, if they fit.
+    ///
+    /// # Panics
+    /// When the machine has no descriptors for it, or the memory no room.
+    #[must_use]
+    pub fn over(
+        front_end: FrontEnd,
+        features: Features,
+        queue_pairs: usize,
+        size: u16,
+        memory: VmMemory,
+    ) -> Self {
         let mut guest = FakeGuest::over(memory.memory());
         let ring = |guest: &mut FakeGuest| VmRing {
             queue: if features.contains(Features::RING_PACKED) {
@@ -302,20 +316,9 @@ impl FakeVm {
     /// When the machine is out of descriptors.
     #[must_use]
     pub fn memory_table(&self) -> (Request, Vec<OwnedFd>) {
-        let regions = self.memory.regions();
-        let layouts = regions.iter().map(|region| MemoryRegion {
-            guest_addr: region.guest.0,
-            size: region.size,
-            user_addr: region.user.0,
-            mmap_offset: region.mmap_offset,
-        });
-        let files = regions
-            .iter()
-            .map(|region| region.as_fd().try_clone_to_owned().expect("a descriptor"));
-        (
-            Request::SetMemTable(MemoryTable(layouts.collect())),
-            files.collect(),
-        )
+        let layouts = self.memory.regions().to_vec();
+        let files = (0..layouts.len()).map(|region| self.memory.file(region));
+        (Request::SetMemTable(MemoryTable(layouts)), files.collect())
     }
 
     /// Tells everything about one ring, where its queue is now, and enables it.
@@ -520,7 +523,7 @@ impl FakeVm {
     /// When the machine has no memory for it.
     #[must_use]
     pub fn move_to(mut self, front_end: FrontEnd, contents: &[u8]) -> Self {
-        self.memory = OwnMemory::new(Self::MEMORY, Huge::No).expect("memory for a guest");
+        self.memory = VmMemory::of_size(Self::MEMORY, Backing::Sealed).expect("memory for a guest");
         self.guest.move_to(self.memory.memory(), contents);
         self.logging = false;
         self.reconnect(front_end)

@@ -14,6 +14,7 @@ mod dirty_pages;
 pub mod frame;
 mod front_end;
 mod guest;
+mod memory;
 mod temp;
 
 pub use conformance::{Limits, check_port, check_port_with, receive, send};
@@ -23,4 +24,5 @@ pub use guest::{
     Attack, Buffer, Calls, Expect, FakeGuest, GuestQueue, HEADER_LEN, PackedQueue, RawDescriptor,
     Returned, SplitQueue, net_header, offer_frame, packets,
 };
+pub use memory::{Backing, VmMemory};
 pub use temp::TempDir;

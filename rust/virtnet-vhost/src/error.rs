@@ -328,6 +328,28 @@ pub enum SessionError {
         /// Why not.
         source: DeviceError,
     },
+    /// Pages of a memory region are gone while it is mapped.
+    #[error(
+        "pages of {peer}'s memory region at guest address {guest_addr:#x} ({size:#x} bytes) are gone: its file was shortened \
+         while it was mapped, or there is no room for its pages; take a region back (REM_MEM_REG, SET_MEM_TABLE) before \
+         its file changes"
+    )]
+    MemoryLost {
+        /// Whose it is.
+        peer: String,
+        /// Where the region begins.
+        guest_addr: u64,
+        /// Its length.
+        size: u64,
+    },
+    /// Pages of the dirty log are gone while it is in use.
+    #[error(
+        "pages of {peer}'s dirty log are gone: its file was shortened while it was mapped; hand over another log first"
+    )]
+    LogLost {
+        /// Whose it is.
+        peer: String,
+    },
     /// Our side of the connection could not be made.
     #[error(transparent)]
     System(#[from] SysError),

@@ -7,6 +7,7 @@
 )]
 
 mod dirty_log;
+mod guard;
 mod region;
 mod slice;
 mod table;

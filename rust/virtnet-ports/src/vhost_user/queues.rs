@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtnet_mem::{GuestAddr, GuestMemory};
+use virtnet_mem::{GuestAddr, GuestMemory, Region, losses};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
@@ -21,6 +21,8 @@ pub(super) const BELL: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct Queues {
     memory: Arc<GuestMemory>,
+    /// What [`losses`] was when the memory was last looked at.
+    losses: u64,
     features: Features,
     pairs: Box<[Pair]>,
     /// Numbers of the pairs whose transmitq runs, and of those whose receiveq runs and is enabled.
@@ -51,6 +53,9 @@ pub(super) enum Broken {
     /// Its memory was taken away.
     #[error("it does not lie in the memory of the front-end any more")]
     Memory,
+    /// Pages of the guest's memory are gone, be they its own or those of buffers.
+    #[error("pages of the front-end's memory region at {0} are gone")]
+    Lost(GuestAddr),
 }
 
 /// A receiveq and a transmitq. Ring numbers are twice the pair's, and one more. Spec: virtio 1.4, 5.1.2, Virtqueues.
@@ -75,6 +80,7 @@ impl Queues {
     pub(super) fn new(queue_pairs: u16, poller: Arc<Poller>, needs_reset: Arc<AtomicBool>) -> Self {
         Self {
             memory: Arc::default(),
+            losses: losses(),
             features: Features::empty(),
             pairs: (0..queue_pairs).map(|_| Pair::default()).collect(),
             sources: Vec::with_capacity(queue_pairs.into()),
@@ -94,6 +100,9 @@ impl Queues {
 
     #[inline]
     pub(super) fn rx(&mut self, burst: &mut Burst) -> usize {
+        if losses() != self.losses {
+            self.look_for_losses();
+        }
         let before = burst.len();
         for _ in 0..self.sources.len() {
             let Some(&pair) = self.sources.get(self.turn) else {
@@ -434,6 +443,20 @@ impl Queues {
     /// Numbers of queue pairs whose transmitq runs, and whose receiveq takes packets.
     pub(super) fn running(&self) -> (usize, usize) {
         (self.sources.len(), self.sinks.len())
+    }
+
+    /// Some memory has been lost in this process: stops all rings if it was this guest's.
+    #[cold]
+    fn look_for_losses(&mut self) {
+        self.losses = losses();
+        let Some(lost) = self.memory.lost_region().map(Region::guest) else {
+            return;
+        };
+        for ring in 0..2 * self.pairs.len() {
+            if self.setup(ring).is_some() {
+                self.give_up(ring, Broken::Lost(lost));
+            }
+        }
     }
 
     #[cold]

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr};
+use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr, arm_guard, losses};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::payload::MemoryRegion;
 use virtnet_vhost::{
@@ -93,6 +93,8 @@ pub(super) struct BackendService {
     lanes: Lanes,
     /// A ring had to be given up since the last look.
     needs_reset: Arc<AtomicBool>,
+    /// What [`losses`] was at the last tick.
+    losses: u64,
     deadline_ns: Option<u64>,
     sessions: u64,
     refusals: u64,
@@ -143,6 +145,7 @@ impl BackendService {
             session: None,
             lanes,
             needs_reset,
+            losses: losses(),
             deadline_ns,
             sessions: 0,
             refusals: 0,
@@ -237,17 +240,45 @@ impl BackendService {
         self.deadline_ns = Some(now_ns + TICK_NS);
     }
 
-    /// The session is over; the device has been told.
+    /// The session is over; the device is told if it has not been.
     fn end(&mut self, error: &SessionError, now_ns: u64) {
-        if let Some(session) = self.session.take() {
+        if let Some(mut session) = self.session.take() {
             self.refusals += session.backend.counters().1;
             self.last_step = Some(session.step);
+            session.backend.close(&mut session.device);
         }
         self.last_error = match error {
             SessionError::Disconnected => None,
             error => Some(error.to_string()),
         };
         self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);
+    }
+
+    /// Ends a session whose memory goes away under it; its rings have stopped by then, if a worker has them.
+    fn look_for_losses(&mut self, now_ns: u64) {
+        // Whoever took the signal since the last tick did not know that it is ours.
+        arm_guard();
+        if losses() == self.losses {
+            return;
+        }
+        self.losses = losses();
+        let lost = |session: &mut Session| {
+            let peer = session.peer_pid.map(|pid| format!("process {pid}"));
+            let peer = peer.unwrap_or_else(|| "the front-end".to_owned());
+            let device = &session.device;
+            if device.log.as_ref().is_some_and(|log| log.is_lost()) {
+                return Some(SessionError::LogLost { peer });
+            }
+            let region = device.regions.iter().find(|region| region.is_lost())?;
+            Some(SessionError::MemoryLost {
+                peer,
+                guest_addr: region.guest().0,
+                size: region.size(),
+            })
+        };
+        if let Some(error) = self.session.as_mut().and_then(lost) {
+            self.end(&error, now_ns);
+        }
     }
 
     fn serve(
@@ -319,6 +350,7 @@ impl Service for BackendService {
         if self.session.is_some() {
             self.deadline_ns = Some(now_ns + TICK_NS);
             self.serve(now_ns, |backend, device| backend.on_tick(now_ns, device));
+            self.look_for_losses(now_ns);
             return Ok(());
         }
         self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);

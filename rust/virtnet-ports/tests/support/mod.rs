@@ -2,8 +2,11 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::unwrap_used,
     reason = "each test file uses a part of it"
 )]
+
+pub mod host;
 
 use std::fs;
 use std::path::Path;

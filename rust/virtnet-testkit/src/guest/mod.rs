@@ -355,6 +355,17 @@ impl FakeGuest {
         GuestAddr(addr)
     }
 
+    /// Puts what comes next at `addr` or behind it, whatever is free before that.
+    ///
+    /// # Panics
+    /// When it is not in memory.
+    #[track_caller]
+    pub fn allocate_from(&mut self, addr: GuestAddr) {
+        assert!(self.has(addr.0, 1), "{addr} is not in memory");
+        self.next = addr.0;
+        self.freed.clear();
+    }
+
     /// A device-readable buffer with these bytes.
     #[track_caller]
     pub fn readable(&mut self, bytes: &[u8]) -> Buffer {
