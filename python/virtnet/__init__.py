@@ -17,7 +17,7 @@ from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortErr
 from virtnet.explaining import Explanation
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 from virtnet.net import Net
-from virtnet.nodes import Function, Node, PortNode, QemuArgs
+from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs
 from virtnet.ports import (
     AfPacketPort,
     MemoryPort,
@@ -41,6 +41,7 @@ __all__ = [
     "AfPacketPort",
     "Balance",
     "Burst",
+    "Capture",
     "Chain",
     "Columns",
     "ConfigError",

@@ -59,6 +59,7 @@ SOURCE_PACKETS_MAX = 64
 CABLES: dict[str, tuple[int, str]] = {
     "switch": (4096, "many"),
     "wire": (2, "two"),
+    "tee": (3, "three"),
     "sink": (4096, "many"),
     "source": (1, "one"),
     "echo": (4096, "many"),
@@ -68,6 +69,7 @@ CABLES: dict[str, tuple[int, str]] = {
 FUNCTIONS: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "switch": {"ageing_s": ({"type": "number", "exclusiveMinimum": 0}, 300.0)},
     "wire": {},
+    "tee": {"branch": ({"type": "string"}, ""), "filter": ({"type": "string"}, "")},
     "sink": {"copy": ({"type": "boolean"}, False)},
     "source": {
         "frames": (
@@ -99,7 +101,7 @@ class FunctionSpec:
     """What a function is to be.
 
     Attributes:
-        kind: ``switch``, ``wire``, ``sink``, ``source`` or ``echo``.
+        kind: ``switch``, ``wire``, ``tee``, ``sink``, ``source`` or ``echo``.
         options: as the method of :class:`~virtnet.Net` of that name takes them.
     """
 

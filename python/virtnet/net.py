@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes
 from virtnet import _virtnet
 from virtnet.description import CABLES, FRAME_MAX, NAME_MAX, SOURCE_PACKETS_MAX, FunctionSpec, Plan, Poll, Spec, whole
 from virtnet.errors import ConfigError, StateError
-from virtnet.nodes import Function, Node, PortNode
+from virtnet.filters import compile_filter
+from virtnet.nodes import Capture, Function, Node, PortNode
 from virtnet.ports import MemoryPort
 from virtnet.spec import PortSpec
 from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, WorkerStats
@@ -228,6 +229,78 @@ class Net:
                 if node is not None:
                     self.cable(node, wire)
         return wire
+
+    def tee(self, branch: Node, *, filter: str = "", name: str | None = None) -> Function:  # noqa: A002
+        """Adds a tee: a wire between two other nodes that copies what passes, either way, to ``branch``.
+
+        Args:
+            branch: who gets the copies, by a cable that is plugged in here. What it sends ends at the tee.
+            filter: which packets are copied, in the language of tcpdump (``"tcp port 80"``); all if empty.
+            name: what to call it.
+
+        Raises:
+            ConfigError: it is no filter, or there is no libpcap to compile it.
+        """
+        with self.change():
+            self._known(branch.name)
+            tee = self._function(name, FunctionSpec("tee", {"branch": branch.name, "filter": filter}))
+            self.cable(branch, tee)
+        return tee
+
+    def capture(
+        self,
+        where: Node | tuple[Node, Node],
+        path: str | os.PathLike[str],
+        *,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+        name: str | None = None,
+    ) -> Capture:
+        """Writes what passes a place of the network, in both directions, to a file until it is stopped.
+
+        Args:
+            where: a node with one cable, or the two nodes at the ends of a cable.
+            path: the file, pcapng unless it ends in ``.pcap``.
+            filter: which packets, in the language of tcpdump (``"arp or udp port 53"``); all if empty.
+            overwrite: write over a file that exists.
+            name: what to call the file's port.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     vm1, vm2 = net.memory("vm1"), net.memory("vm2")
+            ...     _ = vm1 >> net.switch() << vm2
+            ...     with net.capture(vm1, "/tmp/virtnet-doc.pcapng", overwrite=True) as capture:
+            ...         _ = vm1.end.tx([bytes(60)])
+            ...         while not capture.packets:
+            ...             pass
+
+        Raises:
+            ConfigError: there is no such place, no such filter, or the file exists.
+            PortError: the file cannot be written.
+        """
+        with self.change():
+            a, b = self._cable_at(where)
+            file = self.pcap(path, overwrite=overwrite, name=self._name(name, f"capture-{Path(path).stem}"))
+            self.unplug(a, b)
+            tee = self.tee(file, filter=filter, name=self._name(None, f"tee-{file.name}"))
+            self.cable(a, tee)
+            self.cable(tee, b)
+        return Capture(file, tee)
+
+    def _cable_at(self, where: Node | tuple[Node, Node]) -> tuple[Node, Node]:
+        """The ends of the cable that is meant."""
+        if isinstance(where, Node):
+            others = self._plan.cables_of(self._known(where.name).handle.name)
+            if len(others) != 1:
+                raise ConfigError(
+                    f"{where.name!r} has {len(others)} cables: say which one by the nodes at its ends, (a, b)"
+                )
+            return where, self[others[0]]
+        a, b = where
+        if b.name not in self._plan.cables_of(self._known(a.name).handle.name):
+            raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
+        return a, b
 
     def sink(self, *, copy: bool = False, name: str | None = None) -> Function:
         """Adds a sink, which takes all packets and counts them.
@@ -644,6 +717,8 @@ def _node(handle: PortNode | Function, spec: PortSpec | FunctionSpec) -> _Node:
             handle.end = end
         return _Node(handle, spec, options | {"port": inner}, end)
     options = dict(spec.options)
+    if spec.kind == "tee":
+        options["program"] = compile_filter(options.pop("filter"))
     if spec.kind == "source":
         size = options.pop("size")
         frames = options.pop("frames") or [discard_frame(size or FRAME_MIN).hex()]

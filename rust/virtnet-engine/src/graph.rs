@@ -71,6 +71,8 @@ pub enum NodeKind {
     Port,
     /// Passes packets between its two gates.
     Wire,
+    /// Does that, and copies some to a third gate.
+    Tee,
     /// A learning switch.
     Switch,
     /// Takes packets and counts them.
@@ -90,6 +92,7 @@ impl NodeKind {
         match self {
             Self::Port => "port",
             Self::Wire => "wire",
+            Self::Tee => "tee",
             Self::Switch => "switch",
             Self::Sink => "sink",
             Self::Source => "source",
@@ -104,6 +107,7 @@ impl NodeKind {
         match self {
             Self::Port | Self::Source | Self::Host => 1,
             Self::Wire => 2,
+            Self::Tee => 3,
             Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,
         }
     }

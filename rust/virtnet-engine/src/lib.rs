@@ -27,9 +27,9 @@ pub use change::{Change, Node};
 pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
-    Blast, Echo, Function, FunctionDetail, Host, HostCounters, HostOptions, HostOrders, Ping, Sink,
-    Source, SourceOptions, SourceOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders,
-    Update, Wire,
+    Blast, Echo, Filter, FilterError, Function, FunctionDetail, Host, HostCounters, HostOptions,
+    HostOrders, Instruction, Ping, Sink, Source, SourceOptions, SourceOrders, Switch,
+    SwitchCounters, SwitchOptions, SwitchOrders, Tee, Update, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

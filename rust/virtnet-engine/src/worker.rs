@@ -328,7 +328,7 @@ impl Worker {
                 switch.sweep(now);
                 0
             }
-            Function::Wire(_) | Function::Sink(_) | Function::Echo(_) => 0,
+            Function::Wire(_) | Function::Tee(_) | Function::Sink(_) | Function::Echo(_) => 0,
         }
     }
 

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use common::{EVERYBODY, frame, put, station, take};
 use virtnet_engine::{
-    Blast, Change, Echo, FunctionDetail, FunctionStats, Host, HostCounters, HostOptions,
-    HostOrders, Node, NodeId, Ping, Place, Sink, Snapshot, Source, SourceOptions, SourceOrders,
-    Switch, SwitchOptions, Wire, Worker,
+    Blast, Change, Echo, Filter, FunctionDetail, FunctionStats, Host, HostCounters, HostOptions,
+    HostOrders, Instruction, Node, NodeId, Ping, Place, Sink, Snapshot, Source, SourceOptions,
+    SourceOrders, Switch, SwitchOptions, Tee, Wire, Worker,
 };
 use virtnet_packet::header::Mac;
 use virtnet_packet::{
@@ -66,6 +66,47 @@ fn drops_of(snapshot: &Snapshot, node: NodeId) -> Vec<(DropReason, u64)> {
         }
         None => function(snapshot, node).counters.drops.iter().collect(),
     }
+}
+
+#[test]
+fn a_tee_copies_what_matches_to_its_branch_and_passes_everything() {
+    let (a, mut left) = memory_pair(64);
+    let (b, mut right) = memory_pair(64);
+    let (c, mut branch) = memory_pair(64);
+    // Frames longer than 60 bytes.
+    let program = [
+        (0x80, 0, 0, 0),
+        (0x25, 0, 1, 60),
+        (6, 0, 0, 1),
+        (6, 0, 0, 0),
+    ];
+    let program = program.map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
+    let mut worker = Worker::new();
+    let change = Change::new()
+        .add(A, a)
+        .add(B, b)
+        .add(C, c)
+        .add(OTHER, Tee::new(Filter::new(&program).unwrap()))
+        .connect(A, Place::new(OTHER, 0))
+        .connect(B, Place::new(OTHER, 1))
+        .connect(C, Place::new(OTHER, 2));
+    worker.apply(change, 0).unwrap();
+    let frames: Vec<_> = [60, 61, 60, 1_500]
+        .map(|len| frame(station(2), station(1), len, 7))
+        .to_vec();
+    let wanted = [frames[1].clone(), frames[3].clone()];
+    put(&mut left, &frames);
+    put(&mut right, &frames[1..2]);
+    put(&mut branch, &frames);
+    worker.step(1);
+    assert_eq!(take(&mut right), frames);
+    assert_eq!(take(&mut left), frames[1..2]);
+    let copied = take(&mut branch);
+    assert_eq!(copied.len(), 3);
+    assert_eq!(copied[..2], wanted);
+    let balance = worker.snapshot(2).balance;
+    assert!(balance.is_exact(), "{balance:?}");
+    assert_eq!((balance.copied, balance.consumed), (3, 4));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The engine that a `virtnet.Net` runs on: the graph by name, made what Python describes, whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Change, Echo, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Sink,
-    Snapshot, Source, SourceOrders, Switch, SwitchOptions, SwitchOrders, Update, Wire, WorkerStats,
+    Change, Echo, Engine as RustEngine, EngineOptions, Filter, Instruction, NetBalance, Node,
+    NodeId, Place, Poll, Sink, Snapshot, Source, SourceOrders, Switch, SwitchOptions, SwitchOrders,
+    Tee, Update, Wire, WorkerStats,
 };
 use virtnet_ports::Control;
 
@@ -195,13 +197,14 @@ impl Network {
             };
             next.nodes.insert(name.clone(), known);
         }
-        let change = next.cable(self, change, cables)?;
+        let change = next.cable(py, self, change, cables)?;
         Ok(Plan { change, next })
     }
 
     /// Keeps the cables that stay where they are, takes out those that go, plugs new ones into free gates.
     fn cable(
         &mut self,
+        py: Python<'_>,
         before: &Self,
         mut change: Change,
         cables: &[(String, String)],
@@ -229,12 +232,13 @@ impl Network {
             if self.cables.contains_key(ends) {
                 continue;
             }
-            let mut free = |name: &String| {
+            let mut free = |name: &String, other: &String| {
                 let known = self.nodes.get(name);
-                let id = known
-                    .ok_or_else(|| ConfigError::new_err(format!("there is no node {name:?}")))?
-                    .id;
-                let gate = (0..=u16::MAX)
+                let known = known
+                    .ok_or_else(|| ConfigError::new_err(format!("there is no node {name:?}")))?;
+                let id = known.id;
+                let gate = known
+                    .gates_for(py, other)?
                     .map(|gate| Place::new(id, gate))
                     .find(|place| !taken.contains(place));
                 let place =
@@ -242,7 +246,7 @@ impl Network {
                 taken.insert(place);
                 Ok::<_, PyErr>(place)
             };
-            let (a, b) = (free(&ends.0)?, free(&ends.1)?);
+            let (a, b) = (free(&ends.0, &ends.1)?, free(&ends.1, &ends.0)?);
             change = change.connect(a, b);
             self.cables.insert(ends.clone(), (a, b));
         }
@@ -373,6 +377,15 @@ impl Known {
         }))
     }
 
+    /// The gates that a cable from `other` may be plugged into.
+    fn gates_for(&self, py: Python<'_>, other: &str) -> PyResult<RangeInclusive<u16>> {
+        if self.kind != "tee" {
+            return Ok(0..=u16::MAX);
+        }
+        let branch: String = get(self.options.bind(py), "branch")?;
+        Ok(if branch == other { 2..=2 } else { 0..=1 })
+    }
+
     fn clone_ref(&self, py: Python<'_>) -> Self {
         Self {
             id: self.id,
@@ -386,6 +399,16 @@ impl Known {
 fn switch_orders(options: &Bound<'_, PyDict>) -> PyResult<SwitchOrders> {
     let ageing = Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
     Ok(SwitchOrders { ageing })
+}
+
+/// A filter as libpcap has compiled it.
+fn filter(options: &Bound<'_, PyDict>) -> PyResult<Filter> {
+    let program: Vec<(u16, u8, u8, u32)> = get(options, "program")?;
+    let program: Vec<_> = program
+        .into_iter()
+        .map(|(code, jt, jf, k)| Instruction { code, jt, jf, k })
+        .collect();
+    Filter::new(&program).map_err(|error| ConfigError::new_err(error.to_string()))
 }
 
 fn source_orders(options: &Bound<'_, PyDict>) -> PyResult<SourceOrders> {
@@ -411,6 +434,7 @@ fn make(
         .map_err(invalid)?
         .into(),
         "wire" => Wire::new().into(),
+        "tee" => Tee::new(filter(options)?).into(),
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
         "source" => {

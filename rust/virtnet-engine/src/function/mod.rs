@@ -7,6 +7,7 @@
 //! They never touch a port, never wait, and take the time as an argument.
 
 mod echo;
+mod filter;
 mod frame;
 mod host;
 mod mac_table;
@@ -14,14 +15,17 @@ mod pace;
 mod sink;
 mod source;
 mod switch;
+mod tee;
 mod wire;
 
 pub use echo::Echo;
+pub use filter::{Filter, FilterError, Instruction};
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
 pub(crate) use switch::SwitchNews;
 pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchOrders};
+pub use tee::Tee;
 pub use wire::Wire;
 
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks};
@@ -60,6 +64,8 @@ pub(crate) enum Verdict {
 pub enum Function {
     /// Passes packets between its two gates.
     Wire(Wire),
+    /// A wire that copies some packets to a branch.
+    Tee(Tee),
     /// A learning switch.
     Switch(Box<Switch>),
     /// Takes packets and counts them.
@@ -78,6 +84,7 @@ impl Function {
     pub fn kind(&self) -> NodeKind {
         match self {
             Self::Wire(_) => NodeKind::Wire,
+            Self::Tee(_) => NodeKind::Tee,
             Self::Switch(_) => NodeKind::Switch,
             Self::Sink(_) => NodeKind::Sink,
             Self::Source(_) => NodeKind::Source,
@@ -101,6 +108,7 @@ impl Function {
     fn part(&mut self) -> Option<Self> {
         Some(match self {
             Self::Wire(_) => Self::Wire(Wire::new()),
+            Self::Tee(tee) => Self::Tee(tee.clone()),
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
@@ -120,6 +128,7 @@ impl Function {
     ) -> Verdict {
         match self {
             Self::Wire(_) => Verdict::All(Wire::fate(gate)),
+            Self::Tee(tee) => tee.classify(burst, picks, gate, fates),
             Self::Switch(switch) => switch.classify(burst, picks, gate, now, fates),
             Self::Sink(sink) => Verdict::All(sink.take(burst, picks)),
             // Nobody can send to a source; what comes down its cable ends there.
@@ -141,7 +150,7 @@ impl Function {
             Self::Switch(switch) => switch.due(),
             Self::Source(source) => source.due(),
             Self::Host(host) => host.due(),
-            Self::Wire(_) | Self::Sink(_) | Self::Echo(_) => None,
+            Self::Wire(_) | Self::Tee(_) | Self::Sink(_) | Self::Echo(_) => None,
         }
     }
 
@@ -166,6 +175,7 @@ impl Function {
     pub(crate) fn detail(&self) -> FunctionDetail {
         match self {
             Self::Wire(_) => FunctionDetail::Wire,
+            Self::Tee(_) => FunctionDetail::Tee,
             Self::Switch(switch) => FunctionDetail::Switch(switch.counters()),
             Self::Sink(sink) => FunctionDetail::Sink {
                 bytes: sink.bytes(),
@@ -186,6 +196,8 @@ impl Function {
 pub enum FunctionDetail {
     /// A wire.
     Wire,
+    /// A tee.
+    Tee,
     /// A switch.
     Switch(SwitchCounters),
     /// A sink.
@@ -287,7 +299,7 @@ macro_rules! node_from {
         }
     )*};
 }
-node_from!(Wire, Sink, Source, Echo);
+node_from!(Wire, Tee, Sink, Source, Echo);
 
 impl From<Switch> for Node {
     fn from(switch: Switch) -> Self {
