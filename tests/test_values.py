@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 
 import virtnet as vn
+from virtnet.explaining import explain
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,16 @@ def test_a_word_is_told_apart_by_what_it_is_about():
     assert stats.net_features == vn.NetFeature.MRG_RXBUF
     assert stats.ring_features == vn.RingFeature.VERSION_1 | vn.RingFeature.RING_PACKED
     assert stats.to_dict()["features"] == ["mrg_rxbuf", "version_1", "ring_packed"]
+
+
+def test_a_port_whose_guest_is_about_to_move_says_so():
+    spec = vn.PortSpec.parse("vhost-user:vm1.sock")
+    stats = vn.PortStats("vhost-user", features=1 << 32, ring="split", state="running", step="running")
+    moving = replace(stats, features=1 << 32 | 1 << 26)
+    assert (stats.logging, moving.logging) == (False, True)
+    assert moving.to_dict()["logging"] is True
+    assert not any("logged" in fact for fact in explain(stats, spec).facts)
+    assert any("the guest is being moved" in fact for fact in explain(moving, spec).facts)
 
 
 def test_a_balance_adds_up_every_way_a_packet_can_go():

@@ -144,6 +144,8 @@ def _agreed(stats: PortStats) -> tuple[str, ...]:
     if stats.ring:
         pairs = f", {stats.queue_pairs} queue pair{'s' if stats.queue_pairs > 1 else ''}" if stats.queue_pairs else ""
         facts.append(f"Agreed on: {stats.ring} rings{pairs}; {_names(stats.features or 0)}.")
+    if stats.logging:
+        facts.append("What is written to its memory is logged: the guest is being moved to another host.")
     if missing := (stats.offered or 0) & ~(stats.features or 0):
         facts.append(f"Offered and not taken: {_names(missing)}.")
     return tuple(facts)

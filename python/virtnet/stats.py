@@ -92,6 +92,11 @@ class PortStats:
         return RingFeature.within(self.features or 0)
 
     @property
+    def logging(self) -> bool:
+        """Whether what is written to the other end's memory is logged now, because its guest is about to move."""
+        return RingFeature.LOG_ALL in self.ring_features
+
+    @property
     def protocol(self) -> ProtocolFeature:
         """The negotiated features of the vhost-user protocol."""
         return ProtocolFeature(self.protocol_features or 0)
@@ -117,6 +122,7 @@ class PortStats:
             "last_error": self.last_error,
             "step": self.step,
             "refusals": self.refusals,
+            "logging": self.logging,
         }
 
 

@@ -26,15 +26,19 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from image import Image, MissingPeerError, find_program, image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Older versions crash under TCG with a vhost-user device.
 WANTED_QEMU = 10
@@ -42,6 +46,9 @@ WANTED_QEMU = 10
 #: What a command may take unless it says otherwise, and how long a guest may take to boot on a busy machine.
 COMMAND_SECONDS = 30
 BOOT_SECONDS = 90
+
+#: What a step of a migration may take.
+MIGRATION_SECONDS = 90
 
 #: Has the kernel kill what follows when the thread that started it ends.
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
@@ -127,6 +134,7 @@ class Guest:
         directory: where the logs and the command line's socket go.
         memory_mib: small boots faster.
         mtu: the interface's, where the card allows another than 1500.
+        incoming: it does not boot, but waits for another guest, started with the same options, to migrate to it.
     """
 
     def __init__(
@@ -139,6 +147,7 @@ class Guest:
         directory: Path,
         memory_mib: int = 192,
         mtu: int = 0,
+        incoming: bool = False,
     ) -> None:
         self.name = name
         self.nic = nic
@@ -147,6 +156,10 @@ class Guest:
         self.qemu_log = directory / f"{name}.qemu.log"
         self._shell_path = directory / f"{name}.shell"
         self._shell: socket.socket | None = None
+        self._monitor_path = directory / f"{name}.qmp"
+        self._monitor: socket.socket | None = None
+        self._monitor_lines: BinaryIO
+        self._migration_path = directory / f"{name}.migration"
         self._received = b""
         self._ids = itertools.count()
         self._boot_started = time.monotonic()
@@ -165,10 +178,12 @@ class Guest:
             "-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on",
             "-serial", f"file:{self.console_log}",
             "-chardev", f"socket,id=shell,path={self._shell_path},server=on,wait=off", "-serial", "chardev:shell",
+            "-qmp", f"unix:{self._monitor_path},server=on,wait=off", *(["-incoming", "defer"] if incoming else []),
             "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_line,
             *nic.arguments(),
         ]  # fmt: skip
         self._shell_path.unlink(missing_ok=True)
+        self._monitor_path.unlink(missing_ok=True)
         with self.qemu_log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*DIE_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -221,6 +236,62 @@ class Guest:
         fields = answer.split()
         return int(fields[1]), base64.b64decode(fields[2]).decode(errors="replace") if len(fields) > 2 else ""
 
+    def monitor(self, command: str, **arguments: object) -> Any:
+        """Has QEMU itself do something, and returns its answer. The commands are those of QEMU's machine protocol."""
+        if self._monitor is None:
+            self._monitor = socket.socket(socket.AF_UNIX)
+            self._monitor.settimeout(COMMAND_SECONDS)
+            self._monitor.connect(str(self._monitor_path))
+            self._monitor_lines = self._monitor.makefile("rb")
+            self.monitor("qmp_capabilities")
+        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        # Greeting and events come in between.
+        for line in self._monitor_lines:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise GuestError(f"{self.name}: QEMU refused {command}: {answer['error']['desc']}\n{self.logs()}")
+            if "return" in answer:
+                return answer["return"]
+        raise GuestError(f"{self.name}: QEMU ended while it was asked for {command}\n{self.logs()}")
+
+    def begin_migration(self, target: Guest) -> None:
+        """Begins to move to where ``target`` waits: all memory is copied, and then again and again what has changed.
+
+        So slowly that it comes to no end by itself, as long as the guest has something to do.
+        """
+        uri = f"unix:{target._migration_path}"
+        target.monitor("migrate-incoming", uri=uri)
+        self.monitor("migrate-set-parameters", **{"max-bandwidth": 16 << 20, "downtime-limit": 1})
+        self.monitor("migrate", uri=uri)
+        self._wait_for_migration(lambda ram: ram["remaining"] < 2 << 20)
+        self.monitor("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+        self._wait_for_migration(lambda ram: ram["dirty-sync-count"] > 1)
+
+    def end_migration(self) -> None:
+        """Ends the migration: this guest stops, and what has changed since it was copied last is copied once more."""
+        self.monitor("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 10_000})
+        self._wait_for_migration()
+
+    def has_migrated(self) -> bool:
+        """Tells whether the migration is over, and this guest stopped."""
+        return self.monitor("query-migrate").get("status") == "completed"
+
+    def _wait_for_migration(self, far_enough: Callable[[dict[str, int]], bool] | None = None) -> None:
+        """Waits until memory has been copied so far, or the migration is over."""
+        deadline = time.monotonic() + MIGRATION_SECONDS
+        while not self.has_migrated():
+            found = self.monitor("query-migrate")
+            if far_enough is not None and "ram" in found and far_enough(found["ram"]):
+                return
+            if found.get("status") == "failed" or time.monotonic() > deadline:
+                raise GuestError(f"{self.name}: the migration does not get on: {found}\n{self.logs()}")
+            time.sleep(0.02)
+
+    def take_over(self, source: Guest) -> None:
+        """Goes on where ``source`` has stopped, commands that have not ended included; ``source`` is killed."""
+        self._ids, self._boot_started, self.boot_seconds = source._ids, source._boot_started, source.boot_seconds
+        source.kill()
+
     @property
     def pid(self) -> int:
         """QEMU's process id."""
@@ -234,6 +305,10 @@ class Guest:
         if self._shell is not None:
             self._shell.close()
             self._shell = None
+        if self._monitor is not None:
+            self._monitor_lines.close()
+            self._monitor.close()
+            self._monitor = None
 
     def logs(self) -> str:
         """Returns the ends of the guest's console and of QEMU's own messages."""
