@@ -12,6 +12,7 @@ Everything public is here. ``_virtnet`` is the compiled half and private.
 from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
+from virtnet.checking import CheckReport, CheckResult, check_back_end
 from virtnet.description import FunctionSpec, Plan, Spec, schema
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
 from virtnet.explaining import Explanation
@@ -43,6 +44,8 @@ __all__ = [
     "Burst",
     "Capture",
     "Chain",
+    "CheckReport",
+    "CheckResult",
     "Columns",
     "ConfigError",
     "DeviceQueue",
@@ -83,6 +86,7 @@ __all__ = [
     "WorkerStats",
     "__version__",
     "build_info",
+    "check_back_end",
     "line_cost_ns",
     "memory_pair",
     "open_port",

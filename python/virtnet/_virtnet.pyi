@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self, TypeAlias, final
 from numpy.typing import NDArray
 
 __all__ = [
+    "Checker",
     "DeviceQueue",
     "DriverQueue",
     "Engine",
@@ -65,9 +66,19 @@ def probe(path: str, timeout_s: float) -> dict[str, Any]:
     """Attaches to a back-end as a front-end and tells what it offers, then leaves.
 
     Returns:
-        ``features`` and ``protocol_features`` as words, ``queue_pairs`` and ``memory_slots`` as numbers,
-        ``None`` where the back-end does not tell.
+        ``features`` and ``protocol_features`` as words, ``queue_pairs``, ``memory_slots`` and ``status`` as numbers,
+        ``config`` as bytes, ``None`` where the back-end does not tell.
     """
+
+@final
+class Checker:
+    """Tries a back-end out, one check after the other."""
+
+    def __new__(cls, path: str, timeout_s: float) -> Self: ...
+    def checks(self) -> list[tuple[str, str, str, Literal["must", "should"], bool]]:
+        """All checks: id, demand, source, level, whether it is hostile."""
+    def run(self, number: int) -> tuple[Literal["passed", "failed", "not applicable"], str, float]:
+        """Runs the check with this number: outcome, what was found, seconds."""
 
 def memory_pair(capacity: int) -> tuple[Port, Port]:
     """Two ports back to back, each holding up to ``capacity`` packets that the other has not taken."""

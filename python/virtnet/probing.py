@@ -25,12 +25,16 @@ class Offer:
         protocol_features: the word of vhost-user's own features, ``None`` when it has none.
         queue_pairs: how many pairs of queues it takes, ``None`` when it does not tell.
         memory_slots: how many regions of memory it takes, ``None`` when it does not tell.
+        config: the beginning of its configuration space, ``None`` when it does not tell.
+        status: the device status, ``None`` when it does not tell.
     """
 
     features: int
     protocol_features: int | None = None
     queue_pairs: int | None = None
     memory_slots: int | None = None
+    config: bytes | None = None
+    status: int | None = None
 
     @property
     def net_features(self) -> NetFeature:
@@ -47,6 +51,31 @@ class Offer:
         """The features of the vhost-user protocol."""
         return ProtocolFeature(self.protocol_features or 0)
 
+    @property
+    def config_space(self) -> dict[str, int | str]:
+        """The fields of the configuration space that exist with the features offered. Spec: virtio 1.4, 5.1.4."""
+        if self.config is None:
+            return {}
+        space, net = self.config.ljust(24, b"\0"), self.net_features
+        pairs = NetFeature.MQ | NetFeature.RSS
+        hashes = NetFeature.RSS | NetFeature.HASH_REPORT
+
+        def number(at: int, size: int) -> int:
+            return int.from_bytes(space[at : at + size], "little")
+
+        fields: dict[str, tuple[NetFeature, int | str]] = {
+            "mac": (NetFeature.MAC, space[:6].hex(":")),
+            "status": (NetFeature.STATUS, number(6, 2)),
+            "max_virtqueue_pairs": (pairs, number(8, 2)),
+            "mtu": (NetFeature.MTU, number(10, 2)),
+            "speed": (NetFeature.SPEED_DUPLEX, number(12, 4)),
+            "duplex": (NetFeature.SPEED_DUPLEX, number(16, 1)),
+            "rss_max_key_size": (hashes, number(17, 1)),
+            "rss_max_indirection_table_length": (NetFeature.RSS, number(18, 2)),
+            "supported_hash_types": (hashes, number(20, 4)),
+        }
+        return {name: value for name, (needs, value) in fields.items() if net & needs}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; features by name."""
         return {
@@ -56,6 +85,8 @@ class Offer:
             "protocol_features_word": self.protocol_features,
             "queue_pairs": self.queue_pairs,
             "memory_slots": self.memory_slots,
+            "config": None if self.config is None else self.config_space,
+            "status": self.status,
         }
 
 

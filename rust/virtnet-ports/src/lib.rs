@@ -4,6 +4,8 @@
 //! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`AfPacketPort`], [`PcapPort`]) have no
 //! control half.
 //!
+//! [`check`] is no port: it puts somebody else's back-end to the test.
+//!
 //! It guarantees that a peer, a guest or a file can make a port stop but never panic or block its worker, that every packet
 //! offered to a port is counted once, and that dropping a port gives everything back. There is no global state: ports and
 //! control threads of several networks live side by side.
@@ -12,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod af_packet;
+pub mod check;
 mod control;
 mod error;
 mod flow;

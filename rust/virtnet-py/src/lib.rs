@@ -26,6 +26,7 @@ mod stats;
 fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
+    module.add_class::<probe::Checker>()?;
     module.add_class::<columns::Headers>()?;
     module.add_function(wrap_pyfunction!(host::line_cost_ns, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
