@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use virtnet_mem::GuestAddr;
 use virtnet_sys::EventFd;
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
@@ -12,6 +13,7 @@ use virtnet_virtio::{Features, RingFormat};
 use super::rig::{QUIET, Rig, Shape, word};
 use super::traffic::frame;
 use super::{Bench, Check, Stop, Verdict, failed, holds, skipped};
+use crate::RegionLayout;
 
 const STATES: &str = "vhost-user, Ring states";
 const STARTING: &str = "vhost-user, Starting and stopping rings";
@@ -329,9 +331,18 @@ pub(super) static CHECKS: &[Check] = &[
             for ring in 0..2 {
                 first.session.stop_ring(ring)?;
             }
-            // The same session, with other memory at the same addresses.
+            // The same session with other memory, at other addresses: some keep what lies where something lay before.
             let Rig { session, .. } = first;
-            let mut second = Rig::new(session, &Shape::new(Split))?;
+            let elsewhere = RegionLayout {
+                guest: GuestAddr(7 << 32),
+                size: 1 << 20,
+                offset: 0,
+            };
+            let shape = Shape {
+                layout: Some(vec![elsewhere]),
+                ..Shape::new(Split)
+            };
+            let mut second = Rig::new(session, &shape)?;
             second.tell_memory()?;
             for ring in 0..2 {
                 second.start_ring(ring)?;
