@@ -15,6 +15,7 @@ from virtnet._virtnet import __version__, build_info, line_cost_ns
 from virtnet.checking import CheckReport, CheckResult, check_back_end
 from virtnet.description import FunctionSpec, Plan, Spec, schema
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
+from virtnet.events import Event, Events
 from virtnet.explaining import Explanation
 from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 from virtnet.net import Net
@@ -33,7 +34,7 @@ from virtnet.ports import (
 from virtnet.probing import Offer, probe
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
-from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, WorkerStats
+from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, RingState, WorkerStats
 
 if TYPE_CHECKING:
     from virtnet.burst import Burst, Columns, Frames, View
@@ -50,6 +51,8 @@ __all__ = [
     "ConfigError",
     "DeviceQueue",
     "DriverQueue",
+    "Event",
+    "Events",
     "Explanation",
     "Frames",
     "Function",
@@ -75,6 +78,7 @@ __all__ = [
     "ProtocolFeature",
     "QemuArgs",
     "RingFeature",
+    "RingState",
     "Spec",
     "StateError",
     "TapPort",

@@ -102,6 +102,10 @@ class Port:
     def stats(self) -> dict[str, Any]:
         """The fields of `virtnet.PortStats`."""
 
+    def events(self, first: int) -> tuple[list[dict[str, Any]], int]:
+        """Events from number ``first`` on, with the fields of `virtnet.Event`, and how many of all are not kept."""
+    def rings(self) -> list[dict[str, Any]]:
+        """The rings, with the fields of `virtnet.RingState`; none where there are no rings."""
     def close(self) -> None:
         """Gives everything back. Whatever is called afterwards raises ``StateError``, but for this and ``stats``."""
 
@@ -127,6 +131,10 @@ class Engine:
         ``gone``, the fields of `virtnet.Balance` for what was removed; ``worker``, those of `virtnet.WorkerStats`.
         """
 
+    def events(self, name: str, first: int) -> tuple[list[dict[str, Any]], int]:
+        """As `Port.events`, of the port of this name; readable also after the end."""
+    def rings(self, name: str) -> list[dict[str, Any]]:
+        """As `Port.rings`, of the port of this name."""
     def stop(self) -> None:
         """Stops the workers and closes the ports. Counters stay readable; again does nothing."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from virtnet.features import NetFeature, RingFeature
 
 if TYPE_CHECKING:
     from virtnet.spec import PortSpec
-    from virtnet.stats import PortStats
+    from virtnet.stats import PortStats, RingState
 
 __all__ = ["Explanation", "explain"]
 
@@ -74,14 +74,28 @@ WAITS_AT = {
 }
 
 
-def explain(stats: PortStats, spec: PortSpec, *, runs: bool = True) -> Explanation:
+#: So many rings are told of each by itself.
+RINGS_TOLD = 8
+
+
+def explain(stats: PortStats, spec: PortSpec, *, runs: bool = True, rings: tuple[RingState, ...] = ()) -> Explanation:
     """Says how a port stands.
 
     Args:
         stats: what it has counted.
         spec: what it is to be.
         runs: whether it is open at all.
+        rings: how its rings stand.
     """
+    explanation = _explain(stats, spec, runs=runs)
+    # Rings that nobody has touched say nothing.
+    touched = [ring for ring in rings if ring.started or ring.enabled or ring.broken]
+    facts = [f"{ring}."[0].upper() + f"{ring}."[1:] for ring in touched[:RINGS_TOLD]]
+    facts += [f"{len(touched) - RINGS_TOLD} more rings."] if len(touched) > RINGS_TOLD else []
+    return replace(explanation, facts=(*explanation.facts, *facts))
+
+
+def _explain(stats: PortStats, spec: PortSpec, *, runs: bool) -> Explanation:
     if not runs:
         return Explanation(f"{spec} is not open.", remedy="start the network")
     if stats.kind == "vhost-user":

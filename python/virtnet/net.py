@@ -123,6 +123,7 @@ class Net:
         #: What the network was before each change that can be taken back.
         self._history: list[Spec] = []
         self._last = NetStats()
+        self._last_engine: _virtnet.Engine | None = None
         #: Not an event: its lock could be held by what a signal interrupts.
         self._ended = False
 
@@ -519,7 +520,7 @@ class Net:
                 engine.stop()
                 raise
             self._ended = False
-            self._engine = engine
+            self._engine = self._last_engine = engine
         return self
 
     def stop(self) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from virtnet.errors import ConfigError, StateError
+from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.ports import describe
-from virtnet.stats import FunctionStats, PortStats
+from virtnet.stats import FunctionStats, PortStats, RingState
 
 if TYPE_CHECKING:
     from virtnet.description import FunctionSpec
+    from virtnet.events import Event, Events
     from virtnet.net import Net
     from virtnet.ports import MemoryPort
     from virtnet.spec import PortSpec
@@ -141,6 +143,25 @@ class PortNode(Node):
         state = super().state
         return describe(self.stats()) if state == "running" else state
 
+    @property
+    def events(self) -> Events:
+        """What has happened since the port was opened; stays readable when the network is stopped."""
+        return events_of(self._read_events)
+
+    def wait_event(self, kind: str, timeout_s: float | None = None, *, since: int = 0) -> Event | None:
+        """Waits for an event; see :meth:`virtnet.Port.wait_event`."""
+        return wait_for_event(self._read_events, kind, timeout_s, since)
+
+    def _read_events(self, first: int) -> tuple[list[dict[str, Any]], int]:
+        engine = self.net._last_engine  # noqa: SLF001 - a part of the network
+        return engine.events(self.name, first) if engine is not None else ([], 0)
+
+    @property
+    def rings(self) -> tuple[RingState, ...]:
+        """How its rings stand, in order of their numbers; none where there are no rings."""
+        engine = self.net._last_engine  # noqa: SLF001 - the same
+        return tuple(RingState(**ring) for ring in engine.rings(self.name)) if engine is not None else ()
+
     def explain(self) -> Explanation:
         """How the port stands, in words: how far the other end has come, what was agreed on, what is missing.
 
@@ -150,7 +171,7 @@ class PortNode(Node):
             ...     print(net.vhost_user("/tmp/virtnet-doc.sock").explain().state)
             Nobody has connected to /tmp/virtnet-doc.sock yet.
         """
-        return explain(self.stats(), self.spec, runs=super().state == "running")
+        return explain(self.stats(), self.spec, runs=super().state == "running", rings=self.rings)
 
     def qemu_args(self, *, memory: str = "512M", mac: str | None = None, packed: bool = False) -> QemuArgs:
         """The arguments for QEMU that put a network card on the other end of this port.

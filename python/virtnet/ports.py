@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnet import _virtnet
 from virtnet.errors import ConfigError, StateError
+from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.spec import PortSpec
-from virtnet.stats import PortStats
+from virtnet.stats import PortStats, RingState
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
     from virtnet.burst import Burst, Frame
+    from virtnet.events import Event, Events
     from virtnet.features import NetFeature, RingFeature
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
@@ -93,9 +95,35 @@ class Port:
         """What has passed, and what was agreed with the other end. Stays readable after the port is closed."""
         return PortStats(**self._native.stats())
 
+    @property
+    def events(self) -> Events:
+        """What has happened since the port was opened; stays readable after the port is closed."""
+        return events_of(self._native.events)
+
+    def wait_event(self, kind: str, timeout_s: float | None = None, *, since: int = 0) -> Event | None:
+        """Waits for an event; one that has happened already counts.
+
+        Args:
+            kind: one of :attr:`virtnet.Event.KINDS`.
+            timeout_s: seconds to wait, for ever if not given. Ctrl-C ends the wait.
+            since: the number of the first event that counts: one more than the last one's, to wait for a new one.
+
+        Returns:
+            The first such event, ``None`` when the time is over.
+
+        Raises:
+            ConfigError: there is no such kind.
+        """
+        return wait_for_event(self._native.events, kind, timeout_s, since)
+
+    @property
+    def rings(self) -> tuple[RingState, ...]:
+        """How its rings stand, in order of their numbers; none where there are no rings."""
+        return tuple(RingState(**ring) for ring in self._native.rings())
+
     def explain(self) -> Explanation:
         """How the port stands, in words: how far the other end has come, what is missing, what to do."""
-        return explain(self.stats(), self.spec, runs=not self._closed)
+        return explain(self.stats(), self.spec, runs=not self._closed, rings=() if self._closed else self.rings)
 
     @property
     def connected(self) -> bool:

@@ -16,7 +16,7 @@ from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats", "WorkerStats"]
+__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats", "RingState", "WorkerStats"]
 
 
 def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
@@ -124,6 +124,74 @@ class PortStats:
             "refusals": self.refusals,
             "logging": self.logging,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """How one ring of a port stands. Positions are those of this side: of the device, or of the driver.
+
+    Attributes:
+        index: its number, from 0.
+        kind: ``receiveq`` or ``transmitq``, as the driver sees it.
+        started: whether it runs.
+        enabled: whether it is enabled; remembered while it is stopped.
+        size: how many entries it has, ``None`` while it is stopped; so are the following.
+        format: ``split`` or ``packed``.
+        avail: the next available entry: an index from 0 to 65535 of a split ring, a slot of a packed one.
+        used: the next used entry, likewise.
+        avail_wrap: the wrap counter at ``avail``, of a packed ring.
+        used_wrap: the wrap counter at ``used``, of a packed ring.
+        published: of a split ring, the index that the other side has published.
+        waiting: what the other side has published and this one has not looked at: chains of a split ring, slots of a
+            packed one. A driver knows of a packed ring only whether it is none (0) or some (1).
+        kick: whether there is an event that says that buffers are available; without one the device polls.
+        call: whether there is an event that says that buffers are used; without one the driver polls.
+        broken: why the ring had to be given up, ``None`` if it was not.
+    """
+
+    index: int
+    kind: str
+    started: bool = False
+    enabled: bool = False
+    size: int | None = None
+    format: str | None = None
+    avail: int | None = None
+    used: int | None = None
+    avail_wrap: bool | None = None
+    used_wrap: bool | None = None
+    published: int | None = None
+    waiting: int | None = None
+    kick: bool = False
+    call: bool = False
+    broken: str | None = None
+
+    @property
+    def queue_pair(self) -> int:
+        """The number of its queue pair, from 0."""
+        return self.index // 2
+
+    def __str__(self) -> str:
+        """The ring in a line."""
+        name = f"ring {self.index} ({self.kind} of pair {self.queue_pair})"
+        if self.broken is not None:
+            return f"{name} was given up: {self.broken}"
+        if not self.started:
+            return f"{name} is stopped and {'enabled' if self.enabled else 'disabled'}"
+        wraps = (
+            f" (wrap {self.avail_wrap:d} and {self.used_wrap:d})"
+            if self.avail_wrap is not None and self.used_wrap is not None
+            else ""
+        )
+        silent = [word for word, there in (("kick", self.kick), ("call", self.call)) if not there]
+        polls = f", without {' and '.join(silent)}" if silent else ""
+        return (
+            f"{name} runs{'' if self.enabled else ' and is disabled'}: {self.format}, {self.size} entries, "
+            f"next available {self.avail}, next used {self.used}{wraps}, {self.waiting} waiting{polls}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from virtnet.cli.options import Cpu, Json, Poll, PortText, PortTexts, Seconds, parse_cpus
+from virtnet.cli.options import Cpu, Events, Json, Poll, PortText, PortTexts, Seconds, parse_cpus
 from virtnet.cli.running import run
 from virtnet.errors import ConfigError
 from virtnet.net import Net
@@ -25,12 +25,13 @@ def switch(
     cpu: Cpu = "",
     poll: Poll = "adaptive",
     seconds: Seconds = None,
+    events: Events = False,
     json: Json = False,
 ) -> None:
     """Join ports by a switch, which learns who is where."""
     net = _net(cpu, poll)
     _plug(net, net.switch(ageing_s=ageing), ports)
-    run("switch", net, seconds=seconds, as_json=json)
+    run("switch", net, seconds=seconds, events=events, as_json=json)
 
 
 def wire(
@@ -39,12 +40,13 @@ def wire(
     cpu: Cpu = "",
     poll: Poll = "adaptive",
     seconds: Seconds = None,
+    events: Events = False,
     json: Json = False,
 ) -> None:
     """Join two ports: what comes in by one goes out by the other."""
     net = _net(cpu, poll)
     _plug(net, net.wire(), [port_a, port_b])
-    run("wire", net, seconds=seconds, as_json=json)
+    run("wire", net, seconds=seconds, events=events, as_json=json)
 
 
 def sink(
@@ -55,12 +57,13 @@ def sink(
     cpu: Cpu = "",
     poll: Poll = "adaptive",
     seconds: Seconds = None,
+    events: Events = False,
     json: Json = False,
 ) -> None:
     """Take and count all packets of a port."""
     net = _net(cpu, poll)
     _plug(net, net.sink(copy=copy), [port])
-    run("sink", net, seconds=seconds, as_json=json)
+    run("sink", net, seconds=seconds, events=events, as_json=json)
 
 
 def source(
@@ -73,12 +76,13 @@ def source(
     cpu: Cpu = "",
     poll: Poll = "adaptive",
     seconds: Seconds = None,
+    events: Events = False,
     json: Json = False,
 ) -> None:
     """Send the same packet again and again."""
     net = _net(cpu, poll)
     _plug(net, net.source(size=size, rate_pps=rate, count=count), [port])
-    run("source", net, seconds=seconds, as_json=json)
+    run("source", net, seconds=seconds, events=events, as_json=json)
 
 
 def echo(
@@ -86,12 +90,13 @@ def echo(
     cpu: Cpu = "",
     poll: Poll = "adaptive",
     seconds: Seconds = None,
+    events: Events = False,
     json: Json = False,
 ) -> None:
     """Send every packet back with its MAC addresses swapped."""
     net = _net(cpu, poll)
     _plug(net, net.echo(), [port])
-    run("echo", net, seconds=seconds, as_json=json)
+    run("echo", net, seconds=seconds, events=events, as_json=json)
 
 
 def _net(cpu: str, poll: Poll) -> Net:

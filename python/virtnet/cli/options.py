@@ -8,7 +8,7 @@ import typer
 
 from virtnet.errors import ConfigError
 
-__all__ = ["Cpu", "Json", "Poll", "PortText", "PortTexts", "Ring", "Seconds", "parse_cpus"]
+__all__ = ["Cpu", "Events", "Json", "Poll", "PortText", "PortTexts", "Ring", "Seconds", "parse_cpus"]
 
 
 PortText = Annotated[
@@ -36,6 +36,7 @@ Seconds = Annotated[
     typer.Option("--seconds", min=0.0, help="How long to run; until Ctrl-C if not given.", show_default=False),
 ]
 Ring = Annotated[Literal["split", "packed"], typer.Option("--ring", help="The format of the rings.")]
+Events = Annotated[bool, typer.Option("--events", help="Tell on standard error what happens at each port.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of tables.")]
 
 

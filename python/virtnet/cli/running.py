@@ -15,6 +15,7 @@ from rich.live import Live
 
 from virtnet import __version__
 from virtnet.cli.tables import ports_table, totals_line
+from virtnet.nodes import PortNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,10 +105,17 @@ class Meter:
 
 
 def run(
-    command: str, net: Net, *, seconds: float | None, as_json: bool, reload: Callable[[], None] | None = None
+    command: str,
+    net: Net,
+    *,
+    seconds: float | None,
+    as_json: bool,
+    events: bool = False,
+    reload: Callable[[], None] | None = None,
 ) -> None:
     """Runs a network until Ctrl-C or for a time, and reports; ``reload`` is called for every SIGHUP."""
     meter = Meter()
+    told: dict[str, int] = {}
     with interruptible(), _hangups(heard=reload is not None) as hangups:
         net.start()
         started = time.monotonic()
@@ -121,12 +129,16 @@ def run(
                     if reload and hangups:
                         hangups.clear()
                         reload()
-                    moves, watched = meter.sample(net.stats()) > 0, show()
+                    if events:
+                        _tell_events(net, told)
+                    moves, watched = meter.sample(net.stats()) > 0, show() or events
                     pause = SAMPLE_S if moves or watched else min(2 * pause, IDLE_SAMPLE_S)
         finally:
             _ignore_interrupts()
             _settle(net)
             net.stop()
+            if events:
+                _tell_events(net, told)
     meter.sample(net.stats())
     stats = meter.with_agreed(net.stats())
     elapsed = time.monotonic() - started
@@ -139,6 +151,18 @@ def run(
         if port.last_error:
             console.print(f"{name}: {port.last_error}", style="yellow")
     console.print(totals_line(stats))
+
+
+def _tell_events(net: Net, told: dict[str, int]) -> None:
+    """Says what has happened at each port since the last time."""
+    for name in net.stats().ports:
+        port = net[name]
+        if not isinstance(port, PortNode):
+            continue
+        for event in port.events:
+            if event.number >= told.get(name, 0):
+                print(f"{name} {event}", file=sys.stderr, flush=True)
+                told[name] = event.number + 1
 
 
 def _wait(net: Net, seconds: float, hangups: Sequence[int]) -> bool:

@@ -26,7 +26,7 @@ use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
 pub use service::{Step, VhostUserStatus};
 
-use crate::{Control, Held, PortError, Served, Slot};
+use crate::{Control, EventLog, Held, PortError, RingStatus, Served, Slot};
 use lanes::Lanes;
 use queues::Queues;
 use service::BackendService;
@@ -106,6 +106,7 @@ pub struct VhostUserPort {
     /// Kicks and the slot's bell.
     poller: Arc<Poller>,
     service: Arc<Served<BackendService>>,
+    events: EventLog,
 }
 
 impl VhostUserPort {
@@ -147,12 +148,14 @@ impl VhostUserPort {
         let lanes = lanes.map_err(failed)?;
         let slots = Lanes::new(lanes.iter().map(|(slot, _)| Arc::clone(slot)).collect());
         let service = BackendService::new(options, slots, needs_reset)?;
+        let events = service.events();
         let service = Arc::new(control.add(service)?);
         let port = |(slot, poller)| Self {
             slot,
             held: None,
             poller,
             service: Arc::clone(&service),
+            events: events.clone(),
         };
         Ok(lanes.into_iter().map(port).collect())
     }
@@ -168,13 +171,19 @@ impl VhostUserPort {
     /// A handle to ask for the status while the port itself is with a worker.
     #[must_use]
     pub fn watch(&self) -> VhostUserWatch {
-        VhostUserWatch(Arc::downgrade(&self.service))
+        VhostUserWatch {
+            service: Arc::downgrade(&self.service),
+            events: self.events.clone(),
+        }
     }
 }
 
 /// Asks a port for its status, wherever the port is.
 #[derive(Clone, Debug)]
-pub struct VhostUserWatch(Weak<Served<BackendService>>);
+pub struct VhostUserWatch {
+    service: Weak<Served<BackendService>>,
+    events: EventLog,
+}
 
 impl VhostUserWatch {
     /// How the session stands.
@@ -182,8 +191,23 @@ impl VhostUserWatch {
     /// # Errors
     /// The port is gone, or the control thread does not answer.
     pub fn status(&self) -> Result<VhostUserStatus, PortError> {
-        let service = self.0.upgrade().ok_or(PortError::NoService)?;
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
         service.call(|service| service.status())
+    }
+
+    /// How all rings stand, in order of their numbers.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn rings(&self) -> Result<Vec<RingStatus>, PortError> {
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
+        service.call(|service| service.rings())
+    }
+
+    /// What has happened in the port's life; readable also when the port is gone.
+    #[must_use]
+    pub fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// How the sessions of many ports stand, asked in one visit to their control thread.
@@ -191,7 +215,10 @@ impl VhostUserWatch {
     /// # Errors
     /// As [`Self::status`], each for itself.
     pub fn status_of_all(watches: &[Self]) -> Vec<Result<VhostUserStatus, PortError>> {
-        let services: Vec<_> = watches.iter().map(|watch| watch.0.upgrade()).collect();
+        let services: Vec<_> = watches
+            .iter()
+            .map(|watch| watch.service.upgrade())
+            .collect();
         let there: Vec<_> = services.iter().flatten().cloned().collect();
         let mut answers = Served::call_all(&there, |service| service.status()).into_iter();
         let answer = |service: &Option<_>| {

@@ -21,7 +21,7 @@ use virtnet_virtio::{Features, QueueConfig, RingFormat};
 pub use service::VirtioUserStatus;
 
 use crate::OFFLOADS;
-use crate::{Control, Held, PortError, Served, Slot};
+use crate::{Control, EventLog, Held, PortError, RingStatus, Served, Slot};
 use queues::DriverQueues;
 use service::FrontendService;
 
@@ -106,6 +106,7 @@ pub struct VirtioUserPort {
     /// Calls and the slot's bell.
     poller: Arc<Poller>,
     service: Arc<Served<FrontendService>>,
+    log: EventLog,
 }
 
 impl VirtioUserPort {
@@ -122,12 +123,14 @@ impl VirtioUserPort {
         let slot = Slot::new(queues).map_err(failed)?;
         poller.add(&*slot, queues::BELL).map_err(failed)?;
         let service = FrontendService::new(options, Arc::clone(&slot), gave_up)?;
+        let log = service.log();
         let service = Arc::new(control.add(service)?);
         Ok(Self {
             slot,
             held: None,
             poller,
             service,
+            log,
         })
     }
 
@@ -142,13 +145,19 @@ impl VirtioUserPort {
     /// A handle to ask for the status while the port itself is with a worker.
     #[must_use]
     pub fn watch(&self) -> VirtioUserWatch {
-        VirtioUserWatch(Arc::downgrade(&self.service))
+        VirtioUserWatch {
+            service: Arc::downgrade(&self.service),
+            log: self.log.clone(),
+        }
     }
 }
 
 /// Asks a port for its status, wherever the port is.
 #[derive(Clone, Debug)]
-pub struct VirtioUserWatch(Weak<Served<FrontendService>>);
+pub struct VirtioUserWatch {
+    service: Weak<Served<FrontendService>>,
+    log: EventLog,
+}
 
 impl VirtioUserWatch {
     /// How the session stands.
@@ -156,8 +165,23 @@ impl VirtioUserWatch {
     /// # Errors
     /// The port is gone, or the control thread does not answer.
     pub fn status(&self) -> Result<VirtioUserStatus, PortError> {
-        let service = self.0.upgrade().ok_or(PortError::NoService)?;
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
         service.call(|service| service.status())
+    }
+
+    /// How all rings stand, in order of their numbers; none while there is no back-end.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn rings(&self) -> Result<Vec<RingStatus>, PortError> {
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
+        service.call(|service| service.rings())
+    }
+
+    /// What has happened in the port's life; readable also when the port is gone.
+    #[must_use]
+    pub fn events(&self) -> &EventLog {
+        &self.log
     }
 
     /// How the sessions of many ports stand, asked in one visit to their control thread.
@@ -165,7 +189,10 @@ impl VirtioUserWatch {
     /// # Errors
     /// As [`Self::status`], each for itself.
     pub fn status_of_all(watches: &[Self]) -> Vec<Result<VirtioUserStatus, PortError>> {
-        let services: Vec<_> = watches.iter().map(|watch| watch.0.upgrade()).collect();
+        let services: Vec<_> = watches
+            .iter()
+            .map(|watch| watch.service.upgrade())
+            .collect();
         let there: Vec<_> = services.iter().flatten().cloned().collect();
         let mut answers = Served::call_all(&there, |service| service.status()).into_iter();
         let answer = |service: &Option<_>| {

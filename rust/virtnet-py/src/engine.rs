@@ -18,7 +18,7 @@ use virtnet_ports::Control;
 use crate::errors::{ConfigError, StateError, engine_error, port_error};
 use crate::open::{Opened, Owner, Watch, get, open};
 use crate::packets::offload_from;
-use crate::stats;
+use crate::{history, stats};
 
 /// Workers, and the graph they run.
 #[pyclass(frozen, module = "virtnet._virtnet")]
@@ -113,6 +113,25 @@ impl Engine {
         network.stats(py, &snapshot, &sessions)
     }
 
+    fn events<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        first: u64,
+    ) -> PyResult<(Vec<Bound<'py, PyDict>>, u64)> {
+        match self.watch(py, name) {
+            Some(watch) => history::events(py, &watch, first),
+            None => Ok((Vec::new(), 0)),
+        }
+    }
+
+    fn rings<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        match self.watch(py, name) {
+            Some(watch) => history::rings(py, &watch),
+            None => Ok(Vec::new()),
+        }
+    }
+
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let mut network = self.network(py);
         if network.last.is_some() {
@@ -137,6 +156,11 @@ impl Engine {
         self.network
             .lock_py_attached(py)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever can be asked about the port of this name, if there is one.
+    fn watch(&self, py: Python<'_>, name: &str) -> Option<Watch> {
+        self.network(py).nodes.get(name)?.watch.clone()
     }
 }
 

@@ -13,6 +13,7 @@ mod build;
 mod columns;
 mod engine;
 mod errors;
+mod history;
 mod host;
 mod open;
 mod packets;

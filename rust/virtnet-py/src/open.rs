@@ -6,8 +6,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    AfPacketPort, Control, OFFLOADS, Pace, PcapMode, PcapPort, TapPort, VhostUserOptions,
-    VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch,
+    AfPacketPort, Control, Event, OFFLOADS, Pace, PcapMode, PcapPort, RingStatus, TapPort,
+    VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort,
+    VirtioUserWatch,
 };
 use virtnet_virtio::{Features, RingFormat};
 
@@ -54,7 +55,25 @@ impl Watch {
         }
     }
 
-    /// The same of many ports, in one visit to the thread that serves them for each kind of port.
+    /// The events from number `first` on, and how many were let go; readable also when the port is gone.
+    pub(crate) fn events(&self, first: u64) -> (Vec<Event>, u64) {
+        match self {
+            Self::VhostUser(watch) => watch.events().since(first),
+            Self::VirtioUser(watch) => watch.events().since(first),
+            Self::Always => (Vec::new(), 0),
+        }
+    }
+
+    /// How the rings stand; none when the port is gone, or has none.
+    pub(crate) fn rings(&self) -> Vec<RingStatus> {
+        match self {
+            Self::VhostUser(watch) => watch.rings().unwrap_or_default(),
+            Self::VirtioUser(watch) => watch.rings().unwrap_or_default(),
+            Self::Always => Vec::new(),
+        }
+    }
+
+    /// How the sessions of many ports stand, in one visit to the thread that serves them for each kind of port.
     pub(crate) fn sessions(watches: &[Self]) -> Vec<Session> {
         let (mut backs, mut fronts) = (Vec::new(), Vec::new());
         for watch in watches {

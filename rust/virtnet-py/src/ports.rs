@@ -20,7 +20,7 @@ use virtnet_ports::Control;
 use crate::errors::{StateError, port_error};
 use crate::open::{Opened, Owner, Watch, open};
 use crate::packets::Packets;
-use crate::stats;
+use crate::{history, stats};
 
 /// The longest time that is waited without looking whether Ctrl-C was pressed.
 const SLICE: Duration = Duration::from_millis(100);
@@ -128,6 +128,14 @@ impl Port {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (counters, session) = py.detach(|| (self.hand().counters(), self.session()));
         stats::port(py, &self.kind, &counters, &session)
+    }
+
+    fn events<'py>(&self, py: Python<'py>, first: u64) -> PyResult<(Vec<Bound<'py, PyDict>>, u64)> {
+        history::events(py, &self.watch, first)
+    }
+
+    fn rings<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        history::rings(py, &self.watch)
     }
 
     fn close(&self, py: Python<'_>) {

@@ -139,6 +139,9 @@ pub trait BackendDevice {
         .into())
     }
 
+    /// A request was not carried out, and this is why.
+    fn refused(&mut self, _refusal: &Refusal) {}
+
     /// The connection is gone: all rings stop, memory and descriptors are given up.
     fn disconnected(&mut self);
 }
@@ -292,6 +295,7 @@ impl Backend {
         };
         let refused = refusal.is_some();
         if let Some(refusal) = refusal {
+            device.refused(&refusal);
             self.refusals += 1;
             self.last_refusal = Some(refusal);
         }

@@ -24,4 +24,4 @@ pub mod split;
 pub use chain::{Access, CHAINS_MAX, Chains, DESCS_MAX};
 pub use error::{ChainError, RingError};
 pub use features::Features;
-pub use queue::{DeviceQueue, DriverBuffer, DriverQueue, QueueConfig, RingFormat, Used};
+pub use queue::{DeviceQueue, DriverBuffer, DriverQueue, Positions, QueueConfig, RingFormat, Used};

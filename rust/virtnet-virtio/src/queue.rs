@@ -92,6 +92,22 @@ pub enum DeviceQueue {
     Packed(PackedDevice),
 }
 
+/// Where a queue stands, seen from one of its sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// The next available entry: a free-running index of a split ring, a slot of a packed one.
+    pub avail: u16,
+    /// The next used entry, likewise.
+    pub used: u16,
+    /// The wrap counters of both, of a packed ring.
+    pub wraps: Option<[bool; 2]>,
+    /// Of a split ring, the index that the other side has published: nobody has checked it.
+    pub published: Option<u16>,
+    /// What the other side has published and this one has not looked at: chains of a split ring, slots of a packed one, at most as
+    /// many as the ring has entries. A driver knows of a packed ring only whether it is none.
+    pub waiting: u16,
+}
+
 macro_rules! either {
     ($queue:expr, $of:ident, $inner:ident => $what:expr) => {
         match $queue {
@@ -191,6 +207,12 @@ impl DeviceQueue {
         either!(self, Self, queue => queue.base())
     }
 
+    /// Where the queue stands.
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        either!(self, Self, queue => queue.positions())
+    }
+
     /// Entries of the ring.
     #[must_use]
     pub fn size(&self) -> u16 {
@@ -246,6 +268,21 @@ impl DriverQueue {
             RingFormat::Split => Self::Split(SplitDriver::new(config, memory)?),
             RingFormat::Packed => Self::Packed(PackedDriver::new(config, memory)?),
         })
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        either!(self, Self, queue => queue.size())
+    }
+
+    /// The ring's format.
+    #[must_use]
+    pub fn format(&self) -> RingFormat {
+        match self {
+            Self::Split(_) => RingFormat::Split,
+            Self::Packed(_) => RingFormat::Packed,
+        }
     }
 
     /// How many descriptors are free.
@@ -325,5 +362,11 @@ impl DriverQueue {
     /// Says that calls are not needed.
     pub fn disarm(&mut self) {
         either!(self, Self, queue => queue.disarm());
+    }
+
+    /// Where the queue stands.
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        either!(self, Self, queue => queue.positions())
     }
 }

@@ -12,6 +12,7 @@ use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
 use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
 
 use super::{queue_config, rarp};
+use crate::RingStatus;
 use crate::flow::flow_hash;
 
 /// Token of the slot's bell; a kick has its ring's number.
@@ -38,6 +39,10 @@ pub(super) struct Queues {
     counters: PortCounters,
     /// The ring that had to be given up last.
     broken: Option<(usize, Broken)>,
+    /// Why each ring had to be given up, until it starts again.
+    why: Box<[Option<Broken>]>,
+    /// Rings that had to be given up and were not told of yet.
+    untold: Vec<usize>,
     /// Where each ring was when it had to be given up.
     given_up_at: Box<[Option<u32>]>,
     /// Tells the control half that a ring had to be given up.
@@ -91,6 +96,8 @@ impl Queues {
             kicked: Events::with_capacity(1 + 2 * usize::from(queue_pairs)),
             counters: PortCounters::default(),
             broken: None,
+            why: vec![None; 2 * usize::from(queue_pairs)].into(),
+            untold: Vec::with_capacity(2 * usize::from(queue_pairs)),
             given_up_at: vec![None; 2 * usize::from(queue_pairs)].into(),
             needs_reset,
         }
@@ -341,6 +348,7 @@ impl Queues {
             self.poller.add_edge(&**kick, ring as u64)?;
         }
         self.given_up_at[ring] = None;
+        self.why[ring] = None;
         if ring.is_multiple_of(2) {
             pair.receive = Some(Ring {
                 queue: ReceiveQueue::new(queue, self.features),
@@ -374,6 +382,8 @@ impl Queues {
         self.moved_here = None;
         self.broken = None;
         self.given_up_at.fill(None);
+        self.why.fill(None);
+        self.untold.clear();
         self.needs_reset.store(false, Ordering::Relaxed);
     }
 
@@ -440,6 +450,44 @@ impl Queues {
         self.broken
     }
 
+    /// The rings that had to be given up since the last question, and why.
+    pub(super) fn take_untold(&mut self) -> Vec<(usize, Broken)> {
+        let (untold, why) = (&mut self.untold, &self.why);
+        untold
+            .drain(..)
+            .filter_map(|ring| Some((ring, why.get(ring).copied().flatten()?)))
+            .collect()
+    }
+
+    /// How all rings stand; what the session knows besides is not here.
+    pub(super) fn rings(&self) -> Vec<RingStatus> {
+        let status = |index: usize| {
+            let pair = self.pairs.get(index / 2);
+            let queue = pair.and_then(|pair| match index % 2 {
+                0 => pair.receive.as_ref().map(|ring| ring.queue.queue()),
+                _ => pair.transmit.as_ref().map(|ring| ring.queue.queue()),
+            });
+            let setup = self.setup(index);
+            RingStatus {
+                index,
+                started: queue.is_some(),
+                enabled: setup.is_some_and(|setup| setup.enabled),
+                size: queue.map(DeviceQueue::size),
+                format: queue.map(|queue| queue.format().name()),
+                positions: queue.map(DeviceQueue::positions),
+                kick: setup.is_some_and(|setup| setup.kick.is_some()),
+                call: setup.is_some_and(|setup| setup.call.is_some()),
+                broken: self
+                    .why
+                    .get(index)
+                    .copied()
+                    .flatten()
+                    .map(|why| why.to_string()),
+            }
+        };
+        (0..2 * self.pairs.len()).map(status).collect()
+    }
+
     /// Numbers of queue pairs whose transmitq runs, and whose receiveq takes packets.
     pub(super) fn running(&self) -> (usize, usize) {
         (self.sources.len(), self.sinks.len())
@@ -484,6 +532,12 @@ impl Queues {
             *place = base;
         }
         self.broken = Some((ring, why));
+        if let Some(place) = self.why.get_mut(ring) {
+            *place = Some(why);
+        }
+        if !self.untold.contains(&ring) {
+            self.untold.push(ring);
+        }
         self.needs_reset.store(true, Ordering::Relaxed);
         self.drop_ring(ring);
     }

@@ -8,7 +8,7 @@ use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr, arm_guard,
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::payload::MemoryRegion;
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, RingAddresses,
+    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, Refusal, RingAddresses,
     RingSetup, SessionError,
 };
 use virtnet_virtio::Features;
@@ -16,8 +16,9 @@ use virtnet_virtio::Features;
 use super::lanes::Lanes;
 use super::queues::Queues;
 use super::{VhostUserOptions, format_name};
-use crate::PortError;
 use crate::control::Service;
+use crate::events::{EventLog, Peer, What};
+use crate::{PortError, RingStatus};
 
 /// How often a client tries to connect.
 const RETRY_NS: u64 = 200_000_000;
@@ -100,6 +101,7 @@ pub(super) struct BackendService {
     refusals: u64,
     last_error: Option<String>,
     last_step: Option<Step>,
+    events: EventLog,
 }
 
 /// A front-end that is there, and the device it sees.
@@ -151,7 +153,47 @@ impl BackendService {
             refusals: 0,
             last_error: None,
             last_step: None,
+            events: EventLog::default(),
         })
+    }
+
+    /// What has happened so far.
+    pub(super) fn events(&self) -> EventLog {
+        self.events.clone()
+    }
+
+    /// How all rings stand, in order of their numbers.
+    pub(super) fn rings(&self) -> Vec<RingStatus> {
+        let lanes = self.lanes.run_all(|queues| queues.rings());
+        let lanes = lanes.unwrap_or_default().into_iter().enumerate();
+        let mut rings: Vec<RingStatus> = lanes
+            .flat_map(|(lane, rings)| {
+                rings.into_iter().map(move |ring| RingStatus {
+                    index: self.lanes.ring_of(lane, ring.index),
+                    ..ring
+                })
+            })
+            .collect();
+        rings.sort_by_key(|ring| ring.index);
+        if let Some(session) = &self.session {
+            for ring in &mut rings {
+                ring.enabled = session.backend.ring_state(ring.index).enabled;
+            }
+        }
+        rings
+    }
+
+    /// Tells of rings that had to be given up.
+    fn tell_broken(&self) {
+        let lanes = self.lanes.run_all(Queues::take_untold).unwrap_or_default();
+        for (lane, broken) in lanes.into_iter().enumerate() {
+            for (ring, why) in broken {
+                self.events.record(What::RingBroken {
+                    ring: self.lanes.ring_of(lane, ring),
+                    why: why.to_string(),
+                });
+            }
+        }
     }
 
     pub(super) fn status(&self) -> VhostUserStatus {
@@ -226,9 +268,15 @@ impl BackendService {
         let device = Device {
             lanes: self.lanes.clone(),
             regions: Vec::new(),
+            reached: Step::Greeting,
             log: None,
             logging: false,
+            events: self.events.clone(),
         };
+        self.events.record(What::Connected {
+            peer: Peer::FrontEnd,
+            pid: peer_pid,
+        });
         self.session = Some(Session {
             backend: Backend::new(stream, offer),
             device,
@@ -244,13 +292,17 @@ impl BackendService {
     fn end(&mut self, error: &SessionError, now_ns: u64) {
         if let Some(mut session) = self.session.take() {
             self.refusals += session.backend.counters().1;
-            self.last_step = Some(session.step);
+            self.last_step = Some(session.step.max(session.device.reached));
             session.backend.close(&mut session.device);
         }
         self.last_error = match error {
             SessionError::Disconnected => None,
             error => Some(error.to_string()),
         };
+        self.events.record(What::Disconnected {
+            peer: Peer::FrontEnd,
+            why: self.last_error.clone(),
+        });
         self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);
     }
 
@@ -286,10 +338,14 @@ impl BackendService {
         now_ns: u64,
         work: impl FnOnce(&mut Backend, &mut Device) -> Result<(), SessionError>,
     ) {
+        let was_broken = self.needs_reset.swap(false, Ordering::Relaxed);
+        if was_broken {
+            self.tell_broken();
+        }
         let Some(session) = &mut self.session else {
             return;
         };
-        if self.needs_reset.swap(false, Ordering::Relaxed) {
+        if was_broken {
             session.backend.set_needs_reset();
         }
         match work(&mut session.backend, &mut session.device) {
@@ -358,7 +414,11 @@ impl Service for BackendService {
             match Stream::connect(&self.options.path) {
                 Ok(stream) => self.begin(stream, now_ns),
                 // Nobody listens yet: that is what trying again is for.
-                Err(error) => self.last_error = Some(error.to_string()),
+                Err(error) => {
+                    let why = error.to_string();
+                    self.last_error = Some(why.clone());
+                    self.events.record_if_new(What::Nobody { why });
+                }
             }
         }
         Ok(())
@@ -378,9 +438,12 @@ struct Device {
     lanes: Lanes,
     /// What the memory is made of, so that slots can come and go.
     regions: Vec<Region>,
+    /// How far the front-end has come; it may be gone before anybody asks.
+    reached: Step,
     /// Where writes are logged while they are, which the features say.
     log: Option<Arc<DirtyLog>>,
     logging: bool,
+    events: EventLog,
 }
 
 impl Device {
@@ -391,6 +454,17 @@ impl Device {
         self.lanes
             .run_all(move |queues| queues.set_memory(Arc::clone(&memory)))?;
         self.regions = regions;
+        Ok(())
+    }
+
+    /// The same, because the front-end says so.
+    fn install_new(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
+        self.install(regions)?;
+        self.reached = self.reached.max(Step::Memory);
+        self.events.record(What::Memory {
+            regions: self.regions.len(),
+            bytes: self.regions.iter().map(Region::size).sum(),
+        });
         Ok(())
     }
 
@@ -425,18 +499,22 @@ impl BackendDevice for Device {
         if std::mem::replace(&mut self.logging, logging) != logging && self.log.is_some() {
             self.install_again()?;
         }
+        self.reached = self.reached.max(Step::Features);
+        self.events.record(What::Features {
+            features: features.bits(),
+        });
         Ok(())
     }
 
     fn set_memory(&mut self, regions: Vec<virtnet_vhost::Region>) -> Result<(), DeviceError> {
         let regions = regions.into_iter().map(map).collect::<Result<_, _>>()?;
-        self.install(regions)
+        self.install_new(regions)
     }
 
     fn add_memory(&mut self, region: virtnet_vhost::Region) -> Result<(), DeviceError> {
         let mut regions = self.regions.clone();
         regions.push(map(region)?);
-        self.install(regions)
+        self.install_new(regions)
     }
 
     fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), DeviceError> {
@@ -445,7 +523,7 @@ impl BackendDevice for Device {
             (r.guest().0, r.user().0, r.size())
                 != (region.guest_addr, region.user_addr, region.size)
         });
-        self.install(regions)
+        self.install_new(regions)
     }
 
     fn set_log(&mut self, log: LogFile) -> Result<(), DeviceError> {
@@ -460,14 +538,25 @@ impl BackendDevice for Device {
     }
 
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+        let started = What::RingStarted {
+            ring,
+            size: setup.size,
+            base: setup.base,
+            enabled: setup.enabled,
+        };
         self.lanes
-            .run(ring, move |queues, ring| queues.start_ring(ring, setup))?
+            .run(ring, move |queues, ring| queues.start_ring(ring, setup))??;
+        self.reached = self.reached.max(Step::Rings);
+        self.events.record(started);
+        Ok(())
     }
 
     fn stop_ring(&mut self, ring: usize) -> Result<Option<u32>, DeviceError> {
-        Ok(self
+        let base = self
             .lanes
-            .run(ring, |queues, ring| queues.stop_ring(ring))?)
+            .run(ring, |queues, ring| queues.stop_ring(ring))?;
+        self.events.record(What::RingStopped { ring, base });
+        Ok(base)
     }
 
     fn enable_ring(&mut self, ring: usize, enabled: bool) {
@@ -476,6 +565,7 @@ impl BackendDevice for Device {
             self.lanes
                 .run(ring, move |queues, ring| queues.enable_ring(ring, enabled)),
         );
+        self.events.record(What::RingEnabled { ring, enabled });
     }
 
     fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
@@ -506,6 +596,16 @@ impl BackendDevice for Device {
         Ok(self
             .lanes
             .run(0, move |queues, _| queues.set_moved_here(mac))?)
+    }
+
+    fn reset(&mut self) {
+        self.events.record(What::Reset);
+    }
+
+    fn refused(&mut self, refusal: &Refusal) {
+        self.events.record(What::Refused {
+            why: refusal.to_string(),
+        });
     }
 
     fn disconnected(&mut self) {

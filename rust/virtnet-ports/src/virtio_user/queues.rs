@@ -10,7 +10,7 @@ use virtnet_virtio::{DriverQueue, Features, QueueConfig, RingError};
 
 use super::layout::QueueLayout;
 use crate::flow::flow_hash;
-use crate::{Huge, OwnMemory, PortError};
+use crate::{Huge, OwnMemory, PortError, RingStatus};
 
 /// Token of the slot's bell; a call has its ring's number.
 pub(super) const BELL: u64 = u64::MAX;
@@ -195,6 +195,26 @@ impl DriverQueues {
 
     pub(super) fn broken(&self) -> Option<(usize, RingError)> {
         self.broken
+    }
+
+    /// How all rings stand. A driver's are started and enabled as long as they are there.
+    pub(super) fn rings(&self) -> Vec<RingStatus> {
+        let queues = self
+            .pairs
+            .iter()
+            .flat_map(|pair| [pair.receive.queue(), pair.transmit.queue()]);
+        let status = |(index, queue): (usize, &DriverQueue)| RingStatus {
+            index,
+            started: self.running,
+            enabled: self.running,
+            size: Some(queue.size()),
+            format: Some(queue.format().name()),
+            positions: Some(queue.positions()),
+            kick: true,
+            call: true,
+            broken: None,
+        };
+        queues.enumerate().map(status).collect()
     }
 
     pub(super) fn counters(&self) -> PortCounters {

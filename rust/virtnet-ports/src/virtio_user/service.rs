@@ -15,7 +15,8 @@ use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 use super::VirtioUserOptions;
 use super::queues::{DriverQueues, NewQueues, RingEvents};
 use crate::control::Service;
-use crate::{OwnRegion, PortError, Slot};
+use crate::events::{EventLog, Peer, What};
+use crate::{OwnRegion, PortError, RingStatus, Slot};
 
 /// How often a back-end is tried.
 const RETRY_NS: u64 = 200_000_000;
@@ -62,6 +63,7 @@ pub(super) struct FrontendService {
     deadline_ns: Option<u64>,
     sessions: u64,
     last_error: Option<String>,
+    log: EventLog,
 }
 
 /// A back-end that is there.
@@ -94,7 +96,18 @@ impl FrontendService {
             deadline_ns,
             sessions: 0,
             last_error: None,
+            log: EventLog::default(),
         })
+    }
+
+    /// What has happened so far.
+    pub(super) fn log(&self) -> EventLog {
+        self.log.clone()
+    }
+
+    /// How all rings stand, in order of their numbers; none while there is no back-end.
+    pub(super) fn rings(&self) -> Vec<RingStatus> {
+        self.slot.run(|queues| queues.rings()).unwrap_or_default()
     }
 
     pub(super) fn status(&self) -> VirtioUserStatus {
@@ -132,6 +145,10 @@ impl FrontendService {
     fn begin(&mut self, stream: Stream, now_ns: u64) {
         self.sessions += 1;
         self.gave_up.store(false, Ordering::Relaxed);
+        self.log.record(What::Connected {
+            peer: Peer::BackEnd,
+            pid: stream.peer().ok().map(|peer| peer.pid),
+        });
         match Frontend::start(stream) {
             Ok(frontend) => {
                 self.session = Some(Session {
@@ -149,7 +166,12 @@ impl FrontendService {
     /// The session is over; what the rings hold is given up.
     fn end(&mut self, error: &dyn std::fmt::Display, now_ns: u64) {
         self.session = None;
-        self.last_error = Some(error.to_string());
+        let why = error.to_string();
+        self.last_error = Some(why.clone());
+        self.log.record(What::Disconnected {
+            peer: Peer::BackEnd,
+            why: Some(why),
+        });
         // When the worker does not answer in time the change waits for it all the same.
         drop(self.slot.post(|queues: &mut DriverQueues| queues.stop()));
         self.deadline_ns = (!self.options.server).then_some(now_ns + RETRY_NS);
@@ -164,7 +186,16 @@ impl FrontendService {
         }
         for event in session.frontend.on_readable()? {
             match event {
-                FrontendEvent::Offered(offered) => session.choose(&self.options, offered)?,
+                FrontendEvent::Offered(offered) => {
+                    self.log.record(What::Offered {
+                        features: offered.features,
+                        protocol: offered.protocol_features.bits(),
+                    });
+                    session.choose(&self.options, offered)?;
+                    self.log.record(What::Features {
+                        features: session.negotiated.bits(),
+                    });
+                }
                 FrontendEvent::Running => {
                     let Some(queues) = session.waiting.take() else {
                         continue;
@@ -174,6 +205,9 @@ impl FrontendService {
                         .map_err(PortError::from)??;
                     session.running = true;
                     self.last_error = None;
+                    self.log.record(What::Running {
+                        queue_pairs: self.options.queue_pairs.into(),
+                    });
                 }
                 FrontendEvent::Logging(_)
                 | FrontendEvent::RingStopped { .. }
@@ -325,7 +359,13 @@ impl Service for FrontendService {
             } else if self.gave_up.swap(false, Ordering::Relaxed) {
                 // A device that has broken a ring can only begin anew, and so can we.
                 let broken = self.slot.run(|queues| queues.broken()).ok().flatten();
-                let why = broken.map_or_else(String::new, |(ring, error)| given_up(ring, &error));
+                let why = broken.map_or_else(String::new, |(ring, error)| {
+                    self.log.record(What::RingBroken {
+                        ring,
+                        why: format!("the device is at fault: {error}"),
+                    });
+                    given_up(ring, &error)
+                });
                 self.end(&why, now_ns);
             }
             return Ok(());
@@ -335,7 +375,11 @@ impl Service for FrontendService {
             match Stream::connect(&self.options.path) {
                 Ok(stream) => self.begin(stream, now_ns),
                 // Nobody listens yet: that is what trying again is for.
-                Err(error) => self.last_error = Some(error.to_string()),
+                Err(error) => {
+                    let why = error.to_string();
+                    self.last_error = Some(why.clone());
+                    self.log.record_if_new(What::Nobody { why });
+                }
             }
         }
         Ok(())

@@ -335,6 +335,12 @@ impl DriverReceive {
         &mut self.queue
     }
 
+    /// The queue itself.
+    #[must_use]
+    pub fn queue(&self) -> &DriverQueue {
+        &self.queue
+    }
+
     /// Whether packets wait.
     #[must_use]
     pub fn has_work(&self) -> bool {
@@ -579,6 +585,12 @@ impl DriverTransmit {
     /// The queue below.
     pub fn queue_mut(&mut self) -> &mut DriverQueue {
         &mut self.queue
+    }
+
+    /// The queue itself.
+    #[must_use]
+    pub fn queue(&self) -> &DriverQueue {
+        &self.queue
     }
 }
 

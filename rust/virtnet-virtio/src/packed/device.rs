@@ -10,7 +10,9 @@ use super::layout::{
 };
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
-use crate::{Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
+use crate::{
+    Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
+};
 
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
@@ -265,6 +267,20 @@ impl PackedDevice {
     #[must_use]
     pub fn base(&self) -> u32 {
         u32::from(self.next_avail.bits()) | u32::from(self.next_used.bits()) << 16
+    }
+
+    /// Where the queue stands; see [`crate::DeviceQueue::positions`].
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        let slots = (0..self.size).map(|n| self.next_avail.advance(n, self.size));
+        let waiting = slots.take_while(|&at| self.available(at).is_some()).count();
+        Positions {
+            avail: self.next_avail.slot,
+            used: self.next_used.slot,
+            wraps: Some([self.next_avail.wrap, self.next_used.wrap]),
+            published: None,
+            waiting: u16::try_from(waiting).unwrap_or(self.size),
+        }
     }
 
     /// Entries of the ring.

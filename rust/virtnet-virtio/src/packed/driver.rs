@@ -9,7 +9,7 @@ use super::layout::{
     EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use crate::ids::Ids;
-use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
+use crate::{DriverBuffer, Features, Positions, QueueConfig, RingError, Used};
 
 /// What we know of one buffer id; the ring itself is shared and never trusted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +80,12 @@ impl PackedDriver {
             next_used: Position::START,
             last_returned: 0,
         })
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
     }
 
     /// How many descriptors are free.
@@ -330,6 +336,18 @@ impl PackedDriver {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.batch.is_some() || (self.ids.held() > 0 && self.used_at(self.next_used).is_some())
+    }
+
+    /// Where the queue stands; see [`crate::DriverQueue::positions`].
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        Positions {
+            avail: self.next_avail.slot,
+            used: self.next_used.slot,
+            wraps: Some([self.next_avail.wrap, self.next_used.wrap]),
+            published: None,
+            waiting: u16::from(self.has_work()),
+        }
     }
 
     /// Asks for a call with the next buffer returned; whether some have been returned already.

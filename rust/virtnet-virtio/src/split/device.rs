@@ -9,7 +9,9 @@ use super::layout::{
     ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, used_bytes,
 };
 use crate::notify::need_event;
-use crate::{Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, QueueConfig, RingError};
+use crate::{
+    Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
+};
 
 /// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
 #[derive(Debug)]
@@ -253,6 +255,19 @@ impl SplitDevice {
     #[must_use]
     pub fn base(&self) -> u32 {
         u32::from(self.next_avail)
+    }
+
+    /// Where the queue stands; see [`crate::DeviceQueue::positions`].
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        let published = self.avail.load_u16(INDEX, Ordering::Acquire);
+        Positions {
+            avail: self.next_avail,
+            used: self.next_used,
+            wraps: None,
+            published: Some(published),
+            waiting: published.wrapping_sub(self.next_avail).min(self.size),
+        }
     }
 
     /// Entries of the ring.

@@ -10,7 +10,7 @@ use super::layout::{
 };
 use crate::ids::Ids;
 use crate::notify::need_event;
-use crate::{DriverBuffer, Features, QueueConfig, RingError, Used};
+use crate::{DriverBuffer, Features, Positions, QueueConfig, RingError, Used};
 
 /// What we know of one descriptor; the table itself is shared and never read back.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,6 +83,12 @@ impl SplitDriver {
             next_used: 0,
             batch: None,
         })
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
     }
 
     /// How many descriptors are free.
@@ -334,6 +340,19 @@ impl SplitDriver {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.used.load_u16(INDEX, Ordering::Acquire) != self.next_used
+    }
+
+    /// Where the queue stands; see [`crate::DriverQueue::positions`].
+    #[must_use]
+    pub fn positions(&self) -> Positions {
+        let published = self.used.load_u16(INDEX, Ordering::Acquire);
+        Positions {
+            avail: self.next_avail,
+            used: self.next_used,
+            wraps: None,
+            published: Some(published),
+            waiting: published.wrapping_sub(self.next_used).min(self.size),
+        }
     }
 
     /// Asks for a call with the next buffer returned; whether some have been returned already.

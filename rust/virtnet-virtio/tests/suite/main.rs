@@ -12,5 +12,6 @@ mod hostile;
 mod logging;
 mod net;
 mod oracle;
+mod positions;
 mod rings;
 mod support;
