@@ -205,13 +205,16 @@ def test_driver_that_is_loaded_again_finds_its_device_working(network, packed):
     assert traffic.stream_is_intact(vm2, vm1)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize(
     ("listen", "queue_pairs"),
     [(False, 1), (True, 1), (False, 2)],
     ids=["back-end-listens", "qemu-listens", "back-end-listens-2-queues"],
 )
-def test_guests_talk_again_after_the_switch_was_killed_under_traffic(network, listen, queue_pairs):
-    backend, vm1, vm2 = network.pair(listen=listen, queue_pairs=queue_pairs)
+def test_guests_talk_again_after_the_switch_was_killed_under_traffic(network, listen, queue_pairs, packed):
+    if network.is_net_vhost and packed:
+        pytest.skip("DPDK's library starts a packed ring where QEMU says, which is not where it was")
+    backend, vm1, vm2 = network.pair(listen=listen, queue_pairs=queue_pairs, packed=packed)
     assert traffic.ping((vm1, vm2), n=5) == [Pings(5, 5)]
 
     for _ in range(2):

@@ -1,5 +1,7 @@
 //! What a peer can get wrong in a virtqueue: an error that costs one chain, or one that stops the ring.
 
+use virtnet_mem::MemoryError;
+
 /// A chain that makes no sense. It is given back with length 0, counted, and the ring goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ChainError {
@@ -83,5 +85,22 @@ pub enum RingError {
         found: u16,
         /// Buffers that were returned.
         available: u16,
+    },
+}
+
+/// Why a queue cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A ring area is not aligned, or not wholly in memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Neither the base nor the descriptor ring says how far the device before this one had got.
+    #[error(
+        "where its last device stopped cannot be told: the base {base:#010x} is not what the descriptor ring says, which fits no \
+         place or several; the driver has to reset the device"
+    )]
+    Lost {
+        /// What the front-end gave.
+        base: u32,
     },
 }

@@ -22,6 +22,6 @@ mod queue;
 pub mod split;
 
 pub use chain::{Access, CHAINS_MAX, Chains, DESCS_MAX};
-pub use error::{ChainError, RingError};
+pub use error::{ChainError, RingError, StartError};
 pub use features::Features;
 pub use queue::{DeviceQueue, DriverBuffer, DriverQueue, Positions, QueueConfig, RingFormat, Used};

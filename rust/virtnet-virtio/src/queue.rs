@@ -6,7 +6,7 @@ use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, UserAddr};
 
 use crate::packed::{PackedDevice, PackedDriver};
 use crate::split::{SplitDevice, SplitDriver};
-use crate::{Access, Chains, Features, RingError};
+use crate::{Access, Chains, Features, RingError, StartError};
 
 /// The two formats of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,6 +144,18 @@ impl DeviceQueue {
                 let descriptors = descriptors.map(|start| LoggedArea::new(log, start));
                 queue.log_to(descriptors, device_area);
             }
+        }
+    }
+
+    /// The base to start from where the one in `config` may be out of date, because the device before this one was killed. Of a
+    /// split ring it does not matter, see [`SplitDevice::new`]; of a packed ring it is compared with the descriptors.
+    ///
+    /// # Errors
+    /// [`StartError`] when a ring area is not in memory, or it cannot be told where the queue is to go on.
+    pub fn recover(config: &QueueConfig, memory: &GuestMemory) -> Result<u32, StartError> {
+        match RingFormat::of(config.features) {
+            RingFormat::Split => Ok(config.base),
+            RingFormat::Packed => PackedDevice::recover(config, memory),
         }
     }
 

@@ -9,7 +9,7 @@ use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, Por
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
-use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat};
+use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat, StartError};
 
 use super::{queue_config, rarp};
 use crate::RingStatus;
@@ -322,18 +322,46 @@ impl Queues {
             if DeviceQueue::new(&config, &self.memory).is_ok() {
                 self.drop_ring(ring);
                 // It has just been found to be possible.
-                drop(self.start_ring(ring, setup));
+                drop(self.go_on(ring, setup));
             } else {
                 self.give_up(ring, Broken::Memory);
             }
         }
     }
 
-    pub(super) fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+    /// Starts a ring where its base says, or where it says itself that a device before this one had got to that was killed.
+    pub(super) fn start_ring(
+        &mut self,
+        ring: usize,
+        mut setup: RingSetup,
+    ) -> Result<(), DeviceError> {
         let format = RingFormat::of(self.features);
         if !QueueConfig::size_is_valid(setup.size.into(), format) {
             return Err(format!("a {format} ring cannot have {} entries", setup.size).into());
         }
+        let config = queue_config(&setup, self.features, setup.base);
+        setup.base = match DeviceQueue::recover(&config, &self.memory) {
+            Ok(base) => base,
+            Err(error) => {
+                if let StartError::Lost { .. } = error {
+                    self.needs_reset.store(true, Ordering::Relaxed);
+                    // An eventfd that cannot be written is its owner's loss.
+                    drop(setup.err.map(|err| err.signal()));
+                }
+                return Err(error.into());
+            }
+        };
+        let first_call = (setup.base != format.fresh_base())
+            .then(|| setup.call.clone())
+            .flatten();
+        self.go_on(ring, setup)?;
+        // What was used before may not have reached anyone.
+        call(first_call.as_deref(), &mut self.counters);
+        Ok(())
+    }
+
+    /// Starts a ring exactly where its base says.
+    fn go_on(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
         let config = queue_config(&setup, self.features, setup.base);
         let mut queue = DeviceQueue::new(&config, &self.memory)?;
         if let Some(log_addr) = setup.addresses.log_guest_addr {
@@ -442,7 +470,7 @@ impl Queues {
         };
         DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
         self.drop_ring(ring);
-        self.start_ring(ring, moved)
+        self.go_on(ring, moved)
     }
 
     /// The ring that had to be given up last in this session, and why.

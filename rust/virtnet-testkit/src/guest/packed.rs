@@ -83,8 +83,8 @@ impl PackedQueue {
         let device_event = guest.alloc(4, 4).0;
         guest.device_may_write(device_event..device_event + 4);
         for slot in 0..u64::from(size) {
-            // Length, id and flags; the address is not the device's to write.
-            guest.device_may_write(ring + 16 * slot + 8..ring + 16 * (slot + 1));
+            // Length, id and flags, and the address too: it means nothing in a used descriptor. Spec: virtio 1.4, 2.8.5.
+            guest.device_may_write(ring + 16 * slot..ring + 16 * (slot + 1));
         }
         let start = Place {
             slot: 0,

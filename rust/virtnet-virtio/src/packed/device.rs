@@ -8,10 +8,12 @@ use super::layout::{
     AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES,
     EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
+use super::recover;
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
 use crate::{
     Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
+    StartError,
 };
 
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
@@ -32,6 +34,8 @@ pub struct PackedDevice {
     held: u16,
     /// The first used descriptor of a batch, kept back until the batch is complete: a driver that polls sees all or nothing.
     first: Option<(u16, u64)>,
+    /// The word that is kept back stands in the address of another descriptor: see [`super::recover`].
+    first_is_noted: bool,
     /// Where `next_used` stood when the driver was last considered for a call; `None` after a start: notify in any case.
     signalled: Option<Position>,
     /// Region of the last buffer.
@@ -50,21 +54,25 @@ struct Logged {
 }
 
 impl PackedDevice {
+    /// Where to start on the ring that `config` describes, by its base and by what the descriptors say; see [`super::recover`].
+    ///
+    /// # Errors
+    /// [`StartError`] when the ring is not in memory, or neither it nor the base says where its last device had got to.
+    pub fn recover(config: &QueueConfig, memory: &GuestMemory) -> Result<u32, StartError> {
+        let desc = memory.table(config.desc_area, config.size.into())?;
+        let (_, next_used) = positions(config);
+        let here = recover::position(&desc, config.size, next_used);
+        let here = here.ok_or(StartError::Lost { base: config.base })?;
+        Ok(u32::from(here.bits()) | u32::from(here.bits()) << 16)
+    }
+
     /// Starts on the ring that `config` describes, from its base. Spec: virtio 1.4, 2.8.
     ///
     /// # Errors
     /// [`MemoryError`] when a ring area is not aligned or not wholly in memory.
     pub fn new(config: &QueueConfig, memory: &GuestMemory) -> Result<Self, MemoryError> {
         let [_, driver_align, device_align] = ALIGN;
-        let [a, b, c, d] = config.base.to_le_bytes();
-        let (avail, used) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
-        let next_avail = Position::from_bits(avail, config.size);
-        // DPDK's virtio-user gives a fresh ring 0x8000: the used half is left out, and equal.
-        let next_used = if config.base == 0x8000 {
-            Position::START
-        } else {
-            Position::from_bits(used, config.size)
-        };
+        let (next_avail, next_used) = positions(config);
         Ok(Self {
             desc: memory.table(config.desc_area, config.size.into())?,
             driver_event: memory.window(config.driver_area, EVENT_BYTES, driver_align)?,
@@ -77,6 +85,7 @@ impl PackedDevice {
             next_used,
             held: 0,
             first: None,
+            first_is_noted: false,
             signalled: None,
             hint: 0,
             last_taken: 0,
@@ -160,8 +169,21 @@ impl PackedDevice {
     #[inline]
     pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
         let (mut at, mut slots) = (self.next_used, 0);
-        for (entry, &len) in chains.entries().iter().skip(first).zip(lens) {
-            self.write_used(at, entry.id, len);
+        let mut used = chains.entries().iter().skip(first).zip(lens);
+        while !self.first_is_noted
+            && let Some((entry, &len)) = used.next()
+        {
+            self.write_used_noting(at, entry.slots, used_word(at, entry.id, len));
+            slots += entry.slots;
+            at = at.advance(entry.slots, self.size);
+        }
+        for (entry, &len) in used {
+            let rest = used_word(at, entry.id, len);
+            if entry.slots == 1 {
+                self.store_rest(at.slot, rest);
+            } else {
+                self.write_used_noting(at, entry.slots, rest);
+            }
             slots += entry.slots;
             at = at.advance(entry.slots, self.size);
         }
@@ -176,23 +198,39 @@ impl PackedDevice {
             // Spec: virtio 1.4, 2.8.7, In-order use of descriptors: the id of the last, in the place of the first.
             entries @ [.., last] if self.in_order => {
                 let slots = entries.iter().map(|entry| entry.slots).sum();
-                self.write_used(self.next_used, last.id, 0);
-                self.next_used = self.next_used.advance(slots, self.size);
+                let at = self.next_used;
+                self.write_used_noting(at, slots, used_word(at, last.id, 0));
+                self.next_used = at.advance(slots, self.size);
                 self.held -= slots;
             }
             entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
     }
 
-    #[inline]
-    fn write_used(&mut self, at: Position, id: u16, len: u32) {
-        let written = if len > 0 { DESC_WRITE } else { 0 };
-        let rest = word(len, id, at.used() | written);
-        if self.first.is_none() {
-            self.first = Some((at.slot, rest));
-        } else {
-            self.store_rest(at.slot, rest);
+    /// Marks `slots` slots from `at` on used, when they are of the first two chains of a batch or several, so that a device that comes
+    /// after this one can tell how far it got: see [`super::recover`]. What is noted stands where a used descriptor has nothing: in
+    /// its address, or in a slot that the driver passes over.
+    #[inline(never)]
+    fn write_used_noting(&mut self, at: Position, slots: u16, rest: u64) {
+        if slots > 1 {
+            let last = at.advance(slots - 1, self.size);
+            self.note(last.slot, rest);
+            self.store_rest(last.slot, last_word(last, slots, rest));
         }
+        let Some((_, first)) = self.first else {
+            self.first = Some((at.slot, rest));
+            self.first_is_noted = slots > 1;
+            return;
+        };
+        if !std::mem::replace(&mut self.first_is_noted, true) {
+            self.note(at.slot, first);
+        }
+        self.store_rest(at.slot, rest);
+    }
+
+    fn note(&self, slot: u16, rest: u64) {
+        self.desc
+            .store(slot.into(), Word::First, rest, Ordering::Relaxed);
     }
 
     /// Lets the driver see everything given back; whether it is to be called.
@@ -201,6 +239,7 @@ impl PackedDevice {
         let Some((slot, rest)) = self.first.take() else {
             return false;
         };
+        self.first_is_noted = false;
         self.store_rest(slot, rest);
         if let Some(log) = &self.log {
             self.log_used(log, slot);
@@ -407,4 +446,31 @@ impl PackedDevice {
         }
         Ok(total)
     }
+}
+
+/// Second word of a used descriptor at `at`.
+#[inline(always)]
+fn used_word(at: Position, id: u16, len: u32) -> u64 {
+    let written = if len > 0 { DESC_WRITE } else { 0 };
+    word(len, id, at.used() | written)
+}
+
+/// Second word of the last of `slots` slots that were used as a whole: how many, and the id in the first one's word.
+fn last_word(at: Position, slots: u16, first: u64) -> u64 {
+    let [.., a, b, _, _] = first.to_le_bytes();
+    word(u32::from(slots), u16::from_le_bytes([a, b]), at.used())
+}
+
+/// Where a queue is to go on reading, and writing.
+fn positions(config: &QueueConfig) -> (Position, Position) {
+    let [a, b, c, d] = config.base.to_le_bytes();
+    let (avail, used) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+    let next_avail = Position::from_bits(avail, config.size);
+    // DPDK's virtio-user gives a fresh ring 0x8000: the used half is left out, and equal.
+    let next_used = if config.base == 0x8000 {
+        Position::START
+    } else {
+        Position::from_bits(used, config.size)
+    };
+    (next_avail, next_used)
 }

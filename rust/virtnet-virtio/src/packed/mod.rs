@@ -3,6 +3,7 @@
 pub mod device;
 pub mod driver;
 pub mod layout;
+mod recover;
 
 pub use device::PackedDevice;
 pub use driver::PackedDriver;

@@ -13,5 +13,6 @@ mod logging;
 mod net;
 mod oracle;
 mod positions;
+mod recover;
 mod rings;
 mod support;
