@@ -9,6 +9,7 @@
 //!
 //! In a packet's way this is the step between a guest's rings and a burst.
 
+mod inflight;
 mod lanes;
 mod queues;
 mod rarp;

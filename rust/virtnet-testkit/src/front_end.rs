@@ -97,17 +97,32 @@ impl FrontEnd {
     /// When anything else comes, or nothing.
     #[track_caller]
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Vec<u8> {
+        let (payload, files) = self.ask_for_files(request, fds);
+        assert!(files.is_empty(), "an answer that carries descriptors");
+        payload
+    }
+
+    /// The same where the answer carries descriptors.
+    ///
+    /// # Panics
+    /// As [`Self::ask`].
+    #[track_caller]
+    pub fn ask_for_files(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> (Vec<u8>, Vec<OwnedFd>) {
         let mut bytes = Vec::new();
         request.encode(request.kind().reply() == Reply::Ack, &mut bytes);
         assert!(self.send_bytes(&bytes, fds), "the back-end has gone");
-        let (header, payload) = self.answer();
+        let (header, payload, files) = self.answer();
         assert_eq!(
             (header.request, header.flags),
             (request.kind().code(), 5),
             "the answer to {}",
             request.kind().name()
         );
-        payload
+        (payload, files)
     }
 
     /// Sends a request and waits for the acknowledgement; whether it was carried out.
@@ -160,28 +175,27 @@ impl FrontEnd {
 
     /// Waits for the next whole message.
     #[track_caller]
-    fn answer(&self) -> (Header, Vec<u8>) {
-        let header = self.receive(MESSAGE_HEADER_LEN);
+    fn answer(&self) -> (Header, Vec<u8>, Vec<OwnedFd>) {
+        let mut files = Vec::new();
+        let header = self.receive(MESSAGE_HEADER_LEN, &mut files);
         let header = Header::from_bytes(header.try_into().expect("as long as was asked for"));
         let size = usize::try_from(header.size).unwrap_or(usize::MAX);
         assert!(size <= 4096, "an answer of {size} bytes");
-        (header, self.receive(size))
+        (header, self.receive(size, &mut files), files)
     }
 
     #[track_caller]
-    fn receive(&self, len: usize) -> Vec<u8> {
+    fn receive(&self, len: usize, files: &mut Vec<OwnedFd>) -> Vec<u8> {
         let mut bytes = vec![0; len];
         let mut at = 0;
         let whole = poll(|| {
             while at < len {
-                let mut fds = Vec::new();
-                match self.stream.recv(&mut bytes[at..], &mut fds) {
+                match self.stream.recv(&mut bytes[at..], files) {
                     Ok(0) => panic!("the back-end has ended the connection"),
                     Ok(count) => at += count,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
                     Err(error) => panic!("{error}"),
                 }
-                assert!(fds.is_empty(), "no answer carries descriptors");
             }
             Some(())
         });
@@ -291,6 +305,7 @@ impl FakeVm {
             | ProtocolFeatures::LOG_SHMFD
             | ProtocolFeatures::RARP
             | ProtocolFeatures::REPLY_ACK
+            | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let front_end = &self.front_end;
         front_end.tell(&Request::SetOwner, &[]);

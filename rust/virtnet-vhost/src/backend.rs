@@ -6,7 +6,7 @@
 //!
 //! An error ends the connection. The device is told once, and the owner drops the back-end and listens again.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use virtnet_sys::{EventFd, PeerCredentials, Stream};
@@ -14,8 +14,8 @@ use virtnet_sys::{EventFd, PeerCredentials, Stream};
 use crate::connection::{Connection, Message};
 use crate::error::{Refusal, SessionError};
 use crate::message::{Request, RequestKind, encode_reply};
-use crate::payload::{Config, LogArea, MemoryRegion, Payload, VringState};
-use crate::regions::{LogFile, Region};
+use crate::payload::{Config, InflightArea, LogArea, MemoryRegion, Payload, VringState};
+use crate::regions::{InflightFile, LogFile, Region};
 use crate::ring_state::RingState;
 use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup};
 
@@ -61,6 +61,23 @@ pub trait BackendDevice {
     /// # Errors
     /// It cannot be mapped; writes are logged as they were.
     fn set_log(&mut self, log: LogFile) -> Result<(), DeviceError>;
+
+    /// Makes an empty record of buffers in flight, for as many rings and descriptors as `area` says. It is not used before the
+    /// front-end hands it back.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    fn make_inflight(&mut self, _area: InflightArea) -> Result<InflightFile, DeviceError> {
+        Err("this device does not record what is in flight".into())
+    }
+
+    /// Rings that start from now on record in this file what is in flight, and begin with what it says.
+    ///
+    /// # Errors
+    /// It cannot be mapped, or is too short for as many rings and descriptors.
+    fn set_inflight(&mut self, _record: InflightFile) -> Result<(), DeviceError> {
+        Err("this device does not record what is in flight".into())
+    }
 
     /// Begins to use a ring; what is available is processed at once, kicked or not.
     ///
@@ -305,6 +322,7 @@ impl Backend {
             Reaction::Base(state) => self.reply(code, &state),
             Reaction::Config(config) => self.reply(code, &config),
             Reaction::Log(area) => self.reply(code, &area),
+            Reaction::Inflight(record) => self.reply_with(code, &record.area, vec![record.file]),
             Reaction::Nothing => self.reply(code, &()),
             Reaction::Ack if header.needs_reply() && self.session.acknowledges() => {
                 self.reply(code, &u64::from(refused))
@@ -383,6 +401,13 @@ impl Backend {
             }
             // Some front-ends take any answer, one only what it has said itself.
             Answer::Log(area) => Reaction::Log(area),
+            Answer::Inflight(area) => match device.make_inflight(area) {
+                Ok(record) => Reaction::Inflight(record),
+                Err(source) => {
+                    let request = name;
+                    return Ok(Err(Refusal::Device { request, source }));
+                }
+            },
         };
         let reservation = step.reservation.take();
         self.session.commit(step);
@@ -393,9 +418,18 @@ impl Backend {
     }
 
     fn reply(&mut self, code: u32, payload: &impl Payload) -> Result<(), SessionError> {
+        self.reply_with(code, payload, Vec::new())
+    }
+
+    fn reply_with(
+        &mut self,
+        code: u32,
+        payload: &impl Payload,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), SessionError> {
         let mut bytes = Vec::new();
         encode_reply(code, payload, &mut bytes);
-        self.connection.send(bytes, Vec::new())
+        self.connection.send(bytes, fds)
     }
 
     fn end_on_error(
@@ -435,6 +469,7 @@ enum Reaction {
     Base(VringState),
     Config(Config),
     Log(LogArea),
+    Inflight(InflightFile),
     Nothing,
 }
 
@@ -446,6 +481,7 @@ fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError
         Action::AddMemory(region) => device.add_memory(region),
         Action::RemoveMemory(region) => device.remove_memory(region),
         Action::SetLog(log) => device.set_log(log),
+        Action::SetInflight(record) => device.set_inflight(record),
         Action::StartRing(ring, setup) => device.start_ring(ring, setup),
         Action::StopRing(ring) => device.stop_ring(ring).map(drop),
         Action::EnableRing(ring, enabled) => {

@@ -69,6 +69,9 @@ impl ProtocolFeatures {
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
         .union(Self::CONFIG)
+        .union(Self::INFLIGHT_SHMFD)
+        .union(Self::GET_VRING_BASE_INFLIGHT)
+        .union(Self::GET_VRING_BASE_SKIP_DRAIN)
         .union(Self::RESET_DEVICE)
         .union(Self::CONFIGURE_MEM_SLOTS)
         .union(Self::STATUS);

@@ -29,7 +29,7 @@ pub use features::ProtocolFeatures;
 pub use front_session::{FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, Offered};
 pub use frontend::Frontend;
 pub use probe::probe;
-pub use regions::{LogFile, MAX_SLOTS, MAX_TABLE_REGIONS, Region};
+pub use regions::{InflightFile, LogFile, MAX_SLOTS, MAX_TABLE_REGIONS, Region};
 pub use ring_state::{RingAccess, RingState};
 pub use session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup, Step};
 pub use virtnet_sys::Fault;

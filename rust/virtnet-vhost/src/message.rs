@@ -268,6 +268,7 @@ requests! {
     42 SET_DEVICE_STATE_FD   SetDeviceStateFd(DeviceState),     Pipe, Own, Any, [DEVICE_STATE], "Save or load the device's state.";
     43 CHECK_DEVICE_STATE    CheckDeviceState,                  None, Own, Any, [DEVICE_STATE], "Did that work?";
     44 GET_SHMEM_CONFIG      GetShmemConfig,                    None, Own, Any, [SHMEM], "Which shared memory regions are there?";
+    45 GET_VRING_BASE_SKIP_DRAIN GetVringBaseSkipDrain(VringState), None, Own, Any, [INFLIGHT_SHMFD GET_VRING_BASE_INFLIGHT GET_VRING_BASE_SKIP_DRAIN], "Stop a ring at once; where did it stop?";
     }
 }
 
@@ -303,6 +304,7 @@ impl Request {
             Self::SetVringNum(state)
             | Self::SetVringBase(state)
             | Self::GetVringBase(state)
+            | Self::GetVringBaseSkipDrain(state)
             | Self::SetVringEnable(state)
             | Self::SetVringEndian(state)
             | Self::VringKick(state) => Some(state.index.into()),
@@ -389,10 +391,10 @@ mod tests {
         }
         assert_eq!(
             (RequestKind::ALL.len(), BackRequestKind::ALL.len()),
-            (44, 10)
+            (45, 10)
         );
         assert_eq!(
-            (RequestKind::from_code(0), RequestKind::from_code(45)),
+            (RequestKind::from_code(0), RequestKind::from_code(46)),
             (None, None)
         );
     }

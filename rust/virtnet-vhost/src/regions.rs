@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::error::Refusal;
-use crate::payload::{LogArea, MemoryRegion};
+use crate::payload::{InflightArea, LogArea, MemoryRegion};
 
 /// The most regions one SET_MEM_TABLE carries.
 pub const MAX_TABLE_REGIONS: usize = 8;
@@ -28,6 +28,15 @@ pub struct Region {
 pub struct LogFile {
     /// Which part of the file it is.
     pub area: LogArea,
+    /// The file.
+    pub file: OwnedFd,
+}
+
+/// A record of buffers in flight and the file it lies in.
+#[derive(Debug)]
+pub struct InflightFile {
+    /// Which part of the file it is, and which rings it is for.
+    pub area: InflightArea,
     /// The file.
     pub file: OwnedFd,
 }

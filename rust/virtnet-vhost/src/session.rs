@@ -25,8 +25,10 @@ use crate::bits;
 use crate::error::Refusal;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind, When};
-use crate::payload::{Config, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState};
-use crate::regions::{LogFile, MAX_SLOTS, Region, Regions};
+use crate::payload::{
+    Config, InflightArea, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState,
+};
+use crate::regions::{InflightFile, LogFile, MAX_SLOTS, Region, Regions};
 use crate::ring_state::RingState;
 
 pub use state::{RingAddresses, RingSetup};
@@ -287,6 +289,16 @@ impl BackendSession {
                 step.next.log_event = first_event(name, fds)?;
             }
 
+            Request::GetInflightFd(area) => {
+                self.check_inflight(name, *area)?;
+                step.answer = Answer::Inflight(*area);
+            }
+            Request::SetInflightFd(area) => {
+                self.check_inflight(name, *area)?;
+                let record = |file| Action::SetInflight(InflightFile { area: *area, file });
+                step.actions.extend(fds.into_iter().map(record));
+            }
+
             Request::SetVringNum(VringState { num, .. }) => {
                 step.next.rings[ring].size = Some(self.ring_size(*num)?);
                 step.start_named(name, ring)?;
@@ -326,7 +338,8 @@ impl BackendSession {
                 step.next.rings[ring].state.enabled = *num == 1;
                 step.if_running(ring, Action::EnableRing(ring, *num == 1));
             }
-            Request::GetVringBase(_) => {
+            // Nothing is ever in flight between two bursts, so nothing has to be waited for either way.
+            Request::GetVringBase(_) | Request::GetVringBaseSkipDrain(_) => {
                 step.answer = Answer::Base(ring);
                 step.stop(ring);
             }
@@ -411,6 +424,20 @@ impl BackendSession {
             (1..=MAX_RING_SIZE).contains(&num) && (!self.state.is_split() || num.is_power_of_two());
         let size = u16::try_from(num).ok().filter(|_| possible);
         size.ok_or_else(|| value("SET_VRING_NUM", "the size of a ring", num, expected))
+    }
+
+    /// Checks for which rings a record of buffers in flight is.
+    fn check_inflight(&self, request: &'static str, area: InflightArea) -> Result<(), Refusal> {
+        let refused =
+            |what, found: u16, expected| Err(value(request, what, found.into(), expected));
+        if !(1..=self.state.rings.len()).contains(&area.num_queues.into()) {
+            let expected = "one to as many as the device has";
+            return refused("the number of queues", area.num_queues, expected);
+        }
+        if self.ring_size(area.queue_size.into()).is_err() {
+            return refused("the size of a queue", area.queue_size, "that of a ring");
+        }
+        Ok(())
     }
 
     fn set_addresses(

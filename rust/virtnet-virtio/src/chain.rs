@@ -154,6 +154,13 @@ impl Chains {
         &self.entries[..self.n.min(CHAINS_MAX)]
     }
 
+    /// The same of the last `n` chains.
+    #[inline]
+    pub(crate) fn last(&self, n: usize) -> &[Entry] {
+        let entries = self.entries();
+        &entries[entries.len().saturating_sub(n)..]
+    }
+
     /// Appends a chain of one buffer.
     #[inline(always)]
     pub(crate) fn push_one(&mut self, id: u16, slots: u16, one: Segment) {

@@ -103,4 +103,9 @@ pub enum StartError {
         /// What the front-end gave.
         base: u32,
     },
+    /// The record of buffers in flight makes no sense.
+    #[error(
+        "the record of buffers in flight cannot be used: {0}; the front-end has to ask for another"
+    )]
+    Record(&'static str),
 }

@@ -15,6 +15,7 @@ mod chain;
 mod error;
 pub mod features;
 mod ids;
+pub mod inflight;
 pub mod net;
 pub mod notify;
 pub mod packed;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, UserAddr};
+use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, UserAddr, Window};
 
 use crate::packed::{PackedDevice, PackedDriver};
 use crate::split::{SplitDevice, SplitDriver};
@@ -157,6 +157,23 @@ impl DeviceQueue {
             RingFormat::Split => Ok(config.base),
             RingFormat::Packed => PackedDevice::recover(config, memory),
         }
+    }
+
+    /// Starts a queue and goes on recording what is in flight in `record`, whose first [`region_bytes`](crate::inflight::region_bytes)
+    /// are looked at. What was in flight when the device before this one was killed comes first, and the base is that of the record
+    /// where it has one.
+    ///
+    /// # Errors
+    /// [`StartError`] as of [`Self::recover`], and when the record makes no sense.
+    pub fn resume(
+        config: &QueueConfig,
+        memory: &GuestMemory,
+        record: &Window,
+    ) -> Result<Self, StartError> {
+        Ok(match RingFormat::of(config.features) {
+            RingFormat::Split => Self::Split(SplitDevice::resume(config, memory, record)?),
+            RingFormat::Packed => Self::Packed(PackedDevice::resume(config, memory, record)?),
+        })
     }
 
     /// Takes up to `max` chains; see [`SplitDevice::take`].

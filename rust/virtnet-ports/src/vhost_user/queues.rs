@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtnet_mem::{GuestAddr, GuestMemory, Region, losses};
+use virtnet_mem::{GuestAddr, GuestMemory, Region, Window, losses};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
@@ -75,6 +75,8 @@ struct Pair {
 struct Ring<Q> {
     queue: Q,
     setup: RingSetup,
+    /// Where it records what is in flight.
+    record: Option<Window>,
     /// Sent to, and not published yet.
     dirty: bool,
 }
@@ -320,9 +322,10 @@ impl Queues {
             };
             let config = queue_config(&setup, self.features, setup.base);
             if DeviceQueue::new(&config, &self.memory).is_ok() {
+                let record = self.record(ring);
                 self.drop_ring(ring);
                 // It has just been found to be possible.
-                drop(self.go_on(ring, setup));
+                drop(self.go_on(ring, setup, record));
             } else {
                 self.give_up(ring, Broken::Memory);
             }
@@ -334,16 +337,21 @@ impl Queues {
         &mut self,
         ring: usize,
         mut setup: RingSetup,
+        record: Option<Window>,
     ) -> Result<(), DeviceError> {
         let format = RingFormat::of(self.features);
         if !QueueConfig::size_is_valid(setup.size.into(), format) {
             return Err(format!("a {format} ring cannot have {} entries", setup.size).into());
         }
         let config = queue_config(&setup, self.features, setup.base);
-        setup.base = match DeviceQueue::recover(&config, &self.memory) {
+        let start = match &record {
+            Some(record) => DeviceQueue::resume(&config, &self.memory, record).map(|q| q.base()),
+            None => DeviceQueue::recover(&config, &self.memory),
+        };
+        setup.base = match start {
             Ok(base) => base,
             Err(error) => {
-                if let StartError::Lost { .. } = error {
+                if !matches!(error, StartError::Memory(_)) {
                     self.needs_reset.store(true, Ordering::Relaxed);
                     // An eventfd that cannot be written is its owner's loss.
                     drop(setup.err.map(|err| err.signal()));
@@ -354,16 +362,24 @@ impl Queues {
         let first_call = (setup.base != format.fresh_base())
             .then(|| setup.call.clone())
             .flatten();
-        self.go_on(ring, setup)?;
+        self.go_on(ring, setup, record)?;
         // What was used before may not have reached anyone.
         call(first_call.as_deref(), &mut self.counters);
         Ok(())
     }
 
     /// Starts a ring exactly where its base says.
-    fn go_on(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+    fn go_on(
+        &mut self,
+        ring: usize,
+        setup: RingSetup,
+        record: Option<Window>,
+    ) -> Result<(), DeviceError> {
         let config = queue_config(&setup, self.features, setup.base);
-        let mut queue = DeviceQueue::new(&config, &self.memory)?;
+        let mut queue = match &record {
+            Some(record) => DeviceQueue::resume(&config, &self.memory, record)?,
+            None => DeviceQueue::new(&config, &self.memory)?,
+        };
         if let Some(log_addr) = setup.addresses.log_guest_addr {
             queue.log_to(&self.memory, &config, GuestAddr(log_addr));
         }
@@ -381,12 +397,14 @@ impl Queues {
             pair.receive = Some(Ring {
                 queue: ReceiveQueue::new(queue, self.features),
                 setup,
+                record,
                 dirty: false,
             });
         } else {
             pair.transmit = Some(Ring {
                 queue: TransmitQueue::new(queue, self.features),
                 setup,
+                record,
                 dirty: false,
             });
         }
@@ -469,8 +487,9 @@ impl Queues {
             ..setup.clone()
         };
         DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
+        let record = self.record(ring);
         self.drop_ring(ring);
-        self.go_on(ring, moved)
+        self.go_on(ring, moved, record)
     }
 
     /// The ring that had to be given up last in this session, and why.
@@ -604,6 +623,15 @@ impl Queues {
             pair.receive.as_ref().map(|ring| ring.queue.queue().base())
         } else {
             pair.transmit.as_ref().map(|ring| ring.queue.queue().base())
+        }
+    }
+
+    fn record(&self, ring: usize) -> Option<Window> {
+        let pair = self.pairs.get(ring / 2)?;
+        if ring.is_multiple_of(2) {
+            pair.receive.as_ref()?.record.clone()
+        } else {
+            pair.transmit.as_ref()?.record.clone()
         }
     }
 

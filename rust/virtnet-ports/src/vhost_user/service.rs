@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr, arm_guard, losses};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
-use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::payload::{InflightArea, MemoryRegion};
 use virtnet_vhost::{
-    Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, Refusal, RingAddresses,
-    RingSetup, SessionError,
+    Backend, BackendDevice, DeviceError, InflightFile, LogFile, Offer, ProtocolFeatures, Refusal,
+    RingAddresses, RingSetup, SessionError,
 };
-use virtnet_virtio::Features;
+use virtnet_virtio::{Features, RingFormat};
 
+use super::inflight::Record;
 use super::lanes::Lanes;
 use super::queues::Queues;
 use super::{VhostUserOptions, format_name};
@@ -255,6 +256,9 @@ impl BackendService {
             | ProtocolFeatures::MTU
             | ProtocolFeatures::STATUS
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | ProtocolFeatures::INFLIGHT_SHMFD
+            | ProtocolFeatures::GET_VRING_BASE_INFLIGHT
+            | ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN
             | ProtocolFeatures::RESET_DEVICE;
         let peer_pid = stream.peer().ok().map(|peer| peer.pid);
         let mut offer = Offer::new(
@@ -272,6 +276,8 @@ impl BackendService {
             log: None,
             logging: false,
             events: self.events.clone(),
+            format: RingFormat::Split,
+            record: None,
         };
         self.events.record(What::Connected {
             peer: Peer::FrontEnd,
@@ -444,6 +450,10 @@ struct Device {
     log: Option<Arc<DirtyLog>>,
     logging: bool,
     events: EventLog,
+    /// Which format the features say.
+    format: RingFormat,
+    /// Where rings record what is in flight, where the front-end wants that.
+    record: Option<Record>,
 }
 
 impl Device {
@@ -495,6 +505,7 @@ impl BackendDevice for Device {
         let features = Features::from_bits_retain(features);
         self.lanes
             .run_all(move |queues| queues.set_features(features))?;
+        self.format = RingFormat::of(features);
         let logging = features.contains(Features::LOG_ALL);
         if std::mem::replace(&mut self.logging, logging) != logging && self.log.is_some() {
             self.install_again()?;
@@ -537,6 +548,15 @@ impl BackendDevice for Device {
         Ok(())
     }
 
+    fn make_inflight(&mut self, area: InflightArea) -> Result<InflightFile, DeviceError> {
+        Record::make(area, self.format)
+    }
+
+    fn set_inflight(&mut self, record: InflightFile) -> Result<(), DeviceError> {
+        self.record = Some(Record::map(record)?);
+        Ok(())
+    }
+
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
         let started = What::RingStarted {
             ring,
@@ -544,8 +564,13 @@ impl BackendDevice for Device {
             base: setup.base,
             enabled: setup.enabled,
         };
-        self.lanes
-            .run(ring, move |queues, ring| queues.start_ring(ring, setup))??;
+        let record = match &self.record {
+            Some(record) => record.window(ring, setup.size, self.format)?,
+            None => None,
+        };
+        self.lanes.run(ring, move |queues, ring| {
+            queues.start_ring(ring, setup, record)
+        })??;
         self.reached = self.reached.max(Step::Rings);
         self.events.record(started);
         Ok(())
@@ -612,6 +637,7 @@ impl BackendDevice for Device {
         self.regions.clear();
         self.log = None;
         self.logging = false;
+        self.record = None;
         // When the worker does not answer in time the change waits for it all the same.
         self.lanes.post_all(Queues::stop_all);
     }

@@ -8,8 +8,8 @@ use super::state::{RingAddresses, RingSetup, State, check_alignment};
 use super::value;
 use crate::bits;
 use crate::error::Refusal;
-use crate::payload::{Config, LogArea, MemoryRegion};
-use crate::regions::{LogFile, Region};
+use crate::payload::{Config, InflightArea, LogArea, MemoryRegion};
+use crate::regions::{InflightFile, LogFile, Region};
 
 /// What a device has to do because of a request.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub enum Action {
     RemoveMemory(MemoryRegion),
     /// Pages that are written are marked here, as long as the features say that they are.
     SetLog(LogFile),
+    /// Rings that start from now on record here what is in flight.
+    SetInflight(InflightFile),
     /// Begin to use a ring.
     StartRing(usize, RingSetup),
     /// Stop using a ring, and say where.
@@ -63,6 +65,8 @@ pub enum Answer {
     Config(Config),
     /// The dirty log, as it was told.
     Log(LogArea),
+    /// A new record of buffers in flight, for so many rings of so many descriptors.
+    Inflight(InflightArea),
 }
 
 /// What follows from a request.

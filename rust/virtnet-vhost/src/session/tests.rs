@@ -2,7 +2,7 @@ use std::fs::File;
 
 use super::*;
 use crate::message::RequestKind;
-use crate::payload::{LogArea, MemoryRegion, VringAddresses};
+use crate::payload::{InflightArea, LogArea, MemoryRegion, VringAddresses};
 
 const VERSION_1: u64 = 1 << 32;
 const PACKED: u64 = bits::RING_PACKED;
@@ -104,6 +104,13 @@ fn at(phase: usize) -> BackendSession {
     session
 }
 
+const INFLIGHT: InflightArea = InflightArea {
+    mmap_size: 8192,
+    mmap_offset: 0,
+    num_queues: 2,
+    queue_size: 128,
+};
+
 /// A request that is right in itself.
 fn sample(kind: RequestKind) -> Request {
     let elsewhere = MemoryRegion {
@@ -134,6 +141,8 @@ fn sample(kind: RequestKind) -> Request {
         RequestKind::GetConfig => Request::GetConfig(config),
         RequestKind::SetConfig => Request::SetConfig(config),
         RequestKind::SetLogBase => Request::SetLogBase(LogArea::default()),
+        RequestKind::GetInflightFd => Request::GetInflightFd(INFLIGHT),
+        RequestKind::SetInflightFd => Request::SetInflightFd(INFLIGHT),
         kind => {
             let zeros = (0..=64).find_map(|length| Request::decode(kind, &vec![0; length]));
             zeros.unwrap_or_else(|| panic!("{kind:?} needs a sample"))
@@ -174,8 +183,8 @@ const ORDER: &str = "
     POSTCOPY_ADVISE          no     no    no     no
     POSTCOPY_LISTEN          no     no    no     no
     POSTCOPY_END             no     no    no     no
-    GET_INFLIGHT_FD          no     no    no     no
-    SET_INFLIGHT_FD          no     no    no     no
+    GET_INFLIGHT_FD          no    yes   yes    yes
+    SET_INFLIGHT_FD          no    yes   yes    yes
     GPU_SET_SOCKET           no     no    no     no
     RESET_DEVICE             no    yes   yes    yes
     VRING_KICK               no     no    no     no
@@ -188,6 +197,7 @@ const ORDER: &str = "
     SET_DEVICE_STATE_FD      no     no    no     no
     CHECK_DEVICE_STATE       no     no    no     no
     GET_SHMEM_CONFIG         no     no    no     no
+    GET_VRING_BASE_SKIP_DRAIN no   yes   yes    yes
 ";
 
 #[test]
@@ -900,4 +910,29 @@ fn tb39_tb42_refused_memory_leaves_the_old_one() {
     tell(&mut session, Request::SetMemTable(overlapping)).unwrap_err();
     tell(&mut session, Request::AddMemReg(SingleRegion(MEMORY))).unwrap_err();
     assert_eq!(actions(&mut session, kick()), ["StartRing"]);
+}
+
+#[test]
+fn tb71_a_record_of_buffers_in_flight_is_for_rings_that_can_be() {
+    let wrong = |num_queues, queue_size| InflightArea {
+        num_queues,
+        queue_size,
+        ..INFLIGHT
+    };
+    for area in [
+        wrong(0, 128),
+        wrong(3, 128),
+        wrong(u16::MAX, 128),
+        wrong(2, 0),
+        wrong(2, 100),
+        wrong(2, 32_769),
+    ] {
+        let mut session = at(1);
+        for request in [Request::GetInflightFd(area), Request::SetInflightFd(area)] {
+            let refused = tell(&mut session, request);
+            assert!(matches!(refused, Err(Refusal::Value { .. })), "{area:?}");
+        }
+    }
+    let (names, answer) = tell(&mut at(1), Request::GetInflightFd(INFLIGHT)).unwrap();
+    assert_eq!((names.len(), answer), (0, Answer::Inflight(INFLIGHT)));
 }

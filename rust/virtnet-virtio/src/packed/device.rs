@@ -9,6 +9,7 @@ use super::layout::{
     EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use super::recover;
+use crate::inflight::PackedRecord;
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
 use crate::{
@@ -44,6 +45,8 @@ pub struct PackedDevice {
     last_taken: usize,
     /// What is written to, while that is logged.
     log: Option<Logged>,
+    /// What is in flight, where that is recorded.
+    record: Option<Box<PackedRecord>>,
 }
 
 /// The descriptor ring and the device event suppression, as areas whose writes are logged.
@@ -64,6 +67,26 @@ impl PackedDevice {
         let here = recover::position(&desc, config.size, next_used);
         let here = here.ok_or(StartError::Lost { base: config.base })?;
         Ok(u32::from(here.bits()) | u32::from(here.bits()) << 16)
+    }
+
+    /// Starts with a record of what is in flight, which comes first; see [`crate::DeviceQueue::resume`].
+    ///
+    /// # Errors
+    /// [`StartError`] as of [`Self::recover`], and when the record makes no sense.
+    pub fn resume(
+        config: &QueueConfig,
+        memory: &GuestMemory,
+        record: &Window,
+    ) -> Result<Self, StartError> {
+        let desc = memory.table(config.desc_area, config.size.into())?;
+        let base = match PackedRecord::open(record, &desc, config.size)? {
+            Some(here) => u32::from(here.bits()) | u32::from(here.bits()) << 16,
+            None => Self::recover(config, memory)?,
+        };
+        let mut queue = Self::new(&QueueConfig { base, ..*config }, memory)?;
+        let record = PackedRecord::begin(record.clone(), config.size, queue.next_used);
+        queue.record = Some(Box::new(record));
+        Ok(queue)
     }
 
     /// Starts on the ring that `config` describes, from its base. Spec: virtio 1.4, 2.8.
@@ -90,6 +113,7 @@ impl PackedDevice {
             hint: 0,
             last_taken: 0,
             log: None,
+            record: None,
         })
     }
 
@@ -140,6 +164,10 @@ impl PackedDevice {
             }
             n += 1;
         }
+        if let Some(record) = &mut self.record {
+            let slots = chains.last(n).iter().map(|entry| entry.slots);
+            record.take(&self.desc, self.next_avail, slots);
+        }
         (self.next_avail, self.held, self.hint, self.last_taken) = (at, held, hint, n);
         Ok(n)
     }
@@ -160,6 +188,9 @@ impl PackedDevice {
 
     /// Puts the last `n` chains back as if they had not been taken.
     pub fn untake(&mut self, n: usize, chains: &mut Chains) {
+        if let Some(record) = &mut self.record {
+            record.untake(n.min(chains.len()));
+        }
         let slots = chains.pop(n);
         self.held -= slots;
         self.next_avail = self.next_avail.back(slots, self.size);
@@ -189,6 +220,9 @@ impl PackedDevice {
         }
         self.next_used = at;
         self.held -= slots;
+        if let Some(record) = &mut self.record {
+            record.give(lens.len().min(chains.len().saturating_sub(first)));
+        }
     }
 
     /// Marks all chains used with nothing written: one used descriptor says it for all where the driver expects that.
@@ -202,6 +236,9 @@ impl PackedDevice {
                 self.write_used_noting(at, slots, used_word(at, last.id, 0));
                 self.next_used = at.advance(slots, self.size);
                 self.held -= slots;
+                if let Some(record) = &mut self.record {
+                    record.give(entries.len());
+                }
             }
             entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
@@ -240,7 +277,13 @@ impl PackedDevice {
             return false;
         };
         self.first_is_noted = false;
+        if let Some(record) = &mut self.record {
+            record.before_publish(self.next_used);
+        }
         self.store_rest(slot, rest);
+        if let Some(record) = &mut self.record {
+            record.after_publish(self.next_used);
+        }
         if let Some(log) = &self.log {
             self.log_used(log, slot);
         }

@@ -27,7 +27,7 @@ use std::sync::atomic::Ordering;
 
 use virtnet_mem::{Table, Word};
 
-use super::layout::{DESC_AVAIL, DESC_NEXT, DESC_USED, DESC_WRITE, Position};
+use super::layout::{DESC_AVAIL, DESC_NEXT, DESC_USED, DESC_WRITE, Position, word};
 
 /// How often each slot may be looked at: a few times are enough, and a driver may have made a ring up that looks like many places.
 const LOOKS: u32 = 64;
@@ -221,13 +221,20 @@ impl Ring {
             let is_its = id(word) == id(self.at(from, id_at).1);
             (is_whole && is_its).then_some((at.slot, word))
         };
-        // The batch begins with what takes several slots and is marked at its last, or with one slot.
-        let mut k = match ready {
-            _ if self.is_last_of(from, ready, ready + 1) => ready + 1,
-            1 => 1,
-            _ => return None,
+        // The batch begins with what takes several slots and is marked at its last, or with one slot. Behind that there may be what
+        // takes several and is marked at its last only; its own word stands there, and that of a buffer that was read is known.
+        let (mut k, first) = if self.is_last_of(from, ready, ready + 1) {
+            (ready + 1, noted(ready, 0, ready)?)
+        } else if ready == 1 {
+            (1, noted(1, 0, 0)?)
+        } else if self.is_last_of(from, ready, ready) {
+            let (_, next) = noted(ready, 1, ready)?;
+            let id = id(self.at(from, 0).1);
+            let read = flags(next) & DESC_WRITE == 0;
+            (1, read.then(|| (from.slot, word(0, id, from.used())))?)
+        } else {
+            return None;
         };
-        let first = noted(ready, 0, if k == 1 { 0 } else { ready })?;
         // All that is new belongs to it.
         let end = (ready..self.size)
             .rev()

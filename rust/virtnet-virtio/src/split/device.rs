@@ -8,9 +8,12 @@ use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_NO_NOTIFY, avail_bytes, used_bytes,
 };
+use crate::chain::Entry;
+use crate::inflight::SplitRecord;
 use crate::notify::need_event;
 use crate::{
     Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
+    StartError,
 };
 
 /// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
@@ -38,6 +41,11 @@ pub struct SplitDevice {
     hint: u32,
     /// The used ring, while what is written to it is logged.
     log: Option<LoggedArea>,
+    /// What is in flight, where that is recorded.
+    record: Option<Box<SplitRecord>>,
+    /// What another device had taken and not given back, out of the ring's order: the heads up to index `again_end`.
+    again: Box<[u16]>,
+    again_end: u16,
 }
 
 impl SplitDevice {
@@ -77,7 +85,36 @@ impl SplitDevice {
             signalled: None,
             hint: 0,
             log: None,
+            record: None,
+            again: Box::default(),
+            again_end: 0,
         })
+    }
+
+    /// The same with a record of what is in flight, which comes first; see [`crate::DeviceQueue::resume`].
+    ///
+    /// # Errors
+    /// [`StartError`] when a ring area is not in memory, or the record makes no sense.
+    pub fn resume(
+        config: &QueueConfig,
+        memory: &GuestMemory,
+        record: &Window,
+    ) -> Result<Self, StartError> {
+        let mut queue = Self::new(config, memory)?;
+        let (record, heads) = SplitRecord::open(record.clone(), queue.size, queue.next_used)?;
+        queue.record = Some(Box::new(record));
+        let count = u16::try_from(heads.len()).unwrap_or(u16::MAX);
+        let available = queue.avail.load_u16(INDEX, Ordering::Acquire);
+        if count > available.wrapping_sub(queue.next_used) {
+            return Err(StartError::Record("more is in flight than was available"));
+        }
+        // Mostly they are what comes next anyway.
+        let next = |k: u16| queue.head(queue.next_used.wrapping_add(k));
+        if !(0..count).map(next).eq(heads.iter().copied()) {
+            queue.again = heads.into();
+            queue.again_end = queue.next_used.wrapping_add(count);
+        }
+        Ok(queue)
     }
 
     /// Logs from now on what is written to the used ring.
@@ -98,6 +135,11 @@ impl SplitDevice {
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
+        if !self.again.is_empty()
+            && let n @ 1.. = self.take_again(memory, access, max, chains)
+        {
+            return Ok(n);
+        }
         let mut pending = usize::from(self.seen_avail.wrapping_sub(self.next_avail));
         if pending < max {
             let found = self.avail.load_u16(INDEX, Ordering::Acquire);
@@ -139,13 +181,57 @@ impl SplitDevice {
             }
         }
         (self.next_avail, self.hint) = (at, hint);
+        if let Some(record) = &mut self.record {
+            record.take(chains.last(n).iter().map(|entry| entry.id));
+        }
         Ok(n)
+    }
+
+    /// Takes what was in flight when another device was killed, while there is some; how many.
+    #[cold]
+    fn take_again(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+    ) -> usize {
+        let left = usize::from(self.again_end.wrapping_sub(self.next_avail));
+        if left > self.again.len() || left == 0 {
+            if self.published == self.next_avail {
+                self.again = Box::default();
+            }
+            return 0;
+        }
+        let heads = &self.again[self.again.len() - left..][..left.min(max)];
+        for &head in heads {
+            self.walk(memory, access, head, self.descriptor(head), chains);
+        }
+        let n = heads.len();
+        self.next_avail = self
+            .again_end
+            .wrapping_sub(u16::try_from(left - n).unwrap_or(0));
+        // What comes behind them has not been looked at.
+        self.seen_avail = self.next_avail;
+        n
+    }
+
+    /// The head at index `at` of the available ring.
+    fn head(&self, at: u16) -> u16 {
+        let slot = usize::from(at & self.mask);
+        self.avail.load_u16(ENTRIES + 2 * slot, Ordering::Relaxed)
     }
 
     /// Puts the last `n` chains back as if they had not been taken.
     pub fn untake(&mut self, n: usize, chains: &mut Chains) {
+        if let Some(record) = &mut self.record {
+            record.untake(chains.last(n).iter().map(|entry| entry.id));
+        }
         let slots = chains.pop(n);
         self.next_avail = self.next_avail.wrapping_sub(slots);
+        if !self.again.is_empty() {
+            self.seen_avail = self.next_avail;
+        }
     }
 
     /// Marks chains from the `first` on used, each with so many bytes written. The driver sees them after [`Self::publish`].
@@ -157,6 +243,10 @@ impl SplitDevice {
             at = at.wrapping_add(1);
         }
         self.next_used = at;
+        self.record_given(
+            chains.entries().get(first..).unwrap_or_default(),
+            lens.len(),
+        );
     }
 
     /// Marks all chains used with nothing written: one used element says it for all where the driver expects that.
@@ -170,6 +260,7 @@ impl SplitDevice {
                 {
                     self.next_used = self.next_used.wrapping_add(entries.len() as u16);
                 }
+                self.record_given(entries, entries.len());
             }
             entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
@@ -182,6 +273,14 @@ impl SplitDevice {
             .store_u32_pair(element, [u32::from(id), len], Ordering::Relaxed);
     }
 
+    /// Records that the first `n` chains of `entries` have been given back.
+    #[inline]
+    fn record_given(&mut self, entries: &[Entry], n: usize) {
+        if let Some(record) = &mut self.record {
+            record.give(entries.iter().take(n).map(|entry| entry.id));
+        }
+    }
+
     /// Lets the driver see everything given back; whether it is to be called.
     #[inline]
     pub fn publish(&mut self) -> bool {
@@ -189,8 +288,14 @@ impl SplitDevice {
         if old == new {
             return false;
         }
+        if let Some(record) = &mut self.record {
+            record.before_publish();
+        }
         self.used.store_u16(INDEX, new, Ordering::Release);
         self.published = new;
+        if let Some(record) = &mut self.record {
+            record.after_publish(new);
+        }
         if let Some(log) = &self.log {
             self.log_used(log, old, new);
         }
