@@ -2,7 +2,8 @@
 //!
 //! The control half ([`service`]) connects or listens, negotiates as a front-end, and comes back when the back-end has gone.
 //! The data half ([`queues`]) is the driver's side of the rings, in memory of our own that is made anew for each session, so
-//! that a back-end that has gone cannot write to what the next one uses.
+//! that a back-end that has gone cannot write to what the next one uses. Where the back-ends record what they have in flight, rings
+//! and memory stay instead, and the next one goes on with them: nothing that was sent is lost with a back-end.
 //!
 //! In a packet's way this is the step between a burst and the rings of a device.
 

@@ -12,15 +12,15 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use support::{Wiring, beside_others, breathe, burst_of, send_or_drop};
-use virtnet_packet::Port;
+use support::{Pair, Wiring, beside_others, breathe, burst_of, send_or_drop, until};
+use virtnet_packet::{DropReason, Port};
 use virtnet_ports::{Control, VhostUserPort};
 use virtnet_sys::memfd;
-use virtnet_testkit::{FakeVm, FrontEnd, TempDir, frame};
+use virtnet_testkit::{FakeVm, FrontEnd, TempDir, frame, send};
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{InflightArea, Payload, VringState};
-use virtnet_virtio::Features;
+use virtnet_virtio::{Features, RingFormat};
 
 const SIZE: u16 = 64;
 const FORMATS: [Features; 2] = [Features::empty(), Features::RING_PACKED];
@@ -229,5 +229,71 @@ fn tb71_records_that_make_no_sense_start_no_ring_and_harm_nobody() {
             front_end.insist(&Request::SetProtocolFeatures(protocol.bits()), &[]);
             assert!(!front_end.accepts(&Request::SetInflightFd(big), &[short.as_fd()]));
         });
+    }
+}
+
+/// Both ways through ports of ours, of which the vhost-user one is gone again and again in the middle of a breath.
+#[test]
+fn nothing_that_was_sent_is_lost_with_a_back_end_or_comes_twice() {
+    let _gate = beside_others();
+    for format in [RingFormat::Split, RingFormat::Packed] {
+        for without in [Features::empty(), Features::IN_ORDER] {
+            let wiring = Wiring {
+                format,
+                without,
+                queue_size: 64,
+                ..Wiring::default()
+            };
+            let Pair {
+                mut device,
+                mut driver,
+                control,
+                directory,
+            } = wiring.connect();
+            let mut next = 0;
+            for round in 0..8 {
+                device.attach();
+                driver.attach();
+                let sent: Vec<_> = (next..next + 10).map(|n| frame::pattern(100, n)).collect();
+                next += 10;
+                assert_eq!(send(&mut driver, &sent), 10);
+                let mut burst = virtnet_packet::Burst::new();
+                if round % 2 == 0 {
+                    assert_eq!(device.rx(&mut burst), 10);
+                }
+                // Given to the driver, but not shown: lost with the device, as packets on a wire are, but not their buffers.
+                send_or_drop(&mut device, &burst_of(&sent[..3]));
+                drop(device);
+                driver.detach();
+                until("the driver has noticed", || {
+                    driver.status().unwrap().state != "running"
+                });
+                driver.attach();
+                let lost = burst_of(&[frame::pattern(60, 0)]);
+                assert_eq!(send_or_drop(&mut driver, &lost), 0, "nobody is there");
+                driver.detach();
+
+                device = wiring.device(&directory.join("port.sock"), &control);
+                until("they have found each other", || {
+                    device.status().unwrap().state == "running"
+                        && driver.status().unwrap().state == "running"
+                });
+                device.attach();
+                driver.attach();
+                assert!(breathe(&mut device) == sent, "{format:?} {round}");
+                assert_eq!(breathe(&mut driver).len(), 0);
+                // All buffers are there, in both directions.
+                let full: Vec<_> = (0..64).map(|n| frame::pattern(80, n)).collect();
+                assert_eq!(send(&mut device, &full), 64);
+                assert!(breathe(&mut driver) == full);
+                assert_eq!(send(&mut driver, &full), 64);
+                assert!(breathe(&mut device) == full);
+                device.detach();
+                driver.detach();
+            }
+            let counters = driver.counters();
+            assert_eq!((counters.sent, counters.received), (8 * 74, 8 * 64));
+            assert_eq!(counters.tx_drops.of(DropReason::PortDown), 8);
+        }
     }
 }

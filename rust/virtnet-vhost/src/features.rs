@@ -83,6 +83,7 @@ impl ProtocolFeatures {
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
         .union(Self::CONFIG)
+        .union(Self::INFLIGHT_SHMFD)
         .union(Self::CONFIGURE_MEM_SLOTS)
         .union(Self::STATUS);
 

@@ -22,8 +22,10 @@ use crate::connection::Message;
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
-use crate::payload::{Config, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState};
-use crate::regions::{LogFile, MAX_TABLE_REGIONS, Region};
+use crate::payload::{
+    Config, InflightArea, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState,
+};
+use crate::regions::{InflightFile, LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
 
 /// Status bits. Spec: virtio 1.4, 2.1, Device Status Field.
@@ -62,6 +64,17 @@ pub struct FrontendSetup {
     pub regions: Vec<Region>,
     /// The rings, in order of their numbers.
     pub rings: Vec<FrontendRing>,
+    /// A record of buffers in flight that the back-end is to use, or to make, where it knows of such.
+    pub inflight: Option<InflightSetup>,
+}
+
+/// Which record of buffers in flight is used.
+#[derive(Debug)]
+pub enum InflightSetup {
+    /// A new one, for as many rings and descriptors as this says.
+    New(InflightArea),
+    /// That of the back-end before this one.
+    Kept(InflightFile),
 }
 
 /// A ring as a front-end tells it.
@@ -122,6 +135,8 @@ pub struct FrontendSession {
     features: u64,
     /// What [`FrontendSession::set_logging`] was called with, until all of it has been served.
     logging: Option<bool>,
+    /// The record of buffers in flight, for the back-end after this one.
+    inflight: Option<InflightFile>,
     phase: Phase,
     events: VecDeque<FrontendEvent>,
 }
@@ -148,6 +163,7 @@ impl FrontendSession {
             protocol: ProtocolFeatures::empty(),
             features: 0,
             logging: None,
+            inflight: None,
             phase: Phase::Asking,
             events: VecDeque::new(),
         };
@@ -196,6 +212,16 @@ impl FrontendSession {
             .filter(|_| self.protocol.contains(ProtocolFeatures::MTU))
         {
             self.ask(Request::NetSetMtu(mtu.into()));
+        }
+        let recorded = self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD);
+        match setup.inflight.filter(|_| recorded) {
+            Some(InflightSetup::New(area)) => self.ask(Request::GetInflightFd(area)),
+            Some(InflightSetup::Kept(record)) => {
+                let message = use_record(&record)?;
+                self.queue.push_back(message);
+                self.inflight = Some(record);
+            }
+            None => {}
         }
         self.queue.extend(memory);
         let count = u32::try_from(rings.len()).unwrap_or(u32::MAX);
@@ -359,6 +385,9 @@ impl FrontendSession {
             });
         };
         let name = request.kind().name();
+        if matches!(request, Request::GetInflightFd(_)) {
+            return self.take_record(&request, message);
+        }
         if !message.fds.is_empty() || message.misplaced {
             return Err(SessionError::ReplyDescriptors {
                 request: name,
@@ -366,6 +395,31 @@ impl FrontendSession {
             });
         }
         self.take_answer(&request, &message.payload)
+    }
+
+    /// Takes the record that the back-end has made, and has it used. One that makes none answers with nothing.
+    fn take_record(&mut self, request: &Request, message: Message) -> Result<(), SessionError> {
+        let area = optional::<InflightArea>(request, &message.payload)?;
+        let found = message.fds.len();
+        let mut files = message.fds.into_iter();
+        match (area, files.next(), files.next()) {
+            (None, None, _) => Ok(()),
+            (Some(area), Some(file), None) if !message.misplaced => {
+                let record = InflightFile { area, file };
+                self.queue.push_front(use_record(&record)?);
+                self.inflight = Some(record);
+                Ok(())
+            }
+            _ => Err(SessionError::ReplyDescriptors {
+                request: request.kind().name(),
+                found,
+            }),
+        }
+    }
+
+    /// Hands out the record of buffers in flight, if there is one: for the back-end after this one.
+    pub fn take_inflight(&mut self) -> Option<InflightFile> {
+        self.inflight.take()
     }
 
     /// Returns what the driver has to know next.
@@ -587,6 +641,15 @@ impl RingMessages {
             ],
         })
     }
+}
+
+/// The message that has a record of buffers in flight used.
+fn use_record(record: &InflightFile) -> Result<(Request, Vec<OwnedFd>), SessionError> {
+    let copy = record.file.try_clone().map_err(|source| SessionError::Io {
+        operation: "hand a record of buffers in flight to",
+        source,
+    })?;
+    Ok((Request::SetInflightFd(record.area), vec![copy]))
 }
 
 /// Reads the answer to a request.

@@ -15,7 +15,7 @@ use crate::connection::{Connection, Patience};
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::front_session::{FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, Offered};
-use crate::regions::LogFile;
+use crate::regions::{InflightFile, LogFile};
 use crate::session::RingAddresses;
 
 /// How long a back-end may take to answer; mapping much memory takes some of it.
@@ -162,6 +162,11 @@ impl Frontend {
     pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), SessionError> {
         self.session.send_rarp(mac)?;
         self.send()
+    }
+
+    /// Hands out the record of buffers in flight, if there is one: for the back-end after this one.
+    pub fn take_inflight(&mut self) -> Option<InflightFile> {
+        self.session.take_inflight()
     }
 
     /// Returns what the back-end offers, as far as it is known.

@@ -26,7 +26,9 @@ mod session;
 pub use backend::{Backend, BackendDevice, DeviceError};
 pub use error::{Refusal, SessionError};
 pub use features::ProtocolFeatures;
-pub use front_session::{FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, Offered};
+pub use front_session::{
+    FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, InflightSetup, Offered,
+};
 pub use frontend::Frontend;
 pub use probe::probe;
 pub use regions::{InflightFile, LogFile, MAX_SLOTS, MAX_TABLE_REGIONS, Region};

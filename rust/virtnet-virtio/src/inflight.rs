@@ -1,8 +1,8 @@
 //! Buffers in flight, recorded in memory that outlives the device: what it has taken and not given back when it is killed is
 //! neither lost nor given back twice.
 //!
-//! The record of a queue is a region of a file that the front-end keeps and hands to the next back-end. [`SplitRecord`] and
-//! [`PackedRecord`] write it beside the queue, a burst at a time, and read it when a queue starts. The order of their stores is
+//! The record of a queue is a region of a file that the front-end keeps and hands to the next back-end. `SplitRecord` and
+//! `PackedRecord` write it beside the queue, a burst at a time, and read it when a queue starts. The order of their stores is
 //! what makes it right at every moment; each says where it stands.
 //!
 //! The front-end can write to the file as well. A record that makes no sense is refused, what it says is looked at once, and what

@@ -377,6 +377,12 @@ impl DriverQueue {
         either!(self, Self, queue => queue.reclaim())
     }
 
+    /// Where a device is to go on that takes the queue over: behind what has come back. The form of SET_VRING_BASE.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        either!(self, Self, queue => queue.base())
+    }
+
     /// Whether the device has returned something.
     #[must_use]
     pub fn has_work(&self) -> bool {

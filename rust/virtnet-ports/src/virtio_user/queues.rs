@@ -60,10 +60,16 @@ impl RingEvents {
 /// Queues laid out in fresh memory, before a device sees them.
 #[derive(Debug)]
 pub(super) struct NewQueues {
-    pub(super) memory: OwnMemory,
-    pub(super) rings: Vec<(QueueConfig, RingEvents)>,
+    pub(super) laid_out: LaidOut,
     pairs: Vec<DriverPair>,
     offloads: Offloads,
+}
+
+/// What a back-end has to be told about queues: their memory, where the rings lie in it, and their events.
+#[derive(Debug)]
+pub(super) struct LaidOut {
+    pub(super) memory: OwnMemory,
+    pub(super) rings: Vec<(QueueConfig, RingEvents)>,
 }
 
 impl NewQueues {
@@ -122,8 +128,7 @@ impl NewQueues {
             });
         }
         Ok(Self {
-            memory,
-            rings,
+            laid_out: LaidOut { memory, rings },
             pairs,
             offloads: offloads_to_device(features),
         })
@@ -151,8 +156,8 @@ impl DriverQueues {
 
     // Changes, between two breaths.
 
-    /// Takes over new queues; packets flow from now on.
-    pub(super) fn start(&mut self, queues: NewQueues) -> Result<(), PortError> {
+    /// Takes over new queues; packets flow from now on. What the next back-end would have to be told.
+    pub(super) fn start(&mut self, queues: NewQueues) -> Result<LaidOut, PortError> {
         self.stop();
         for (number, pair) in queues.pairs.iter().enumerate() {
             let failed = |source| PortError::io("wait for a virtio-user port", source);
@@ -168,7 +173,28 @@ impl DriverQueues {
         }
         self.running = true;
         self.broken = None;
-        Ok(())
+        Ok(queues.laid_out)
+    }
+
+    /// Stands still, with all that is in the queues, until there is another device.
+    pub(super) fn pause(&mut self) {
+        self.running = false;
+    }
+
+    /// Where that device is to go on in each ring.
+    pub(super) fn bases(&self) -> Vec<u32> {
+        let bases = |pair: &DriverPair| [pair.receive.queue().base(), pair.transmit.queue().base()];
+        self.pairs.iter().flat_map(bases).collect()
+    }
+
+    /// Goes on with it.
+    pub(super) fn go_on(&mut self) {
+        for pair in &self.pairs {
+            // What was made available meanwhile has been kicked for nobody.
+            drop(pair.receive_events.kick.signal());
+            drop(pair.transmit_events.kick.signal());
+        }
+        self.running = !self.pairs.is_empty();
     }
 
     /// Gives all queues up, with what is in them.

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_sys::{Interest, Listener, Stream, monotonic_ns};
-use virtnet_vhost::payload::MemoryRegion;
+use virtnet_vhost::payload::{InflightArea, MemoryRegion};
 use virtnet_vhost::{
-    Frontend, FrontendEvent, FrontendRing, FrontendSetup, Offered, Region, RingAddresses,
-    SessionError,
+    Frontend, FrontendEvent, FrontendRing, FrontendSetup, InflightFile, InflightSetup, Offered,
+    ProtocolFeatures, Region, RingAddresses, SessionError,
 };
 use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 
 use super::VirtioUserOptions;
-use super::queues::{DriverQueues, NewQueues, RingEvents};
+use super::queues::{DriverQueues, LaidOut, NewQueues, RingEvents};
 use crate::control::Service;
 use crate::events::{EventLog, Peer, What};
 use crate::{OwnRegion, PortError, RingStatus, Slot};
@@ -61,6 +61,8 @@ pub(super) struct FrontendService {
     /// The device has broken a ring.
     gave_up: Arc<AtomicBool>,
     deadline_ns: Option<u64>,
+    /// Of the back-end before, if it can be gone on with.
+    kept: Option<Kept>,
     sessions: u64,
     last_error: Option<String>,
     log: EventLog,
@@ -71,8 +73,23 @@ struct Session {
     frontend: Frontend,
     negotiated: Features,
     /// Laid out and told to the back-end, until it says that it runs.
-    waiting: Option<NewQueues>,
+    waiting: Option<Waiting>,
     running: bool,
+    /// With a record of what is in flight, what the next back-end goes on with.
+    kept: Option<Kept>,
+}
+
+/// What a back-end is told about.
+enum Waiting {
+    New(NewQueues),
+    Again(LaidOut),
+}
+
+/// Queues that outlive their back-end, and the record of what it had in flight.
+struct Kept {
+    laid_out: LaidOut,
+    features: Features,
+    record: InflightFile,
 }
 
 impl FrontendService {
@@ -94,6 +111,7 @@ impl FrontendService {
             slot,
             gave_up,
             deadline_ns,
+            kept: None,
             sessions: 0,
             last_error: None,
             log: EventLog::default(),
@@ -156,6 +174,7 @@ impl FrontendService {
                     negotiated: Features::empty(),
                     waiting: None,
                     running: false,
+                    kept: None,
                 });
                 self.deadline_ns = Some(now_ns + TICK_NS);
             }
@@ -163,17 +182,24 @@ impl FrontendService {
         }
     }
 
-    /// The session is over; what the rings hold is given up.
+    /// The session is over; what the rings hold is kept for the next one if there is a record of it, and given up otherwise.
     fn end(&mut self, error: &dyn std::fmt::Display, now_ns: u64) {
-        self.session = None;
+        let kept = self.session.take().and_then(|session| session.kept);
+        // One that left before it was told anything leaves what there was.
+        self.kept = kept.or_else(|| self.kept.take());
         let why = error.to_string();
         self.last_error = Some(why.clone());
         self.log.record(What::Disconnected {
             peer: Peer::BackEnd,
             why: Some(why),
         });
+        let stop = if self.kept.is_some() {
+            DriverQueues::pause
+        } else {
+            DriverQueues::stop
+        };
         // When the worker does not answer in time the change waits for it all the same.
-        drop(self.slot.post(|queues: &mut DriverQueues| queues.stop()));
+        drop(self.slot.post(stop));
         self.deadline_ns = (!self.options.server).then_some(now_ns + RETRY_NS);
     }
 
@@ -191,18 +217,30 @@ impl FrontendService {
                         features: offered.features,
                         protocol: offered.protocol_features.bits(),
                     });
-                    session.choose(&self.options, offered)?;
+                    let kept = self.kept.take();
+                    session.choose(&self.options, offered, kept, &self.slot)?;
                     self.log.record(What::Features {
                         features: session.negotiated.bits(),
                     });
                 }
                 FrontendEvent::Running => {
-                    let Some(queues) = session.waiting.take() else {
+                    let Some(waiting) = session.waiting.take() else {
                         continue;
                     };
-                    self.slot
-                        .run(move |data| data.start(queues))
-                        .map_err(PortError::from)??;
+                    let running = self.slot.run(move |data| match waiting {
+                        Waiting::New(queues) => data.start(queues),
+                        Waiting::Again(laid_out) => {
+                            data.go_on();
+                            Ok(laid_out)
+                        }
+                    });
+                    let laid_out = running.map_err(PortError::from)??;
+                    let features = session.negotiated;
+                    session.kept = session.frontend.take_inflight().map(|record| Kept {
+                        laid_out,
+                        features,
+                        record,
+                    });
                     session.running = true;
                     self.last_error = None;
                     self.log.record(What::Running {
@@ -234,7 +272,13 @@ enum ServeError {
 
 impl Session {
     /// Decides on features, lays out the queues and tells the back-end.
-    fn choose(&mut self, options: &VirtioUserOptions, offered: Offered) -> Result<(), ServeError> {
+    fn choose(
+        &mut self,
+        options: &VirtioUserOptions,
+        offered: Offered,
+        kept: Option<Kept>,
+        slot: &Slot<DriverQueues>,
+    ) -> Result<(), ServeError> {
         let mut accepted = options.features() & Features::from_bits_retain(offered.features);
         if !accepted.contains(Features::MRG_RXBUF) {
             // Long frames take several of our buffers.
@@ -254,14 +298,36 @@ impl Session {
                 remedy: "ask for fewer, or give it more",
             });
         }
-        let queues = NewQueues::new(options.queue_pairs, options.queue_size, accepted)?;
-        let regions = queues
+        let recorded = self.frontend.session().protocol_features();
+        let recorded = recorded.contains(ProtocolFeatures::INFLIGHT_SHMFD);
+        let kept = kept.filter(|kept| recorded && kept.features == accepted);
+        let (waiting, inflight) = if let Some(mut kept) = kept {
+            let bases = slot.run(|data| data.bases()).map_err(PortError::from)?;
+            for ((config, _), base) in kept.laid_out.rings.iter_mut().zip(bases) {
+                config.base = base;
+            }
+            let record = InflightSetup::Kept(kept.record);
+            (Waiting::Again(kept.laid_out), record)
+        } else {
+            let queues = NewQueues::new(options.queue_pairs, options.queue_size, accepted)?;
+            let record = InflightSetup::New(InflightArea {
+                num_queues: 2 * options.queue_pairs,
+                queue_size: options.queue_size,
+                ..InflightArea::default()
+            });
+            (Waiting::New(queues), record)
+        };
+        let laid_out = match &waiting {
+            Waiting::New(queues) => &queues.laid_out,
+            Waiting::Again(laid_out) => laid_out,
+        };
+        let regions = laid_out
             .memory
             .regions()
             .iter()
             .map(region)
             .collect::<Result<_, _>>()?;
-        let rings = queues
+        let rings = laid_out
             .rings
             .iter()
             .map(|(config, events)| ring(config, events))
@@ -271,10 +337,11 @@ impl Session {
             mtu: None,
             regions,
             rings,
+            inflight: Some(inflight),
         };
         self.frontend.set_up(setup)?;
         self.negotiated = accepted;
-        self.waiting = Some(queues);
+        self.waiting = Some(waiting);
         Ok(())
     }
 }
@@ -358,6 +425,7 @@ impl Service for FrontendService {
                 self.end(&error, now_ns);
             } else if self.gave_up.swap(false, Ordering::Relaxed) {
                 // A device that has broken a ring can only begin anew, and so can we.
+                (session.kept, self.kept) = (None, None);
                 let broken = self.slot.run(|queues| queues.broken()).ok().flatten();
                 let why = broken.map_or_else(String::new, |(ring, error)| {
                     self.log.record(What::RingBroken {

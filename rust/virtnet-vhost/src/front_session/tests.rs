@@ -133,6 +133,7 @@ fn setup(regions: u64, rings: usize, mtu: Option<u16>) -> FrontendSetup {
         mtu,
         regions: (0..regions).map(region).collect(),
         rings: vec![ring(); rings],
+        inflight: None,
     }
 }
 

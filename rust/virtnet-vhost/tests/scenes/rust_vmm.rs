@@ -353,6 +353,7 @@ fn our_front_end_brings_its_back_end_up_and_stops_a_ring() -> IoResult<()> {
                         mtu: Some(1500),
                         regions: vec![region],
                         rings: vec![ring(0), ring(1)],
+                        inflight: None,
                     };
                     frontend.set_up(setup).unwrap();
                 }
@@ -373,7 +374,7 @@ fn our_front_end_brings_its_back_end_up_and_stops_a_ring() -> IoResult<()> {
         [ring_at(0), ring_at(1)].map(|at| format!("{:#x} {:#x} {:#x}", at.desc, at.avail, at.used));
     let expected = [
         "owner",
-        "protocol [\"MQ\", \"REPLY_ACK\", \"CONFIG\", \"CONFIGURE_MEM_SLOTS\"]",
+        "protocol [\"MQ\", \"REPLY_ACK\", \"CONFIG\", \"INFLIGHT_SHMFD\", \"CONFIGURE_MEM_SLOTS\"]",
         "call 0 true",
         "call 1 true",
         "features 0x140000000",

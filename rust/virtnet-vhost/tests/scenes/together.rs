@@ -93,6 +93,7 @@ fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
         mtu: Some(1500),
         regions: (0..regions).map(region).collect(),
         rings: (0..rings).map(|number| ring(number, 0)).collect(),
+        inflight: None,
     }
 }
 

@@ -331,14 +331,14 @@ impl DriverReceive {
     }
 
     /// The queue below.
-    pub fn queue_mut(&mut self) -> &mut DriverQueue {
-        &mut self.queue
-    }
-
-    /// The queue itself.
     #[must_use]
     pub fn queue(&self) -> &DriverQueue {
         &self.queue
+    }
+
+    /// The same, to change.
+    pub fn queue_mut(&mut self) -> &mut DriverQueue {
+        &mut self.queue
     }
 
     /// Whether packets wait.
@@ -583,14 +583,14 @@ impl DriverTransmit {
     }
 
     /// The queue below.
-    pub fn queue_mut(&mut self) -> &mut DriverQueue {
-        &mut self.queue
-    }
-
-    /// The queue itself.
     #[must_use]
     pub fn queue(&self) -> &DriverQueue {
         &self.queue
+    }
+
+    /// The same, to change.
+    pub fn queue_mut(&mut self) -> &mut DriverQueue {
+        &mut self.queue
     }
 }
 

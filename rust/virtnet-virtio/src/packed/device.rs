@@ -57,7 +57,7 @@ struct Logged {
 }
 
 impl PackedDevice {
-    /// Where to start on the ring that `config` describes, by its base and by what the descriptors say; see [`super::recover`].
+    /// Where to start on the ring that `config` describes, by its base and by what the descriptors say; see the module `recover`.
     ///
     /// # Errors
     /// [`StartError`] when the ring is not in memory, or neither it nor the base says where its last device had got to.

@@ -332,6 +332,12 @@ impl PackedDriver {
             .then_some((u16::from_le_bytes([e, f]), len))
     }
 
+    /// Where the device is to go on, as far as it is known: see [`crate::DriverQueue::base`].
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_used.bits()) | u32::from(self.next_used.bits()) << 16
+    }
+
     /// Whether the device has returned something.
     #[must_use]
     pub fn has_work(&self) -> bool {

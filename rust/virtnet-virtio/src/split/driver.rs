@@ -336,6 +336,12 @@ impl SplitDriver {
         Ok(head)
     }
 
+    /// Where the device is to go on, as far as it is known: see [`crate::DriverQueue::base`].
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        self.next_used.into()
+    }
+
     /// Whether the device has returned something.
     #[must_use]
     pub fn has_work(&self) -> bool {
