@@ -99,6 +99,9 @@ class Port:
     def wait_connected(self, timeout_s: float | None) -> bool:
         """Waits until somebody is at the other end and ready for packets; whether that happened in time."""
 
+    def set_link(self, up: bool) -> None:
+        """Takes the link of a vhost-user port down, or up."""
+
     def stats(self) -> dict[str, Any]:
         """The fields of `virtnet.PortStats`."""
 
@@ -135,6 +138,10 @@ class Engine:
         """As `Port.events`, of the port of this name; readable also after the end."""
     def rings(self, name: str) -> list[dict[str, Any]]:
         """As `Port.rings`, of the port of this name."""
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Takes the link of a vhost-user port down, or up."""
+
     def stop(self) -> None:
         """Stops the workers and closes the ports. Counters stay readable; again does nothing."""
 

@@ -153,11 +153,20 @@ class Net:
         client: bool = False,
         queue_pairs: int = 1,
         mtu: int | None = None,
+        mac: str | None = None,
+        speed_mbps: int | None = None,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
         """Adds a network device that a driver attaches to; options as for :class:`~virtnet.VhostUserPort`."""
-        options = {"client": client, "queue_pairs": queue_pairs, "mtu": mtu, "without": without}
+        options = {
+            "client": client,
+            "queue_pairs": queue_pairs,
+            "mtu": mtu,
+            "mac": mac,
+            "speed_mbps": speed_mbps,
+            "without": without,
+        }
         return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)
 
     def virtio_user(
@@ -557,6 +566,14 @@ class Net:
                 return False
             time.sleep(min(left, WAIT_SLICE_S))
         return True
+
+    def _set_link(self, port: PortNode, up: bool) -> None:
+        with self._lock:
+            if self._engine is None or port.name not in self:
+                raise StateError(
+                    f"the link of {port.name!r} cannot be taken {'up' if up else 'down'}: it is {port.state}"
+                )
+            self._engine.set_link(port.name, up)
 
     @property
     def running(self) -> bool:

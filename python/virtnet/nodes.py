@@ -137,6 +137,15 @@ class PortNode(Node):
             time.sleep(0.01)
         return True
 
+    def set_link(self, up: bool) -> None:
+        """Takes the link of a vhost-user port down, or up again, as :meth:`~virtnet.VhostUserPort.set_link`.
+
+        Raises:
+            StateError: the network does not run, or the port was removed.
+            ConfigError: this is no vhost-user port.
+        """
+        self.net._set_link(self, up)  # noqa: SLF001 - the network holds what runs
+
     @property
     def state(self) -> str:
         """How it is, in a few words."""
@@ -178,7 +187,7 @@ class PortNode(Node):
 
         Args:
             memory: the guest's memory, which must be shared with this process.
-            mac: the guest's MAC address, QEMU's choice if not given.
+            mac: the guest's MAC address, if not given that of the port, or QEMU's choice.
             packed: ask the guest's driver for packed rings.
 
         Returns:
@@ -200,7 +209,7 @@ class PortNode(Node):
         chardev = "server=on,wait=off" if self.spec.options["client"] else "reconnect-ms=1000"
         queues = f",queues={pairs}" if pairs > 1 else ""
         device = ["virtio-net-pci", "netdev=net0"]
-        device += [f"mac={mac}"] if mac else []
+        device += [f"mac={mac}"] if (mac := mac or self.spec.options["mac"]) else []
         # One vector for each queue, one for the control queue, one for changes of the configuration.
         device += ["mq=on", f"vectors={2 * pairs + 2}"] if pairs > 1 else []
         device += ["packed=on"] if packed else []

@@ -164,6 +164,8 @@ class VhostUserPort(Port):
         client: connect to a socket on which the other end listens, again and again, rather than listen.
         queue_pairs: how many pairs of queues to offer.
         mtu: the largest payload of a frame to tell the guest.
+        mac: the MAC address to tell the guest. QEMU gives its guests one of its own: see ``qemu_args(mac=...)``.
+        speed_mbps: the speed of the link to tell the guest.
         without: features not to offer, as flags or names.
     """
 
@@ -174,11 +176,31 @@ class VhostUserPort(Port):
         client: bool = False,
         queue_pairs: int = 1,
         mtu: int | None = None,
+        mac: str | None = None,
+        speed_mbps: int | None = None,
         without: Features | None = None,
     ) -> None:
         """Listens, or starts to connect."""
-        options = {"client": client, "queue_pairs": queue_pairs, "mtu": mtu, "without": without}
+        options = {
+            "client": client,
+            "queue_pairs": queue_pairs,
+            "mtu": mtu,
+            "mac": mac,
+            "speed_mbps": speed_mbps,
+            "without": without,
+        }
         super().__init__(PortSpec.of("vhost-user", str(path), **options))
+
+    def set_link(self, up: bool) -> None:
+        """Takes the link down, or up again. While it is down no packet passes, in either direction.
+
+        A driver that has negotiated STATUS is told, where its front-end reads the configuration space from here; QEMU
+        does not, its guests see what its monitor's ``set_link`` says.
+
+        Raises:
+            StateError: the port is closed.
+        """
+        self._open().set_link(up)
 
 
 class VirtioUserPort(Port):
@@ -325,6 +347,8 @@ def describe(stats: PortStats) -> str:
     if stats.kind in {"vhost-user", "virtio-user"}:
         why = f" ({stats.last_error})" if stats.last_error else ""
         parts.append("connected" if stats.connected else f"nobody there{why}")
+        if stats.link_up is False:
+            parts.append("link down")
         if stats.ring:
             pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
             parts.append(f"{stats.ring}, {pairs}")

@@ -194,6 +194,17 @@ def _choice(name: str, choices: tuple[str, ...], default: str) -> Option:
     return Option(name, _listed(choices), lambda value: value if value in choices else _no(), str, default, schema)
 
 
+def _mac(name: str) -> Option:
+    """An option that is the MAC address of one station."""
+
+    def check(value: Any) -> str:
+        octets = re.fullmatch("([0-9a-fA-F]{2})" + "[:-]([0-9a-fA-F]{2})" * 5, value) or _no()
+        mac = ":".join(octets.groups()).lower()
+        return _no() if int(octets[1], 16) & 1 or mac == "00:00:00:00:00:00" else mac
+
+    return Option(name, "the MAC address of one station, such as 02:00:00:00:00:01", check)
+
+
 def _features(name: str) -> Option:
     """An option that is a set of negotiable features, as names joined by ``+`` or as flags; its value is a word."""
     by_name = {str(member.name).lower(): member.value for word in (NetFeature, RingFeature) for member in word}
@@ -255,7 +266,14 @@ KINDS: dict[str, Kind] = {
             "vhost-user",
             "a socket's path",
             _socket_path,
-            (_switch("client"), _QUEUE_PAIRS, _count("mtu", 68, 65535), _WITHOUT),
+            (
+                _switch("client"),
+                _QUEUE_PAIRS,
+                _count("mtu", 68, 65535),
+                _mac("mac"),
+                _count("speed_mbps", 1, 0x7FFFFFFF),
+                _WITHOUT,
+            ),
         ),
         Kind(
             "virtio-user",

@@ -51,6 +51,10 @@ class PortStats:
         last_step: how far the last one had come that left.
         peer_pid: the process at the other end, where the system tells.
         refusals: requests of front-ends that were refused.
+        mac: the MAC address that the device tells its driver, ``None`` where it tells none.
+        link_up: whether the device says that the link is up, ``None`` where it does not say.
+        mtu: the largest payload of a frame that the device tells, likewise.
+        speed_mbps: the speed that it tells, likewise.
     """
 
     kind: str = "memory"
@@ -75,6 +79,10 @@ class PortStats:
     last_step: str | None = None
     peer_pid: int | None = None
     refusals: int = 0
+    mac: str | None = None
+    link_up: bool | None = None
+    mtu: int | None = None
+    speed_mbps: int | None = None
 
     @property
     def drops(self) -> dict[str, int]:
@@ -123,6 +131,10 @@ class PortStats:
             "step": self.step,
             "refusals": self.refusals,
             "logging": self.logging,
+            "mac": self.mac,
+            "link_up": self.link_up,
+            "mtu": self.mtu,
+            "speed_mbps": self.speed_mbps,
         }
 
 

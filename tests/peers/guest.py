@@ -33,7 +33,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from image import Image, MissingPeerError, find_program, image
 
@@ -69,6 +69,8 @@ class Nic:
         packed: the device offers packed rings.
         queue_pairs: receive and transmit queues, two of each for 2.
         mrg_rxbuf: the device offers mergeable receive buffers.
+        iommu: the card is behind a virtual IOMMU, and how the guest uses that: ``pt`` for addresses that stay what they
+            are, ``strict`` and ``lazy`` for mappings of each buffer.
         properties: further properties of QEMU's device, such as ``{"event_idx": "off"}``.
     """
 
@@ -78,6 +80,7 @@ class Nic:
     packed: bool = False
     queue_pairs: int = 1
     mrg_rxbuf: bool = True
+    iommu: Literal["pt", "strict", "lazy"] | None = None
     properties: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def arguments(self) -> list[str]:
@@ -89,6 +92,7 @@ class Nic:
             "packed": "on" if self.packed else "off",
             "mrg_rxbuf": "on" if self.mrg_rxbuf else "off",
             "romfile": "",
+            **({"bus": "root", "iommu_platform": "on", "ats": "on", "disable-legacy": "on"} if self.iommu else {}),
             **self.properties,
         }
         netdev = "vhost-user,id=net,chardev=nic,vhostforce=on"
@@ -96,7 +100,25 @@ class Nic:
             netdev += f",queues={self.queue_pairs}"
             device |= {"mq": "on", "vectors": str(2 * self.queue_pairs + 2)}
         properties = "".join(f",{name}={value}" for name, value in device.items())
-        return ["-chardev", chardev, "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net{properties}"]
+        card = ["-chardev", chardev, "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net{properties}"]
+        if self.iommu is None:
+            return card
+        # Only a device of PCI Express, behind a root port, is told what its translations were.
+        iommu, port = (
+            "intel-iommu,device-iotlb=on,intremap=off,caching-mode=on",
+            "pcie-root-port,id=root,chassis=1,slot=1",
+        )
+        return ["-device", iommu, "-device", port, *card]
+
+    @property
+    def kernel_options(self) -> str:
+        """What the guest's kernel has to be told of the card."""
+        modes = {
+            "pt": "iommu=pt",
+            "strict": "iommu.passthrough=0 iommu.strict=1",
+            "lazy": "iommu.passthrough=0 iommu.strict=0",
+        }
+        return f"intel_iommu=on {modes[self.iommu]} " if self.iommu else ""
 
 
 def mac_for(name: str) -> str:
@@ -169,6 +191,7 @@ class Guest:
         kernel_line = (
             "console=ttyS0 loglevel=5 panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on "
             "lsm=none audit=0 cryptomgr.notests "
+            + nic.kernel_options
             + " ".join(f"virtnet.{key}={value}" for key, value in settings.items() if value)
         )
         command = [

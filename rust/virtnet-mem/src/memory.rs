@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use crate::mapping::Mapping;
-use crate::{DirtyLog, GuestAddr, GuestSlice, MemoryError, Region, Slots, Table, UserAddr, Window};
+use crate::{
+    DirtyLog, GuestAddr, GuestSlice, Iommu, Iotlb, MemoryError, Permission, Region, Slots, Table,
+    Translate, UserAddr, Window,
+};
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +51,8 @@ impl Segment {
 pub struct GuestMemory {
     regions: Box<[Region]>,
     log: Option<Arc<DirtyLog>>,
+    /// With an IOMMU: what the addresses of rings and descriptors mean.
+    iotlb: Option<Iotlb>,
 }
 
 impl GuestMemory {
@@ -80,6 +85,7 @@ impl GuestMemory {
         Ok(Self {
             regions: regions.into(),
             log: None,
+            iotlb: None,
         })
     }
 
@@ -103,6 +109,23 @@ impl GuestMemory {
             let addr = region.guest.0 + segment.offset as u64;
             log.mark(GuestAddr(addr), segment.len.into());
         }
+    }
+
+    /// The same memory seen through an IOMMU: rings and descriptors carry addresses that `iotlb` translates.
+    #[must_use]
+    pub fn translated(&self, iotlb: Iotlb) -> Self {
+        Self {
+            regions: self.regions.clone(),
+            log: self.log.clone(),
+            iotlb: Some(iotlb),
+        }
+    }
+
+    /// The translations, with an IOMMU; [`Iommu`] uses them.
+    #[must_use]
+    #[inline]
+    pub fn iotlb(&self) -> Option<&Iotlb> {
+        self.iotlb.as_ref()
     }
 
     /// One private region of `size` bytes at guest address `guest`: for tests and in-process queues.
@@ -246,14 +269,9 @@ impl GuestMemory {
             addr,
             size: size as u64,
         };
-        let Some(region) = self
-            .regions
-            .iter()
-            .find(|r| addr.0.wrapping_sub(r.user.0) < r.size)
-        else {
+        let Some((region, offset)) = self.place(addr, size) else {
             return Err(not_mapped);
         };
-        let offset = addr.0 - region.user.0;
         if region.size - offset < size as u64 {
             return Err(not_mapped);
         }
@@ -271,13 +289,26 @@ impl GuestMemory {
         Some(UserAddr(region.user.0 + (addr.0 - region.guest.0)))
     }
 
-    /// The guest-physical address of a front-end's own.
+    /// The guest-physical address of a ring's, which is the front-end's own, or goes through the IOMMU.
     #[must_use]
     pub fn guest_addr(&self, addr: UserAddr) -> Option<GuestAddr> {
-        let offset = |region: &Region| addr.0.wrapping_sub(region.user.0);
-        let mut regions = self.regions.iter();
-        let region = regions.find(|region| offset(region) < region.size)?;
-        Some(GuestAddr(region.guest.0 + offset(region)))
+        let (region, offset) = self.place(addr, 1)?;
+        Some(GuestAddr(region.guest.0 + offset))
+    }
+
+    /// Where `size` bytes of a ring begin, as a region and an offset in it.
+    fn place(&self, addr: UserAddr, size: usize) -> Option<(&Region, u64)> {
+        let Some(iommu) = Iommu::of(self) else {
+            let offset = |region: &Region| addr.0.wrapping_sub(region.user.0);
+            let mut regions = self.regions.iter();
+            let region = regions.find(|region| offset(region) < region.size)?;
+            return Some((region, offset(region)));
+        };
+        // With an IOMMU rings lie at addresses like those of descriptors, and both sides write to parts of them.
+        let (addr, size) = (GuestAddr(addr.0), u32::try_from(size).ok()?);
+        let segment = iommu.translate(addr, size, Permission::BOTH, &mut 0)?;
+        let region = self.regions.get(segment.region as usize)?;
+        Some((region, segment.offset as u64))
     }
 
     #[inline]
@@ -306,7 +337,7 @@ impl GuestMemory {
 
 /// A length or offset inside a mapping, as this process counts.
 #[inline(always)]
-fn to_usize(bytes: u64) -> usize {
+pub(crate) fn to_usize(bytes: u64) -> usize {
     const {
         assert!(
             usize::BITS == 64,

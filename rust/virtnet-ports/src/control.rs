@@ -49,7 +49,12 @@ pub trait Service: Any + Send {
         Interest::Readable
     }
 
-    /// The descriptor is ready. It may turn out not to be: a socket that would block is nothing to complain about.
+    /// Further descriptors to wait for, with what each is waited for, as [`source`](Self::source).
+    fn more_sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        Vec::new()
+    }
+
+    /// A descriptor is ready. It may turn out not to be: a socket that would block is nothing to complain about.
     ///
     /// # Errors
     /// Whatever keeps the service from going on now; it is served again after [`REST`].

@@ -10,6 +10,7 @@
 //! In a packet's way this is the step between a guest's rings and a burst.
 
 mod inflight;
+mod iommu;
 mod lanes;
 mod queues;
 mod rarp;
@@ -28,6 +29,7 @@ use virtnet_virtio::{Features, QueueConfig, RingFormat};
 pub use service::{Step, VhostUserStatus};
 
 use crate::{Control, EventLog, Held, PortError, RingStatus, Served, Slot};
+use iommu::Missed;
 use lanes::Lanes;
 use queues::Queues;
 use service::BackendService;
@@ -56,6 +58,10 @@ pub struct VhostUserOptions {
     pub queue_pairs: u16,
     /// The longest packet a front-end may announce, in bytes behind Ethernet's header; `None`: any.
     pub mtu: Option<u16>,
+    /// The guest's MAC address, as the configuration space tells it.
+    pub mac: Option<[u8; 6]>,
+    /// The speed of the link in Mbit/s, likewise.
+    pub speed_mbps: Option<u32>,
     /// Features not to offer, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -71,6 +77,8 @@ impl VhostUserOptions {
             client: false,
             queue_pairs: 1,
             mtu: None,
+            mac: None,
+            speed_mbps: None,
             without: Features::empty(),
             mode: 0o600,
         }
@@ -91,7 +99,15 @@ impl VhostUserOptions {
             | Features::IN_ORDER
             | Features::MTU
             | Features::GUEST_ANNOUNCE
+            | Features::STATUS
+            | Features::ACCESS_PLATFORM
             | OFFLOADS;
+        if self.mac.is_some() {
+            offered |= Features::MAC;
+        }
+        if self.speed_mbps.is_some() {
+            offered |= Features::SPEED_DUPLEX;
+        }
         if self.queue_pairs > 1 {
             offered |= Features::MQ;
         }
@@ -138,9 +154,11 @@ impl VhostUserPort {
         }
         let failed = |source| PortError::io("make a vhost-user port", source);
         let needs_reset = Arc::<AtomicBool>::default();
+        let missed = Missed::new().map_err(failed)?;
         let lane = |pairs| {
             let poller = Arc::new(Poller::new()?);
-            let queues = Queues::new(pairs, Arc::clone(&poller), Arc::clone(&needs_reset));
+            let misses = missed.of_worker();
+            let queues = Queues::new(pairs, Arc::clone(&poller), Arc::clone(&needs_reset), misses);
             let slot = Slot::new(queues)?;
             poller.add(&*slot, queues::BELL)?;
             Ok((slot, poller))
@@ -148,7 +166,7 @@ impl VhostUserPort {
         let lanes: io::Result<Vec<_>> = Lanes::share(options.queue_pairs, n).map(lane).collect();
         let lanes = lanes.map_err(failed)?;
         let slots = Lanes::new(lanes.iter().map(|(slot, _)| Arc::clone(slot)).collect());
-        let service = BackendService::new(options, slots, needs_reset)?;
+        let service = BackendService::new(options, slots, needs_reset, missed)?;
         let events = service.events();
         let service = Arc::new(control.add(service)?);
         let port = |(slot, poller)| Self {
@@ -167,6 +185,14 @@ impl VhostUserPort {
     /// The control thread does not answer.
     pub fn status(&self) -> Result<VhostUserStatus, PortError> {
         self.service.call(|service| service.status())
+    }
+
+    /// Takes the link down, or up again; the front-end is told if it wants to be. While it is down no packet passes.
+    ///
+    /// # Errors
+    /// The control thread does not answer, or a worker.
+    pub fn set_link(&self, up: bool) -> Result<(), PortError> {
+        self.service.call(move |service| service.set_link(up))?
     }
 
     /// A handle to ask for the status while the port itself is with a worker.
@@ -209,6 +235,15 @@ impl VhostUserWatch {
     #[must_use]
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// As [`VhostUserPort::set_link`].
+    ///
+    /// # Errors
+    /// The port is gone, or the control thread does not answer, or a worker.
+    pub fn set_link(&self, up: bool) -> Result<(), PortError> {
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
+        service.call(move |service| service.set_link(up))?
     }
 
     /// How the sessions of many ports stand, asked in one visit to their control thread.

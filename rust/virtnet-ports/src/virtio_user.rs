@@ -67,6 +67,9 @@ impl VirtioUserOptions {
             | Features::MRG_RXBUF
             | Features::EVENT_IDX
             | Features::IN_ORDER
+            | Features::MAC
+            | Features::STATUS
+            | Features::SPEED_DUPLEX
             | OFFLOADS;
         if self.format == RingFormat::Packed {
             wanted |= Features::RING_PACKED;

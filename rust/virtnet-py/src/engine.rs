@@ -132,6 +132,13 @@ impl Engine {
         }
     }
 
+    fn set_link(&self, py: Python<'_>, name: &str, up: bool) -> PyResult<()> {
+        let watch = self.watch(py, name).ok_or_else(|| {
+            ConfigError::new_err(format!("there is no port {name:?} to take down"))
+        })?;
+        py.detach(|| watch.set_link(up))
+    }
+
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let mut network = self.network(py);
         if network.last.is_some() {

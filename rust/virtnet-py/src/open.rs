@@ -73,6 +73,16 @@ impl Watch {
         }
     }
 
+    /// Takes the link of a port down, or up.
+    pub(crate) fn set_link(&self, up: bool) -> PyResult<()> {
+        match self {
+            Self::VhostUser(watch) => watch.set_link(up).map_err(port_error),
+            Self::VirtioUser(_) | Self::Always => Err(ConfigError::new_err(
+                "only vhost-user ports have a link that can be taken down: that of others is the other end's",
+            )),
+        }
+    }
+
     /// How the sessions of many ports stand, in one visit to the thread that serves them for each kind of port.
     pub(crate) fn sessions(watches: &[Self]) -> Vec<Session> {
         let (mut backs, mut fronts) = (Vec::new(), Vec::new());
@@ -135,6 +145,8 @@ pub(crate) fn open(
                 client: get(options, "client")?,
                 queue_pairs: get(options, "queue_pairs")?,
                 mtu: get(options, "mtu")?,
+                mac: get::<Option<String>>(options, "mac")?.and_then(|mac| parse_mac(&mac)),
+                speed_mbps: get(options, "speed_mbps")?,
                 without: Features::from_bits_retain(get(options, "without")?) | owner.without(),
                 ..VhostUserOptions::new(get::<String>(options, "where")?)
             };
@@ -207,6 +219,12 @@ pub(crate) fn open(
             "there is no kind of port {kind:?}"
         ))),
     }
+}
+
+/// Reads the form that `virtnet.spec` gives a MAC address.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16));
+    octets.collect::<Result<Vec<_>, _>>().ok()?.try_into().ok()
 }
 
 fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {

@@ -125,6 +125,13 @@ impl Port {
         }
     }
 
+    fn set_link(&self, py: Python<'_>, up: bool) -> PyResult<()> {
+        if self.is_closed() {
+            return Err(Self::closed_error());
+        }
+        py.detach(|| self.watch.set_link(up))
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (counters, session) = py.detach(|| (self.hand().counters(), self.session()));
         stats::port(py, &self.kind, &counters, &session)

@@ -5,6 +5,7 @@ use pyo3::types::PyDict;
 use virtnet_engine::{FunctionStats, NetBalance};
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{Step, VhostUserStatus, VirtioUserStatus};
+use virtnet_virtio::net::NetConfig;
 
 /// How a port and whoever is at its other end get on.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,7 @@ pub(crate) struct Session {
     last_step: Option<&'static str>,
     peer_pid: Option<i32>,
     refusals: u64,
+    config: NetConfig,
 }
 
 impl Session {
@@ -51,6 +53,10 @@ impl From<VhostUserStatus> for Session {
             last_step: status.last_step.map(Step::name),
             peer_pid: status.peer_pid,
             refusals: status.refusals,
+            config: NetConfig {
+                link_up: Some(status.link_up),
+                ..status.config.unwrap_or_default()
+            },
         }
     }
 }
@@ -68,6 +74,7 @@ impl From<VirtioUserStatus> for Session {
             sessions: status.sessions,
             last_error: status.last_error,
             offered: there.then_some(status.offered),
+            config: status.config.unwrap_or_default(),
             ..Self::default()
         }
     }
@@ -102,7 +109,19 @@ pub(crate) fn port<'py>(
     stats.set_item("last_step", session.last_step)?;
     stats.set_item("peer_pid", session.peer_pid)?;
     stats.set_item("refusals", session.refusals)?;
+    config(&stats, &session.config)?;
     Ok(stats)
+}
+
+/// What a configuration space tells.
+pub(crate) fn config(into: &Bound<'_, PyDict>, config: &NetConfig) -> PyResult<()> {
+    let mac = config
+        .mac
+        .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    into.set_item("mac", mac)?;
+    into.set_item("link_up", config.link_up)?;
+    into.set_item("mtu", config.mtu)?;
+    into.set_item("speed_mbps", config.speed_mbps)
 }
 
 /// What a function has counted.

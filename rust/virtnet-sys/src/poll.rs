@@ -28,6 +28,16 @@ pub enum Interest {
 }
 
 impl Interest {
+    /// What a connection is waited for: to read from it, and to write to it where something waits to be sent.
+    #[must_use]
+    pub fn of(wants_write: bool) -> Self {
+        if wants_write {
+            Self::Both
+        } else {
+            Self::Readable
+        }
+    }
+
     fn flags(self) -> EventFlags {
         match self {
             Self::Readable => EventFlags::IN,

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use virtnet_sys::{EventFd, PeerCredentials, Stream};
 
+use crate::channel::BackChannel;
 use crate::connection::{Connection, Message};
 use crate::error::{Refusal, SessionError};
-use crate::message::{Request, RequestKind, encode_reply};
-use crate::payload::{Config, InflightArea, LogArea, MemoryRegion, Payload, VringState};
+use crate::message::{BackRequest, Request, RequestKind, encode_reply};
+use crate::payload::{Config, InflightArea, Iotlb, LogArea, MemoryRegion, Payload, VringState};
 use crate::regions::{InflightFile, LogFile, Region};
 use crate::ring_state::RingState;
 use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup};
@@ -159,6 +160,19 @@ pub trait BackendDevice {
     /// A request was not carried out, and this is why.
     fn refused(&mut self, _refusal: &Refusal) {}
 
+    /// A translation of I/O addresses appears ([`Iotlb::UPDATE`]) or goes ([`Iotlb::INVALIDATE`]); comes only with ACCESS_PLATFORM.
+    ///
+    /// What goes is not touched any more when this returns.
+    ///
+    /// # Errors
+    /// It makes no sense, or cannot be carried out; by default, nothing is translated.
+    fn translate(&mut self, _change: Iotlb) -> Result<(), DeviceError> {
+        Err("this device takes no translations".into())
+    }
+
+    /// The front-end has answered a request of ours; 0 says that it was carried out.
+    fn answered(&mut self, _request: &BackRequest, _code: u64) {}
+
     /// The connection is gone: all rings stop, memory and descriptors are given up.
     fn disconnected(&mut self);
 }
@@ -168,6 +182,9 @@ pub trait BackendDevice {
 pub struct Backend {
     connection: Connection,
     session: BackendSession,
+    /// For requests of our own, once the front-end has handed it over.
+    channel: Option<BackChannel>,
+    channel_error: Option<SessionError>,
     ended: bool,
     messages: u64,
     refusals: u64,
@@ -181,6 +198,8 @@ impl Backend {
         Self {
             connection: Connection::new(stream),
             session: BackendSession::new(offer),
+            channel: None,
+            channel_error: None,
             ended: false,
             messages: 0,
             refusals: 0,
@@ -194,6 +213,8 @@ impl Backend {
     /// The connection has ended and the device has been told; drop the back-end.
     pub fn on_readable(&mut self, device: &mut dyn BackendDevice) -> Result<(), SessionError> {
         let served = self.serve_some(device);
+        // Translations come over the connection, and that they have been sent over the channel: in this order they are in force.
+        self.serve_channel(device);
         self.end_on_error(served, device)
     }
 
@@ -216,6 +237,7 @@ impl Backend {
         device: &mut dyn BackendDevice,
     ) -> Result<(), SessionError> {
         let progress = self.connection.check_progress(now_ns);
+        self.with_channel(|channel| channel.check_progress(now_ns));
         self.end_on_error(progress, device)
     }
 
@@ -233,6 +255,36 @@ impl Backend {
     /// Tells the driver, where the status is negotiated, that the device needs a reset.
     pub fn set_needs_reset(&mut self) {
         self.session.set_needs_reset();
+    }
+
+    /// Tells the front-end that the configuration space has changed, if it wants to be told; whether it does.
+    pub fn config_changed(&mut self) -> bool {
+        self.ask(BackRequest::ConfigChange)
+    }
+
+    /// Asks the front-end something, without waiting; whether that was possible: it has handed over a channel, has agreed on what
+    /// the request needs, and answers.
+    pub fn ask(&mut self, request: BackRequest) -> bool {
+        let agreed = self.session.protocol_features();
+        if !agreed.contains(request.kind().needs()) {
+            return false;
+        }
+        let acknowledged = self.session.acknowledges();
+        self.with_channel(|channel| channel.ask(request, acknowledged))
+            .unwrap_or(false)
+    }
+
+    /// The socket of the channel, to be waited for beside the connection's, and whether something waits to be sent over it.
+    #[must_use]
+    pub fn channel(&self) -> Option<(BorrowedFd<'_>, bool)> {
+        let connection = self.channel.as_ref()?.connection();
+        Some((connection.stream().as_fd(), connection.wants_write()))
+    }
+
+    /// Returns why the channel was given up, if it was.
+    #[must_use]
+    pub fn channel_error(&self) -> Option<&SessionError> {
+        self.channel_error.as_ref()
     }
 
     /// Returns what has been agreed so far.
@@ -278,6 +330,45 @@ impl Backend {
             self.messages += 1;
             self.serve(message, device)?;
         }
+        Ok(())
+    }
+
+    /// Hands the front-end's answers to the device.
+    fn serve_channel(&mut self, device: &mut dyn BackendDevice) {
+        let answers = self.with_channel(BackChannel::answers).unwrap_or_default();
+        for answer in answers {
+            device.answered(&answer.request, answer.code);
+        }
+    }
+
+    /// Does something with the channel; one that fails is given up, and the session goes on without.
+    fn with_channel<R>(
+        &mut self,
+        work: impl FnOnce(&mut BackChannel) -> Result<R, SessionError>,
+    ) -> Option<R> {
+        match work(self.channel.as_mut()?) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                self.channel = None;
+                self.channel_error = Some(error);
+                None
+            }
+        }
+    }
+
+    fn set_channel(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
+        let wrong = |error| match error {
+            SessionError::System(source) => Refusal::DescriptorKind {
+                request: RequestKind::SetBackendReqFd.name(),
+                source,
+            },
+            error => Refusal::Device {
+                request: RequestKind::SetBackendReqFd.name(),
+                source: error.into(),
+            },
+        };
+        self.channel = Some(BackChannel::new(fd).map_err(wrong)?);
+        self.channel_error = None;
         Ok(())
     }
 
@@ -375,6 +466,11 @@ impl Backend {
                         });
                     }
                 }
+                Action::SetChannel(fd) => {
+                    if let Err(refusal) = self.set_channel(fd) {
+                        return Ok(Err(refusal));
+                    }
+                }
                 action => {
                     if let Err(source) = act(action, device) {
                         self.session.refused(&request);
@@ -445,6 +541,7 @@ impl Backend {
 
     fn end(&mut self, device: &mut dyn BackendDevice) {
         if !std::mem::replace(&mut self.ended, true) {
+            self.channel = None;
             device.disconnected();
         }
     }
@@ -503,5 +600,8 @@ fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError
         Action::SetMtu(mtu) => device.set_mtu(mtu),
         Action::SendRarp(mac) => device.send_rarp(mac),
         Action::WriteConfig(config) => device.write_config(&config),
+        Action::Translate(change) => device.translate(change),
+        // It is the connection's business.
+        Action::SetChannel(_) => Ok(()),
     }
 }

@@ -119,6 +119,14 @@ pub enum Refusal {
         /// The bits that would change.
         changed: u64,
     },
+    /// A translation, where addresses are not translated.
+    #[error(
+        "{request}: addresses are not translated: that takes ACCESS_PLATFORM, and the protocol features REPLY_ACK and BACKEND_REQ before it"
+    )]
+    NotTranslated {
+        /// The request.
+        request: &'static str,
+    },
     /// A number outside its range.
     #[error("{request}: {what} is {found:#x} and has to be {expected}")]
     Value {

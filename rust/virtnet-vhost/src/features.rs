@@ -68,10 +68,12 @@ impl ProtocolFeatures {
         .union(Self::RARP)
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
+        .union(Self::BACKEND_REQ)
         .union(Self::CONFIG)
         .union(Self::INFLIGHT_SHMFD)
         .union(Self::GET_VRING_BASE_INFLIGHT)
         .union(Self::GET_VRING_BASE_SKIP_DRAIN)
+        .union(Self::BACKEND_SEND_FD)
         .union(Self::RESET_DEVICE)
         .union(Self::CONFIGURE_MEM_SLOTS)
         .union(Self::STATUS);
@@ -82,8 +84,11 @@ impl ProtocolFeatures {
         .union(Self::RARP)
         .union(Self::REPLY_ACK)
         .union(Self::MTU)
+        .union(Self::BACKEND_REQ)
         .union(Self::CONFIG)
         .union(Self::INFLIGHT_SHMFD)
+        .union(Self::BACKEND_SEND_FD)
+        .union(Self::RESET_DEVICE)
         .union(Self::CONFIGURE_MEM_SLOTS)
         .union(Self::STATUS);
 

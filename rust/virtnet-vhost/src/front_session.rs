@@ -23,7 +23,7 @@ use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
 use crate::payload::{
-    Config, InflightArea, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState,
+    Config, InflightArea, Iotlb, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
@@ -32,6 +32,7 @@ use crate::session::RingAddresses;
 const ACKNOWLEDGE_AND_DRIVER: u64 = 1 | 2;
 const DRIVER_OK: u64 = 4;
 const FEATURES_OK: u64 = 8;
+const NEEDS_RESET: u64 = 64;
 
 /// Bytes of configuration space that are asked for: up to the hash types of a network device.
 const CONFIG_LEN: usize = 24;
@@ -101,6 +102,15 @@ pub enum FrontendEvent {
     Running,
     /// The back-end logs what it writes, or does so no longer.
     Logging(bool),
+    /// The configuration space is like this now.
+    ConfigChanged(Vec<u8>),
+    /// The device cannot go on before it is reset: see [`FrontendSession::reset`].
+    NeedsReset,
+    /// The back-end misses a translation: it gets one by [`FrontendSession::translate`], and in any case an answer by
+    /// [`Frontend::answer_miss`](crate::Frontend::answer_miss).
+    Miss(Iotlb),
+    /// A translation was told, and is in force; or is gone, and is not used any more.
+    Translated(Iotlb),
     /// A ring has stopped, here.
     RingStopped {
         /// Which ring.
@@ -124,6 +134,8 @@ pub struct FrontendSession {
     wanted: ProtocolFeatures,
     /// What is still to be sent, in order.
     queue: VecDeque<(Request, Vec<OwnedFd>)>,
+    /// The socket that the back-end is to have for requests of its own.
+    channel: Option<OwnedFd>,
     /// The request whose answer is awaited.
     awaited: Option<Request>,
     /// How many answers have been awaited so far.
@@ -154,9 +166,20 @@ impl FrontendSession {
     /// configuration space.
     #[must_use]
     pub fn new(wanted: ProtocolFeatures) -> Self {
+        Self::begin(wanted.difference(ProtocolFeatures::BACKEND_REQ), None)
+    }
+
+    /// The same with a socket to hand to a back-end that has requests of its own, and takes BACKEND_REQ.
+    #[must_use]
+    pub fn with_channel(wanted: ProtocolFeatures, channel: OwnedFd) -> Self {
+        Self::begin(wanted, Some(channel))
+    }
+
+    fn begin(wanted: ProtocolFeatures, channel: Option<OwnedFd>) -> Self {
         let mut session = Self {
             wanted: wanted & ProtocolFeatures::FRONTEND,
             queue: VecDeque::new(),
+            channel,
             awaited: None,
             asked: 0,
             offered: Offered::default(),
@@ -238,6 +261,50 @@ impl FrontendSession {
         self.ask(Request::GetFeatures);
         self.phase = Phase::Telling;
         Ok(())
+    }
+
+    /// Has the device reset, and the handshake begin anew where features are chosen: [`FrontendEvent::Offered`] comes once more.
+    ///
+    /// # Errors
+    /// The back-end can neither be reset by RESET_DEVICE nor by STATUS. Nothing was sent.
+    pub fn reset(&mut self) -> Result<(), SessionError> {
+        let reset = self.protocol.contains(ProtocolFeatures::RESET_DEVICE);
+        let status = self.protocol.contains(ProtocolFeatures::STATUS);
+        if !reset && !status {
+            return Err(misuse(
+                "the back-end cannot be reset: connect to it anew".to_owned(),
+            ));
+        }
+        if reset {
+            self.ask(Request::ResetDevice);
+        }
+        if status {
+            self.ask(Request::SetStatus(0));
+        }
+        self.phase = Phase::Asking;
+        Ok(())
+    }
+
+    /// Asks how the device is; [`FrontendEvent::NeedsReset`] comes if it has to be reset. Nothing happens where the back-end has no
+    /// STATUS.
+    pub fn check_status(&mut self) {
+        let is_idle = self.awaited.is_none() && self.queue.is_empty();
+        let is_running = self.phase == Phase::Running && is_idle;
+        if is_running && self.protocol.contains(ProtocolFeatures::STATUS) {
+            self.ask(Request::GetStatus);
+        }
+    }
+
+    /// Asks for the configuration space; [`FrontendEvent::ConfigChanged`] brings it. Nothing happens where the back-end has none.
+    pub fn read_config(&mut self) {
+        if self.protocol.contains(ProtocolFeatures::CONFIG) {
+            self.ask(Request::GetConfig(whole_config()));
+        }
+    }
+
+    /// Tells a translation, or takes one back; [`FrontendEvent::Translated`] says that it was done.
+    pub fn translate(&mut self, translation: Iotlb) {
+        self.ask(Request::IotlbMsg(translation));
     }
 
     /// Asks the back-end to stop a ring; [`FrontendEvent::RingStopped`] says where.
@@ -495,11 +562,22 @@ impl FrontendSession {
                 {
                     return Err(wrong_length(request, payload, Config::LENGTH));
                 }
+                if self.phase != Phase::Asking
+                    && let Some(config) = &config
+                {
+                    let event = FrontendEvent::ConfigChanged(config.data.clone());
+                    self.events.push_back(event);
+                }
                 self.offered.config = config.map(|config| config.data);
             }
             Request::GetStatus if self.phase == Phase::Asking => {
                 let status = optional::<u64>(request, payload)?;
                 self.offered.status = status.and_then(|status| u8::try_from(status).ok());
+            }
+            Request::GetStatus if self.phase == Phase::Running => {
+                if parse::<u64>(request, payload)? & NEEDS_RESET != 0 {
+                    self.events.push_back(FrontendEvent::NeedsReset);
+                }
             }
             Request::GetStatus => {
                 let code = parse(request, payload)?;
@@ -524,7 +602,12 @@ impl FrontendSession {
                 });
             }
             _ => match parse(request, payload)? {
-                0 => {}
+                0 => {
+                    if let Request::IotlbMsg(translation) = request {
+                        self.events
+                            .push_back(FrontendEvent::Translated(*translation));
+                    }
+                }
                 code => self.refused(request.kind(), code)?,
             },
         }
@@ -533,20 +616,22 @@ impl FrontendSession {
 
     /// Asks what only back-ends with these protocol features can tell.
     fn ask_more(&mut self, accepted: ProtocolFeatures) {
-        let config = Config {
-            data: vec![0; CONFIG_LEN],
-            ..Config::default()
-        };
         let questions = [
             (ProtocolFeatures::MQ, Request::GetQueueNum),
             (
                 ProtocolFeatures::CONFIGURE_MEM_SLOTS,
                 Request::GetMaxMemSlots,
             ),
-            (ProtocolFeatures::CONFIG, Request::GetConfig(config)),
+            (ProtocolFeatures::CONFIG, Request::GetConfig(whole_config())),
             (ProtocolFeatures::STATUS, Request::GetStatus),
         ];
         self.ask(Request::SetProtocolFeatures(accepted.bits()));
+        if accepted.contains(ProtocolFeatures::BACKEND_REQ)
+            && let Some(channel) = self.channel.take()
+        {
+            self.queue
+                .push_back((Request::SetBackendReqFd, vec![channel]));
+        }
         for (needs, question) in questions {
             if accepted.contains(needs) {
                 self.ask(question);
@@ -554,9 +639,10 @@ impl FrontendSession {
         }
     }
 
-    /// What is refused during the handshake cannot be done without, except telling the MTU.
+    /// What is refused during the handshake cannot be done without, except telling the MTU and taking the channel.
     fn refused(&mut self, request: RequestKind, code: u64) -> Result<(), SessionError> {
-        if self.phase == Phase::Running || request == RequestKind::NetSetMtu {
+        let optional = [RequestKind::NetSetMtu, RequestKind::SetBackendReqFd];
+        if self.phase == Phase::Running || optional.contains(&request) {
             self.events
                 .push_back(FrontendEvent::Refused { request, code });
             return Ok(());
@@ -675,6 +761,14 @@ fn optional<P: Payload>(request: &Request, payload: &[u8]) -> Result<Option<P>, 
         Ok(None)
     } else {
         parse(request, payload).map(Some)
+    }
+}
+
+/// The question for all of the configuration space that is understood.
+fn whole_config() -> Config {
+    Config {
+        data: vec![0; CONFIG_LEN],
+        ..Config::default()
     }
 }
 

@@ -6,26 +6,38 @@
 //!
 //! An error ends the connection: drop the front-end, and connect again.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use virtnet_sys::{PeerCredentials, Stream};
 
+use crate::channel::{FrontAsked, FrontChannel};
 use crate::connection::{Connection, Patience};
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::front_session::{FrontendEvent, FrontendRing, FrontendSession, FrontendSetup, Offered};
+use crate::message::BackRequest;
+use crate::payload::Iotlb;
 use crate::regions::{InflightFile, LogFile};
 use crate::session::RingAddresses;
 
 /// How long a back-end may take to answer; mapping much memory takes some of it.
 const REPLY_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The most requests of a back-end that one call serves, and that wait for an answer.
+const MISSES_PER_CALL: usize = 512;
+
 /// A connection to a back-end.
 #[derive(Debug)]
 pub struct Frontend {
     connection: Connection,
     session: FrontendSession,
+    /// On which the back-end asks.
+    channel: Option<FrontChannel>,
+    channel_error: Option<SessionError>,
+    /// Misses that have not been answered, in order.
+    misses: VecDeque<FrontAsked>,
     patience: Patience,
 }
 
@@ -46,10 +58,22 @@ impl Frontend {
     /// # Errors
     /// The connection is gone already.
     pub fn start_with(stream: Stream, wanted: ProtocolFeatures) -> Result<Self, SessionError> {
-        let (connection, session) = (Connection::new(stream), FrontendSession::new(wanted));
+        let (session, channel) = if wanted.contains(ProtocolFeatures::BACKEND_REQ) {
+            let ends = Stream::pair().map_err(|source| SessionError::Io {
+                operation: "make a channel for",
+                source,
+            })?;
+            let session = FrontendSession::with_channel(wanted, ends.1.into());
+            (session, Some(FrontChannel::new(ends.0)))
+        } else {
+            (FrontendSession::new(wanted), None)
+        };
         let mut frontend = Self {
-            connection,
+            connection: Connection::new(stream),
             session,
+            channel,
+            channel_error: None,
+            misses: VecDeque::new(),
             patience: Patience::default(),
         };
         frontend.send()?;
@@ -65,7 +89,10 @@ impl Frontend {
             self.session.answered(message)?;
             self.send()?;
         }
-        Ok(std::iter::from_fn(|| self.session.next_event()).collect())
+        let mut events: Vec<_> = std::iter::from_fn(|| self.session.next_event()).collect();
+        self.serve_channel(&mut events);
+        self.send()?;
+        Ok(events)
     }
 
     /// Sends on what the back-end did not take before; to be called when [`Frontend::wants_write`].
@@ -167,6 +194,93 @@ impl Frontend {
     /// Hands out the record of buffers in flight, if there is one: for the back-end after this one.
     pub fn take_inflight(&mut self) -> Option<InflightFile> {
         self.session.take_inflight()
+    }
+
+    /// Has the device reset; the handshake begins anew where features are chosen: [`FrontendEvent::Offered`] comes once more.
+    ///
+    /// # Errors
+    /// The back-end cannot be reset; the connection is gone.
+    pub fn reset(&mut self) -> Result<(), SessionError> {
+        self.session.reset()?;
+        self.send()
+    }
+
+    /// Asks how the device is; [`FrontendEvent::NeedsReset`] comes if it has to be reset.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn check_status(&mut self) -> Result<(), SessionError> {
+        self.session.check_status();
+        self.send()
+    }
+
+    /// Tells a translation, or takes one back; [`FrontendEvent::Translated`] says that it was done.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn translate(&mut self, translation: Iotlb) -> Result<(), SessionError> {
+        self.session.translate(translation);
+        self.send()
+    }
+
+    /// Answers the oldest [`FrontendEvent::Miss`] that has no answer yet: whether the translation has been told.
+    pub fn answer_miss(&mut self, told: bool) {
+        let Some(asked) = self.misses.pop_front() else {
+            return;
+        };
+        self.with_channel(|channel| channel.acknowledge(&asked, u64::from(!told)));
+    }
+
+    /// The socket on which the back-end asks, to be waited for beside the connection's, and whether an answer waits to be sent.
+    #[must_use]
+    pub fn channel(&self) -> Option<(BorrowedFd<'_>, bool)> {
+        let connection = self.channel.as_ref()?.connection();
+        Some((connection.stream().as_fd(), connection.wants_write()))
+    }
+
+    /// Returns why the channel was given up, if it was.
+    #[must_use]
+    pub fn channel_error(&self) -> Option<&SessionError> {
+        self.channel_error.as_ref()
+    }
+
+    /// Serves what the back-end asks on its channel.
+    fn serve_channel(&mut self, events: &mut Vec<FrontendEvent>) {
+        let protocol = self.session.protocol_features();
+        // A back-end that asks faster than it can be answered comes round again.
+        for _ in 0..MISSES_PER_CALL {
+            let Some(Some(asked)) = self.with_channel(|channel| channel.next(protocol)) else {
+                return;
+            };
+            match asked.request {
+                BackRequest::IotlbMsg(miss) if self.misses.len() < MISSES_PER_CALL => {
+                    events.push(FrontendEvent::Miss(miss));
+                    self.misses.push_back(asked);
+                }
+                BackRequest::ConfigChange => {
+                    self.session.read_config();
+                    self.with_channel(|channel| channel.acknowledge(&asked, 0));
+                }
+                _ => {
+                    self.with_channel(|channel| channel.acknowledge(&asked, 1));
+                }
+            }
+        }
+    }
+
+    /// Does something with the channel; one that fails is given up, and the session goes on without.
+    fn with_channel<R>(
+        &mut self,
+        work: impl FnOnce(&mut FrontChannel) -> Result<R, SessionError>,
+    ) -> Option<R> {
+        match work(self.channel.as_mut()?) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                self.channel = None;
+                self.channel_error = Some(error);
+                None
+            }
+        }
     }
 
     /// Returns what the back-end offers, as far as it is known.

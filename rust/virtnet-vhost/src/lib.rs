@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod channel;
 mod connection;
 mod error;
 mod features;
@@ -40,5 +41,6 @@ pub use virtnet_sys::Fault;
 mod bits {
     pub(crate) const LOG_ALL: u64 = 1 << 26;
     pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
+    pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
     pub(crate) const RING_PACKED: u64 = 1 << 34;
 }

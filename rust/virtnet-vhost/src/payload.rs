@@ -247,6 +247,15 @@ plain! {
     } 0
 }
 
+impl Iotlb {
+    /// What a back-end says that misses a translation.
+    pub const MISS: u8 = 1;
+    /// What a front-end says that tells one.
+    pub const UPDATE: u8 = 2;
+    /// What a front-end says that takes one back.
+    pub const INVALIDATE: u8 = 3;
+}
+
 impl VringFd {
     const NO_FD: u64 = 1 << 8;
 

@@ -25,7 +25,8 @@ fn probe_stream(stream: Stream, timeout: Duration) -> Result<Offered, SessionErr
         operation: "wait for",
         source,
     };
-    let mut frontend = Frontend::start_with(stream, ProtocolFeatures::FRONTEND)?;
+    let questions = ProtocolFeatures::FRONTEND.difference(ProtocolFeatures::BACKEND_REQ);
+    let mut frontend = Frontend::start_with(stream, questions)?;
     let poller = Poller::new().map_err(os)?;
     poller.add(&frontend, 0).map_err(os)?;
     let mut events = Events::with_capacity(1);

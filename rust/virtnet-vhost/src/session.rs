@@ -26,7 +26,7 @@ use crate::error::Refusal;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind, When};
 use crate::payload::{
-    Config, InflightArea, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState,
+    Config, InflightArea, Iotlb, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_SLOTS, Region, Regions};
 use crate::ring_state::RingState;
@@ -158,6 +158,12 @@ impl BackendSession {
     #[must_use]
     pub fn protocol_features(&self) -> ProtocolFeatures {
         self.state.protocol
+    }
+
+    /// Tells whether the addresses of rings and descriptors go through an IOMMU.
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        self.state.translates
     }
 
     /// Returns the two states of a ring.
@@ -372,6 +378,13 @@ impl BackendSession {
                 }
                 step.actions.push(Action::SendRarp([a, b, c, d, e, f]));
             }
+            Request::IotlbMsg(change) => {
+                let change = self.translation(name, *change)?;
+                step.actions.push(Action::Translate(change));
+            }
+            Request::SetBackendReqFd => {
+                step.actions.extend(fds.into_iter().map(Action::SetChannel))
+            }
             Request::GetConfig(config) => step.answer = Answer::Config(check_config(name, config)?),
             Request::SetConfig(config) => step
                 .actions
@@ -395,9 +408,20 @@ impl BackendSession {
         }
         step.next.features = Some(features);
         step.next.features_refused = false;
-        if self.state.features.is_none() || changed != 0 {
-            step.actions
-                .push(Action::SetFeatures(features & !bits::PROTOCOL_FEATURES));
+        // Who cannot be asked for translations has none to tell: its addresses are plain, whatever the driver was offered.
+        let asks = ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::REPLY_ACK;
+        step.next.translates =
+            features & bits::ACCESS_PLATFORM != 0 && self.state.protocol.contains(asks);
+        if self.state.features.is_none()
+            || changed != 0
+            || step.next.translates != self.state.translates
+        {
+            let hidden = if step.next.translates {
+                bits::PROTOCOL_FEATURES
+            } else {
+                bits::PROTOCOL_FEATURES | bits::ACCESS_PLATFORM
+            };
+            step.actions.push(Action::SetFeatures(features & !hidden));
         }
         if features & bits::PROTOCOL_FEATURES == 0 {
             for ring in 0..step.next.rings.len() {
@@ -455,6 +479,23 @@ impl BackendSession {
             return Ok(());
         }
         step.start_named(name, ring)
+    }
+
+    fn translation(&self, request: &'static str, change: Iotlb) -> Result<Iotlb, Refusal> {
+        if !self.state.translates {
+            return Err(Refusal::NotTranslated { request });
+        }
+        let wrong = |what, found: u8, expected| Refusal::Value {
+            request,
+            what,
+            found: found.into(),
+            expected,
+        };
+        match (change.kind, change.permission) {
+            (Iotlb::UPDATE, 1..=3) | (Iotlb::INVALIDATE, _) => Ok(change),
+            (Iotlb::UPDATE, permission) => Err(wrong("the permission", permission, "1, 2 or 3")),
+            (kind, _) => Err(wrong("the kind", kind, "2 (update) or 3 (invalidate)")),
+        }
     }
 
     fn set_status(&self, status: u64, step: &mut Step) -> Result<(), Refusal> {

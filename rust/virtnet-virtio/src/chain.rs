@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtnet_mem::Segment;
+use virtnet_mem::{Permission, Segment};
 
 use crate::ChainError;
 
@@ -22,11 +22,25 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    /// What the device has to be allowed for that.
+    #[must_use]
+    #[inline(always)]
+    pub fn permission(self) -> Permission {
+        match self {
+            Self::Read => Permission::READ,
+            Self::Write => Permission::WRITE,
+        }
+    }
+}
+
 /// Chains taken from a queue and not yet given back, in ring order.
 pub struct Chains {
     n: usize,
     entries: [Entry; CHAINS_MAX],
     segments: Vec<Segment>,
+    /// The last look ended at a chain whose place is not known yet.
+    missed: bool,
 }
 
 /// One chain: what the ring needs to give it back, and where its bytes are.
@@ -79,6 +93,7 @@ impl Chains {
             n: 0,
             entries: [none; CHAINS_MAX],
             segments: Vec::with_capacity(4 * CHAINS_MAX),
+            missed: false,
         }
     }
 
@@ -87,6 +102,18 @@ impl Chains {
     pub fn clear(&mut self) {
         self.n = 0;
         self.segments.clear();
+    }
+
+    /// Whether the queue holds back a chain whose translation is missing.
+    #[inline]
+    #[must_use]
+    pub fn has_missed(&self) -> bool {
+        self.missed
+    }
+
+    /// Notes whether it does.
+    pub(crate) fn set_missed(&mut self, missed: bool) {
+        self.missed = missed;
     }
 
     /// How many chains there are.

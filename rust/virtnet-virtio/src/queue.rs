@@ -2,10 +2,13 @@
 
 use std::fmt;
 
-use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, UserAddr, Window};
+use virtnet_mem::{
+    GuestAddr, GuestMemory, Iommu, LoggedArea, MemoryError, Miss, Table, Translate, UserAddr,
+    Window,
+};
 
-use crate::packed::{PackedDevice, PackedDriver};
-use crate::split::{SplitDevice, SplitDriver};
+use crate::packed::{self, PackedDevice, PackedDriver};
+use crate::split::{self, SplitDevice, SplitDriver};
 use crate::{Access, Chains, Features, RingError, StartError};
 
 /// The two formats of a virtqueue.
@@ -74,6 +77,28 @@ pub struct QueueConfig {
 impl QueueConfig {
     /// The most entries a queue can have.
     pub const SIZE_MAX: u16 = 32_768;
+
+    /// The three areas of the ring: where each begins, and how many bytes it has.
+    #[must_use]
+    pub fn areas(&self) -> [(UserAddr, usize); 3] {
+        let event_idx = self.features.contains(Features::EVENT_IDX);
+        let [desc, driver, device] = match RingFormat::of(self.features) {
+            RingFormat::Split => [
+                split::layout::desc_bytes(self.size),
+                split::layout::avail_bytes(self.size, event_idx),
+                split::layout::used_bytes(self.size, event_idx),
+            ],
+            RingFormat::Packed => {
+                let event = packed::layout::EVENT_BYTES;
+                [Table::ENTRY * usize::from(self.size), event, event]
+            }
+        };
+        [
+            (self.desc_area, desc),
+            (self.driver_area, driver),
+            (self.device_area, device),
+        ]
+    }
 
     /// Whether the format allows this many entries.
     #[must_use]
@@ -188,7 +213,44 @@ impl DeviceQueue {
         max: usize,
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
-        either!(self, Self, queue => queue.take(memory, access, max, chains))
+        match memory.iotlb() {
+            None => either!(self, Self, queue => queue.take(memory, access, max, chains)),
+            Some(_) => self.take_through_iommu(memory, access, max, chains),
+        }
+    }
+
+    /// The same through an IOMMU: a chain with an address that it does not know stays in the queue.
+    #[cold]
+    #[inline(never)]
+    fn take_through_iommu(
+        &mut self,
+        memory: &GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+    ) -> Result<usize, RingError> {
+        let Some(iommu) = Iommu::of(memory) else {
+            return Ok(0);
+        };
+        let taken = either!(self, Self, queue => queue.take(&iommu, access, max, chains));
+        chains.set_missed(iommu.has_missed());
+        taken
+    }
+
+    /// What is missing to take the next `most` chains; nothing without an IOMMU. `scratch` is room that the caller keeps for it.
+    #[must_use]
+    pub fn missing(
+        &self,
+        memory: &GuestMemory,
+        access: Access,
+        most: u16,
+        scratch: &mut Chains,
+    ) -> Vec<Miss> {
+        let Some(iommu) = Iommu::of(memory) else {
+            return Vec::new();
+        };
+        either!(self, Self, queue => queue.look_ahead(&iommu, access, most, scratch));
+        iommu.into_misses()
     }
 
     /// Puts the last `n` chains back as if they had not been taken.

@@ -134,14 +134,13 @@ pub(super) struct Entry {
     pub(super) last_error: Option<Arc<PortError>>,
 }
 
-/// A service's descriptor, alone in a small poller that is in the thread's.
+/// A service's descriptors, in a small poller of their own that is in the thread's.
 ///
 /// A descriptor that is closed and one that is opened may have the same number, and a closed one may live on in a duplicate:
 /// so a change gets a new poller, and nothing of the old one can be left behind.
 struct Watch {
     poller: Poller,
-    number: RawFd,
-    interest: Interest,
+    sources: Vec<(RawFd, Interest)>,
 }
 
 impl Entry {
@@ -197,10 +196,11 @@ impl Entry {
             let answer = work(&mut *self.service)?;
             self.deadline_ns = self.service.deadline_ns();
             if self.rest_until_ns.is_none() {
-                let interest = self.service.interest();
+                let first = self.service.source();
+                let mut sources = self.service.more_sources();
+                sources.extend(first.map(|source| (source, self.service.interest())));
                 let failed = |source| PortError::io("wait for a service's descriptor", source);
-                update_watch(&mut self.watch, self.service.source(), interest, outer, id)
-                    .map_err(failed)?;
+                update_watch(&mut self.watch, &sources, outer, id).map_err(failed)?;
             }
             Ok(answer)
         }));
@@ -219,31 +219,37 @@ impl Entry {
 
 fn update_watch(
     watch: &mut Option<Watch>,
-    source: Option<BorrowedFd<'_>>,
-    interest: Interest,
+    sources: &[(BorrowedFd<'_>, Interest)],
     outer: &Poller,
     id: u64,
 ) -> io::Result<()> {
-    let Some(source) = source else {
+    if sources.is_empty() {
         *watch = None;
         return Ok(());
+    }
+    let numbers = || {
+        sources
+            .iter()
+            .map(|(source, interest)| (source.as_raw_fd(), *interest))
     };
-    let number = source.as_raw_fd();
-    // The kernel knows whether this number still means the file that is being waited for.
+    // The kernel knows whether these numbers still mean the files that are being waited for.
     if let Some(watch) = watch
-        && (watch.number, watch.interest) == (number, interest)
-        && watch.poller.modify(source, 0, interest).is_ok()
+        && watch.sources.iter().copied().eq(numbers())
+        && sources
+            .iter()
+            .all(|(source, interest)| watch.poller.modify(source, 0, *interest).is_ok())
     {
         return Ok(());
     }
     *watch = None;
     let poller = Poller::new()?;
-    poller.add_with(source, 0, interest)?;
+    for (source, interest) in sources {
+        poller.add_with(source, 0, *interest)?;
+    }
     outer.add(&poller, id)?;
     *watch = Some(Watch {
         poller,
-        number,
-        interest,
+        sources: numbers().collect(),
     });
     Ok(())
 }

@@ -48,10 +48,12 @@ impl Lanes {
     }
 
     /// The same without waiting for it.
-    pub(super) fn post_all(&self, work: fn(&mut Queues)) {
+    pub(super) fn post_all(&self, work: impl Fn(&mut Queues) + Send + Sync + 'static) {
+        let work = Arc::new(work);
         for lane in &self.0 {
+            let work = Arc::clone(&work);
             // A lane whose worker has panicked has nothing left to change.
-            drop(lane.post(work));
+            drop(lane.post(move |queues| work(queues)));
         }
     }
 
@@ -66,6 +68,7 @@ mod tests {
     use virtnet_sys::Poller;
 
     use super::*;
+    use crate::vhost_user::iommu::Missed;
 
     #[test]
     fn every_pair_is_in_one_lane_and_none_is_empty() {
@@ -82,7 +85,8 @@ mod tests {
     #[test]
     fn a_ring_has_one_number_in_the_device() {
         let lane = |pairs| {
-            let queues = Queues::new(pairs, Arc::new(Poller::new().unwrap()), Arc::default());
+            let (poller, missed) = (Poller::new().unwrap(), Missed::new().unwrap());
+            let queues = Queues::new(pairs, Arc::new(poller), Arc::default(), missed.of_worker());
             Slot::new(queues).unwrap()
         };
         let lanes = Lanes::new(Lanes::share(5, 3).map(lane).collect());

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtnet_mem::{GuestAddr, GuestMemory, Region, Window, losses};
+use virtnet_mem::{GuestAddr, GuestMemory, Permission, Region, Window, losses};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
-use virtnet_virtio::{DeviceQueue, Features, QueueConfig, RingError, RingFormat, StartError};
+use virtnet_virtio::{
+    Access, Chains, DeviceQueue, Features, QueueConfig, RingError, RingFormat, StartError,
+};
 
+use super::iommu::{Misses, touches};
 use super::{queue_config, rarp};
 use crate::RingStatus;
 use crate::flow::flow_hash;
@@ -29,6 +32,8 @@ pub(super) struct Queues {
     /// Numbers of the pairs whose transmitq runs, and of those whose receiveq runs and is enabled.
     sources: Vec<usize>,
     sinks: Vec<usize>,
+    /// Whether packets may pass at all.
+    link_up: bool,
     /// Where the next burst starts to look for packets.
     turn: usize,
     /// The address of a guest that has moved here, until the network has been told.
@@ -47,7 +52,24 @@ pub(super) struct Queues {
     given_up_at: Box<[Option<u32>]>,
     /// Tells the control half that a ring had to be given up.
     needs_reset: Arc<AtomicBool>,
+    /// Rings that are to run as soon as it is known where they are. Only with an IOMMU.
+    waiting: Box<[Option<Waiting>]>,
+    misses: Misses,
+    /// Room to look ahead in.
+    scratch: Chains,
 }
+
+/// A ring that is to run as soon as it is known where it is.
+#[derive(Debug)]
+struct Waiting {
+    setup: RingSetup,
+    record: Option<Window>,
+    /// It has not run yet: where it begins may have to be found out.
+    is_new: bool,
+}
+
+/// How many chains of a ring are looked at ahead for addresses that have to be asked for.
+const AHEAD: u16 = 64;
 
 /// Why a ring was given up although nobody had asked for it.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -84,7 +106,12 @@ struct Ring<Q> {
 impl Queues {
     /// Room for `queue_pairs` pairs. `needs_reset` is set when a ring had to be given up, for the driver to be told by the device
     /// status.
-    pub(super) fn new(queue_pairs: u16, poller: Arc<Poller>, needs_reset: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        queue_pairs: u16,
+        poller: Arc<Poller>,
+        needs_reset: Arc<AtomicBool>,
+        misses: Misses,
+    ) -> Self {
         Self {
             memory: Arc::default(),
             losses: losses(),
@@ -92,6 +119,7 @@ impl Queues {
             pairs: (0..queue_pairs).map(|_| Pair::default()).collect(),
             sources: Vec::with_capacity(queue_pairs.into()),
             sinks: Vec::with_capacity(queue_pairs.into()),
+            link_up: true,
             turn: 0,
             moved_here: None,
             poller,
@@ -102,6 +130,9 @@ impl Queues {
             untold: Vec::with_capacity(2 * usize::from(queue_pairs)),
             given_up_at: vec![None; 2 * usize::from(queue_pairs)].into(),
             needs_reset,
+            waiting: (0..2 * queue_pairs).map(|_| None).collect(),
+            misses,
+            scratch: Chains::new(),
         }
     }
 
@@ -126,15 +157,19 @@ impl Queues {
             let Some(ring) = &mut self.pairs[pair].transmit else {
                 continue;
             };
-            let drained = if ring.setup.enabled {
+            let drained = if ring.setup.enabled && self.link_up {
                 ring.queue.drain(&self.memory, burst, &mut self.counters)
             } else {
                 ring.queue
                     .discard(&self.memory, DropReason::Disabled, &mut self.counters)
             };
+            let has_missed = ring.queue.has_missed();
             if let Err(error) = drained {
                 self.break_ring(2 * pair + 1, error);
                 break;
+            }
+            if has_missed {
+                self.ask_ahead(2 * pair + 1);
             }
             if burst.room() == 0 {
                 break;
@@ -237,6 +272,9 @@ impl Queues {
                 }
             }
         }
+        if self.memory.iotlb().is_some() {
+            self.ask_ahead_of_packets();
+        }
     }
 
     pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
@@ -256,7 +294,12 @@ impl Queues {
             let Some(ring) = &mut self.pairs[pair].transmit else {
                 continue;
             };
-            busy |= ring.queue.queue_mut().arm() || ring.setup.kick.is_none();
+            let has_work = ring.queue.queue_mut().arm();
+            // What waits for a translation is woken when it comes.
+            busy |= has_work && !ring.queue.has_missed() || ring.setup.kick.is_none();
+        }
+        if self.memory.iotlb().is_some() {
+            self.ask_ahead_of_packets();
         }
         busy
     }
@@ -291,6 +334,12 @@ impl Queues {
         self.features = features;
     }
 
+    /// Takes the link down, or up: while it is down nothing is delivered, and what drivers send is thrown away.
+    pub(super) fn set_link(&mut self, up: bool) {
+        self.link_up = up;
+        self.note_active();
+    }
+
     pub(super) fn features(&self) -> Features {
         self.features
     }
@@ -312,20 +361,17 @@ impl Queues {
     /// Moves all running rings to other memory; one that does not lie in it any more is stopped.
     pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
         self.memory = memory;
+        self.misses.clear();
         for ring in 0..2 * self.pairs.len() {
-            let Some(setup) = self.setup(ring).cloned() else {
+            let Some(setup) = self.setup(ring) else {
                 continue;
             };
-            let setup = RingSetup {
-                base: self.base(ring).unwrap_or(setup.base),
-                ..setup
-            };
-            let config = queue_config(&setup, self.features, setup.base);
-            if DeviceQueue::new(&config, &self.memory).is_ok() {
-                let record = self.record(ring);
-                self.drop_ring(ring);
+            let base = self.base(ring).unwrap_or(setup.base);
+            let config = queue_config(setup, self.features, base);
+            let may_wait = self.memory.iotlb().is_some();
+            if may_wait || DeviceQueue::new(&config, &self.memory).is_ok() {
                 // It has just been found to be possible.
-                drop(self.go_on(ring, setup, record));
+                drop(self.restart(ring));
             } else {
                 self.give_up(ring, Broken::Memory);
             }
@@ -344,6 +390,9 @@ impl Queues {
             return Err(format!("a {format} ring cannot have {} entries", setup.size).into());
         }
         let config = queue_config(&setup, self.features, setup.base);
+        if self.must_wait(&config) {
+            return self.wait(ring, setup, record, true);
+        }
         let start = match &record {
             Some(record) => DeviceQueue::resume(&config, &self.memory, record).map(|q| q.base()),
             None => DeviceQueue::recover(&config, &self.memory),
@@ -376,6 +425,9 @@ impl Queues {
         record: Option<Window>,
     ) -> Result<(), DeviceError> {
         let config = queue_config(&setup, self.features, setup.base);
+        if self.must_wait(&config) {
+            return self.wait(ring, setup, record, false);
+        }
         let mut queue = match &record {
             Some(record) => DeviceQueue::resume(&config, &self.memory, record)?,
             None => DeviceQueue::new(&config, &self.memory)?,
@@ -412,10 +464,118 @@ impl Queues {
         Ok(())
     }
 
+    /// The memory is seen through other translations, which differ in `size` bytes at `iova`.
+    pub(super) fn set_view(&mut self, memory: Arc<GuestMemory>, iova: u64, size: u64) {
+        self.memory = memory;
+        self.misses.settle(iova, size);
+        for ring in 0..2 * self.pairs.len() {
+            let Some(setup) = self.setup(ring) else {
+                continue;
+            };
+            let base = self.base(ring).unwrap_or(setup.base);
+            let areas = queue_config(setup, self.features, base).areas();
+            let is_touched = areas
+                .iter()
+                .any(|(at, len)| touches(at.0, *len as u64, iova, size));
+            if is_touched || self.waiting[ring].is_some() {
+                let err = setup.err.clone();
+                // All of it is known then, and it is in several pieces, or somewhere a ring cannot be.
+                if self.restart(ring).is_err() {
+                    self.given_up_at[ring] = Some(base);
+                    self.note_broken(ring, Broken::Memory, err.as_deref());
+                }
+            }
+        }
+    }
+
+    /// Starts a ring anew where it is, or one that waits.
+    fn restart(&mut self, ring: usize) -> Result<(), DeviceError> {
+        let Some(setup) = self.setup(ring).cloned() else {
+            return Ok(());
+        };
+        let setup = RingSetup {
+            base: self.base(ring).unwrap_or(setup.base),
+            ..setup
+        };
+        let is_new = self.waiting[ring].as_ref().is_some_and(|it| it.is_new);
+        let record = self.record(ring);
+        self.drop_ring(ring);
+        if is_new {
+            self.start_ring(ring, setup, record)
+        } else {
+            self.go_on(ring, setup, record)
+        }
+    }
+
+    /// Whether it is not known yet where a ring is; what is missing is asked for. Only with an IOMMU.
+    fn must_wait(&mut self, config: &QueueConfig) -> bool {
+        let Some(iotlb) = self.memory.iotlb() else {
+            return false;
+        };
+        let areas = config.areas().map(|(at, len)| (at.0, len as u64));
+        let is_refused = areas.iter().any(|&(at, len)| iotlb.is_refused(at, len));
+        let missing = areas
+            .iter()
+            .flat_map(|&(at, len)| iotlb.missing(at, len, Permission::BOTH));
+        let mut missing = missing.peekable();
+        let must_wait = is_refused || missing.peek().is_some();
+        self.misses.ask(missing);
+        must_wait
+    }
+
+    fn wait(
+        &mut self,
+        ring: usize,
+        setup: RingSetup,
+        record: Option<Window>,
+        is_new: bool,
+    ) -> Result<(), DeviceError> {
+        let Some(place) = self.waiting.get_mut(ring) else {
+            return Err(format!("there is no ring {ring}").into());
+        };
+        *place = Some(Waiting {
+            setup,
+            record,
+            is_new,
+        });
+        Ok(())
+    }
+
+    /// Asks for what the next chains of a ring need.
+    #[cold]
+    fn ask_ahead(&mut self, ring: usize) {
+        let Some(pair) = self.pairs.get(ring / 2) else {
+            return;
+        };
+        let (queue, access) = if ring.is_multiple_of(2) {
+            let queue = pair.receive.as_ref().map(|ring| ring.queue.queue());
+            (queue, Access::Write)
+        } else {
+            let queue = pair.transmit.as_ref().map(|ring| ring.queue.queue());
+            (queue, Access::Read)
+        };
+        if let Some(queue) = queue {
+            let missing = queue.missing(&self.memory, access, AHEAD, &mut self.scratch);
+            self.misses.ask(missing);
+        }
+    }
+
+    /// Asks for what receiveqs need, before there is a packet that would find no room.
+    #[cold]
+    fn ask_ahead_of_packets(&mut self) {
+        for i in 0..self.sinks.len() {
+            self.ask_ahead(2 * self.sinks[i]);
+        }
+    }
+
     /// Stops a ring; where to go on. Everything of it has been completed, because changes come between breaths.
     pub(super) fn stop_ring(&mut self, ring: usize) -> Option<u32> {
         let given_up_at = self.given_up_at.get(ring).copied().flatten();
-        let base = self.base(ring).or(given_up_at);
+        let waits_at = self
+            .waiting
+            .get(ring)
+            .and_then(|waiting| Some(waiting.as_ref()?.setup.base));
+        let base = self.base(ring).or(waits_at).or(given_up_at);
         self.drop_ring(ring);
         base
     }
@@ -426,6 +586,7 @@ impl Queues {
         }
         self.memory = Arc::default();
         self.moved_here = None;
+        self.misses.clear();
         self.broken = None;
         self.given_up_at.fill(None);
         self.why.fill(None);
@@ -446,6 +607,10 @@ impl Queues {
         kick: Option<Arc<EventFd>>,
     ) -> Result<(), DeviceError> {
         let poller = Arc::clone(&self.poller);
+        if let Some(Some(waiting)) = self.waiting.get_mut(ring) {
+            waiting.setup.kick = kick;
+            return Ok(());
+        }
         let Some(setup) = self.setup_mut(ring) else {
             return Ok(());
         };
@@ -478,15 +643,18 @@ impl Queues {
         ring: usize,
         addresses: RingAddresses,
     ) -> Result<(), DeviceError> {
-        let (Some(setup), Some(base)) = (self.setup(ring).cloned(), self.base(ring)) else {
+        let Some(setup) = self.setup(ring).cloned() else {
             return Ok(());
         };
+        let base = self.base(ring).unwrap_or(setup.base);
         let moved = RingSetup {
             addresses,
             base,
             ..setup.clone()
         };
-        DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
+        if self.memory.iotlb().is_none() {
+            DeviceQueue::new(&queue_config(&moved, self.features, base), &self.memory)?;
+        }
         let record = self.record(ring);
         self.drop_ring(ring);
         self.go_on(ring, moved, record)
@@ -570,13 +738,19 @@ impl Queues {
 
     /// Stops a ring that cannot go on, tells its driver, and remembers where that was.
     fn give_up(&mut self, ring: usize, why: Broken) {
-        if let Some(err) = self.setup(ring).and_then(|setup| setup.err.as_ref()) {
-            // An eventfd that cannot be written is its owner's loss.
-            drop(err.signal());
-        }
+        let err = self.setup(ring).and_then(|setup| setup.err.clone());
         let base = self.base(ring);
         if let Some(place) = self.given_up_at.get_mut(ring) {
             *place = base;
+        }
+        self.note_broken(ring, why, err.as_deref());
+        self.drop_ring(ring);
+    }
+
+    fn note_broken(&mut self, ring: usize, why: Broken, err: Option<&EventFd>) {
+        if let Some(err) = err {
+            // An eventfd that cannot be written is its owner's loss.
+            drop(err.signal());
         }
         self.broken = Some((ring, why));
         if let Some(place) = self.why.get_mut(ring) {
@@ -586,10 +760,12 @@ impl Queues {
             self.untold.push(ring);
         }
         self.needs_reset.store(true, Ordering::Relaxed);
-        self.drop_ring(ring);
     }
 
     fn drop_ring(&mut self, ring: usize) {
+        if let Some(waiting) = self.waiting.get_mut(ring) {
+            *waiting = None;
+        }
         if let Some(kick) = self.setup(ring).and_then(|setup| setup.kick.clone()) {
             // It was added when the ring started.
             drop(self.poller.remove(&*kick));
@@ -611,7 +787,8 @@ impl Queues {
             if pair.transmit.is_some() {
                 self.sources.push(number);
             }
-            if pair.receive.as_ref().is_some_and(|ring| ring.setup.enabled) {
+            let enabled = pair.receive.as_ref().is_some_and(|ring| ring.setup.enabled);
+            if enabled && self.link_up {
                 self.sinks.push(number);
             }
         }
@@ -627,6 +804,9 @@ impl Queues {
     }
 
     fn record(&self, ring: usize) -> Option<Window> {
+        if let Some(waiting) = self.waiting.get(ring)?.as_ref() {
+            return waiting.record.clone();
+        }
         let pair = self.pairs.get(ring / 2)?;
         if ring.is_multiple_of(2) {
             pair.receive.as_ref()?.record.clone()
@@ -635,7 +815,11 @@ impl Queues {
         }
     }
 
+    /// What a ring that runs was started with, or one that waits for its place.
     fn setup(&self, ring: usize) -> Option<&RingSetup> {
+        if let Some(waiting) = self.waiting.get(ring)?.as_ref() {
+            return Some(&waiting.setup);
+        }
         let pair = self.pairs.get(ring / 2)?;
         if ring.is_multiple_of(2) {
             pair.receive.as_ref().map(|ring| &ring.setup)
@@ -645,6 +829,9 @@ impl Queues {
     }
 
     fn setup_mut(&mut self, ring: usize) -> Option<&mut RingSetup> {
+        if let Some(waiting) = self.waiting.get_mut(ring)?.as_mut() {
+            return Some(&mut waiting.setup);
+        }
         let pair = self.pairs.get_mut(ring / 2)?;
         if ring.is_multiple_of(2) {
             pair.receive.as_mut().map(|ring| &mut ring.setup)

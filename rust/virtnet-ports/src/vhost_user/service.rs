@@ -4,16 +4,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr, arm_guard, losses};
+use virtnet_mem::{
+    DirtyLog, GuestAddr, GuestMemory, Iotlb, Miss, Region, UserAddr, arm_guard, losses,
+};
 use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
-use virtnet_vhost::payload::{InflightArea, MemoryRegion};
+use virtnet_vhost::message::BackRequest;
+use virtnet_vhost::payload::{self, InflightArea, MemoryRegion};
 use virtnet_vhost::{
     Backend, BackendDevice, DeviceError, InflightFile, LogFile, Offer, ProtocolFeatures, Refusal,
     RingAddresses, RingSetup, SessionError,
 };
+use virtnet_virtio::net::NetConfig;
 use virtnet_virtio::{Features, RingFormat};
 
 use super::inflight::Record;
+use super::iommu::{Asked, Missed, Translations};
 use super::lanes::Lanes;
 use super::queues::Queues;
 use super::{VhostUserOptions, format_name};
@@ -26,6 +31,9 @@ const RETRY_NS: u64 = 200_000_000;
 
 /// How often a connection is asked whether it stands still.
 const TICK_NS: u64 = 1_000_000_000;
+
+/// The MTU that is told where nobody has chosen one: that of Ethernet.
+const MTU: u16 = 1500;
 
 /// How far a front-end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +91,10 @@ pub struct VhostUserStatus {
     pub sessions: u64,
     /// Messages refused in all sessions.
     pub refusals: u64,
+    /// Whether the link is up.
+    pub link_up: bool,
+    /// What the configuration space tells, while a front-end is there.
+    pub config: Option<NetConfig>,
     /// What ended the last session, or was refused last, or why we cannot connect.
     pub last_error: Option<String>,
 }
@@ -97,7 +109,10 @@ pub(super) struct BackendService {
     needs_reset: Arc<AtomicBool>,
     /// What [`losses`] was at the last tick.
     losses: u64,
+    /// What the queues have no translations for.
+    missed: Missed,
     deadline_ns: Option<u64>,
+    link_up: bool,
     sessions: u64,
     refusals: u64,
     last_error: Option<String>,
@@ -115,6 +130,31 @@ struct Session {
 }
 
 impl Session {
+    /// Asks the front-end for a translation that a queue misses.
+    fn ask(&mut self, miss: Miss) {
+        let Self {
+            backend, device, ..
+        } = self;
+        let now_ns = device.now_ns;
+        let Some(translations) = &mut device.translations else {
+            return;
+        };
+        let asked = translations.note_asked(miss, now_ns);
+        if asked == Asked::Before {
+            return;
+        }
+        let message = BackRequest::IotlbMsg(payload::Iotlb {
+            iova: miss.iova,
+            size: Iotlb::PAGE,
+            user_addr: 0,
+            permission: miss.wanted.bits(),
+            kind: payload::Iotlb::MISS,
+        });
+        if asked == Asked::TooMuch || !backend.ask(message) {
+            device.refuse(miss.iova);
+        }
+    }
+
     /// How far it has come, as far as the session alone tells.
     fn step(&self) -> Step {
         let session = self.backend.session();
@@ -135,6 +175,7 @@ impl BackendService {
         options: VhostUserOptions,
         lanes: Lanes,
         needs_reset: Arc<AtomicBool>,
+        missed: Missed,
     ) -> Result<Self, PortError> {
         let listener = if options.client {
             None
@@ -149,7 +190,9 @@ impl BackendService {
             lanes,
             needs_reset,
             losses: losses(),
+            missed,
             deadline_ns,
+            link_up: true,
             sessions: 0,
             refusals: 0,
             last_error: None,
@@ -208,6 +251,7 @@ impl BackendService {
             offered: offered.bits(),
             sessions: self.sessions,
             refusals: self.refusals,
+            link_up: self.link_up,
             last_error: self.last_error.clone(),
             last_step: self.last_step,
             ..VhostUserStatus::default()
@@ -234,6 +278,7 @@ impl BackendService {
         } else {
             ("connected", Some(session.step()))
         };
+        status.config = Some(session.device.config);
         status.peer_pid = session.peer_pid;
         status.negotiated = features.bits();
         status.protocol = session.backend.session().protocol_features().bits();
@@ -244,8 +289,27 @@ impl BackendService {
             status.last_error = Some(format!("ring {ring} was stopped, {why}"));
         } else if let Some(refusal) = session.backend.last_refusal() {
             status.last_error = Some(refusal.to_string());
+        } else if let Some(iova) = session.device.last_refused() {
+            status.last_error = Some(format!(
+                "the front-end told no translation for I/O address {iova:#x}, which the driver uses"
+            ));
+        } else if let Some(error) = session.backend.channel_error() {
+            status.last_error = Some(format!("the back-end's channel was given up: {error}"));
         }
         status
+    }
+
+    /// Takes the link down, or up, and tells whoever is there.
+    pub(super) fn set_link(&mut self, up: bool) -> Result<(), PortError> {
+        self.lanes.run_all(move |queues| queues.set_link(up))?;
+        self.link_up = up;
+        if let Some(session) = &mut self.session
+            && session.device.config.link_up != Some(up)
+        {
+            session.device.config.link_up = Some(up);
+            session.backend.config_changed();
+        }
+        Ok(())
     }
 
     fn begin(&mut self, stream: Stream, now_ns: u64) {
@@ -254,6 +318,9 @@ impl BackendService {
             | ProtocolFeatures::RARP
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::MTU
+            | ProtocolFeatures::BACKEND_REQ
+            | ProtocolFeatures::CONFIG
+            | ProtocolFeatures::BACKEND_SEND_FD
             | ProtocolFeatures::STATUS
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::INFLIGHT_SHMFD
@@ -271,6 +338,7 @@ impl BackendService {
         }
         let device = Device {
             lanes: self.lanes.clone(),
+            config: self.config(),
             regions: Vec::new(),
             reached: Step::Greeting,
             log: None,
@@ -278,6 +346,9 @@ impl BackendService {
             events: self.events.clone(),
             format: RingFormat::Split,
             record: None,
+            memory: Arc::default(),
+            translations: None,
+            now_ns,
         };
         self.events.record(What::Connected {
             peer: Peer::FrontEnd,
@@ -292,6 +363,19 @@ impl BackendService {
         self.sessions += 1;
         self.last_error = None;
         self.deadline_ns = Some(now_ns + TICK_NS);
+    }
+
+    /// The configuration space as a session finds it.
+    fn config(&self) -> NetConfig {
+        NetConfig {
+            mac: self.options.mac,
+            link_up: Some(self.link_up),
+            max_queue_pairs: Some(self.options.queue_pairs),
+            mtu: Some(self.options.mtu.unwrap_or(MTU)),
+            speed_mbps: self.options.speed_mbps,
+            full_duplex: self.options.speed_mbps.map(|_| true),
+            rss: None,
+        }
     }
 
     /// The session is over; the device is told if it has not been.
@@ -354,7 +438,12 @@ impl BackendService {
         if was_broken {
             session.backend.set_needs_reset();
         }
-        match work(&mut session.backend, &mut session.device) {
+        session.device.now_ns = now_ns;
+        let served = work(&mut session.backend, &mut session.device);
+        for miss in self.missed.take() {
+            session.ask(miss);
+        }
+        match served {
             Ok(()) => session.step = session.step.max(session.step()),
             Err(error) => self.end(&error, now_ns),
         }
@@ -370,15 +459,24 @@ impl Service for BackendService {
         }
     }
 
+    fn more_sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        let channel = self
+            .session
+            .as_ref()
+            .and_then(|session| session.backend.channel());
+        let channel = channel.map(|(fd, wants_write)| (fd, Interest::of(wants_write)));
+        let bell = (self.missed.bell().as_fd(), Interest::Readable);
+        channel.into_iter().chain([bell]).collect()
+    }
+
     fn interest(&self) -> Interest {
-        match &self.session {
-            Some(session) if session.backend.wants_write() => Interest::Both,
-            _ => Interest::Readable,
-        }
+        Interest::of(matches!(&self.session, Some(session) if session.backend.wants_write()))
     }
 
     fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
         if self.session.is_none() {
+            // Nobody is there to be asked any more.
+            self.missed.take().for_each(drop);
             let Some(listener) = &self.listener else {
                 return Ok(());
             };
@@ -411,7 +509,10 @@ impl Service for BackendService {
     fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
         if self.session.is_some() {
             self.deadline_ns = Some(now_ns + TICK_NS);
-            self.serve(now_ns, |backend, device| backend.on_tick(now_ns, device));
+            self.serve(now_ns, |backend, device| {
+                device.forget_and_refuse();
+                backend.on_tick(now_ns, device)
+            });
             self.look_for_losses(now_ns);
             return Ok(());
         }
@@ -442,6 +543,7 @@ impl Drop for BackendService {
 /// The device that a session changes: a network device behind its slots.
 struct Device {
     lanes: Lanes,
+    config: NetConfig,
     /// What the memory is made of, so that slots can come and go.
     regions: Vec<Region>,
     /// How far the front-end has come; it may be gone before anybody asks.
@@ -454,16 +556,33 @@ struct Device {
     format: RingFormat,
     /// Where rings record what is in flight, where the front-end wants that.
     record: Option<Record>,
+    memory: Arc<GuestMemory>,
+    /// With an IOMMU: what the front-end has told.
+    translations: Option<Translations>,
+    /// The time of what is being served.
+    now_ns: u64,
 }
 
 impl Device {
-    /// Makes `regions` the memory of the queues.
+    /// Makes `regions` the memory of the queues. With an IOMMU nothing is known of it then.
     fn install(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
+        if let Some(translations) = &mut self.translations {
+            translations.clear();
+        }
+        self.show(regions)
+    }
+
+    /// Lets the queues see `regions`, logged and translated as it is now.
+    fn show(&mut self, regions: Vec<Region>) -> Result<(), DeviceError> {
         let log = self.log.clone().filter(|_| self.logging);
         let memory = Arc::new(GuestMemory::new(regions.clone())?.with_log(log));
+        let seen = match &self.translations {
+            None => Arc::clone(&memory),
+            Some(translations) => translations.view(&memory),
+        };
         self.lanes
-            .run_all(move |queues| queues.set_memory(Arc::clone(&memory)))?;
-        self.regions = regions;
+            .run_all(move |queues| queues.set_memory(Arc::clone(&seen)))?;
+        (self.regions, self.memory) = (regions, memory);
         Ok(())
     }
 
@@ -480,7 +599,45 @@ impl Device {
 
     /// Makes the memory anew, because it is logged elsewhere from now on, or not any more.
     fn install_again(&mut self) -> Result<(), DeviceError> {
-        self.install(self.regions.clone())
+        self.show(self.regions.clone())
+    }
+
+    /// Lets the queues see translations that differ in `size` bytes at `iova`, at their next look.
+    fn post_view(&self, iova: u64, size: u64) {
+        if let Some(translations) = &self.translations {
+            let view = translations.view(&self.memory);
+            self.lanes
+                .post_all(move |queues| queues.set_view(Arc::clone(&view), iova, size));
+        }
+    }
+
+    /// A page has no translation: what needs it is given back.
+    fn refuse(&mut self, iova: u64) {
+        if let Some(translations) = &mut self.translations {
+            translations.refuse(iova, self.now_ns);
+            self.post_view(iova, Iotlb::PAGE);
+        }
+    }
+
+    /// The page that was refused last.
+    fn last_refused(&self) -> Option<u64> {
+        self.translations.as_ref()?.last_refused
+    }
+
+    /// Refuses what was not told in time, and lets go of refusals that are old.
+    fn forget_and_refuse(&mut self) {
+        let now_ns = self.now_ns;
+        let Some(translations) = &mut self.translations else {
+            return;
+        };
+        let (overdue, forgiven) = (translations.overdue(now_ns), translations.forgive(now_ns));
+        if forgiven {
+            // Nothing is known that was not, but rings that wait may ask again.
+            self.post_view(u64::MAX, 1);
+        }
+        for iova in overdue {
+            self.refuse(iova);
+        }
     }
 }
 
@@ -514,6 +671,12 @@ impl BackendDevice for Device {
         self.events.record(What::Features {
             features: features.bits(),
         });
+        let translates = features.contains(Features::ACCESS_PLATFORM);
+        if translates != self.translations.is_some() {
+            // No ring runs while features change.
+            self.translations = translates.then(Translations::default);
+            self.install(self.regions.clone())?;
+        }
         Ok(())
     }
 
@@ -631,6 +794,48 @@ impl BackendDevice for Device {
         self.events.record(What::Refused {
             why: refusal.to_string(),
         });
+    }
+
+    fn translate(&mut self, change: payload::Iotlb) -> Result<(), DeviceError> {
+        let Some(translations) = &mut self.translations else {
+            return Err("no addresses are translated".into());
+        };
+        let (iova, size) = (change.iova, change.size);
+        if change.kind == payload::Iotlb::UPDATE {
+            translations.insert(&self.memory, &change)?;
+            self.post_view(iova, size);
+            return Ok(());
+        }
+        translations.remove(iova, size);
+        let view = translations.view(&self.memory);
+        let see = move |queues: &mut Queues| queues.set_view(Arc::clone(&view), iova, size);
+        // The front-end has its answer when every worker has let go.
+        let seen = self.lanes.run_all(see.clone());
+        if seen.is_err() {
+            self.lanes.post_all(see);
+        }
+        seen?;
+        Ok(())
+    }
+
+    fn answered(&mut self, request: &BackRequest, code: u64) {
+        match request {
+            BackRequest::IotlbMsg(miss) if code != 0 => self.refuse(miss.iova),
+            _ => {}
+        }
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        self.config.mtu = Some(mtu);
+        Ok(())
+    }
+
+    fn read_config(&mut self, offset: u32, buffer: &mut [u8]) {
+        let space = self.config.to_bytes();
+        let rest = usize::try_from(offset).ok().and_then(|at| space.get(at..));
+        let rest = rest.unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
     }
 
     fn disconnected(&mut self) {

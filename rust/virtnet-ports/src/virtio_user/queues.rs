@@ -23,6 +23,8 @@ pub(super) struct DriverQueues {
     offloads: Offloads,
     /// The device has said that it runs.
     running: bool,
+    /// The device says that packets can pass.
+    link_up: bool,
     turn: usize,
     poller: Arc<Poller>,
     counters: PortCounters,
@@ -141,6 +143,7 @@ impl DriverQueues {
             pairs: Vec::new(),
             offloads: Offloads::NONE,
             running: false,
+            link_up: true,
             turn: 0,
             poller,
             counters: PortCounters::default(),
@@ -195,6 +198,11 @@ impl DriverQueues {
             drop(pair.transmit_events.kick.signal());
         }
         self.running = !self.pairs.is_empty();
+    }
+
+    /// The device says whether packets can pass.
+    pub(super) fn set_link(&mut self, up: bool) {
+        self.link_up = up;
     }
 
     /// Gives all queues up, with what is in them.
@@ -285,7 +293,7 @@ impl DriverQueues {
 
     #[inline]
     pub(super) fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        match (self.running, self.pairs.len()) {
+        match (self.running && self.link_up, self.pairs.len()) {
             (true, 1) => self.tx_to(0, burst, picks),
             (true, n) if n > 1 => self.tx_spread(n, burst, picks),
             _ => 0,
@@ -343,7 +351,7 @@ impl DriverQueues {
     }
 
     pub(super) fn drop_tx(&mut self, reason: DropReason, n: usize) {
-        let down = !self.running && reason == DropReason::NoRoom;
+        let down = !(self.running && self.link_up) && reason == DropReason::NoRoom;
         self.counters
             .tx_drops
             .add(if down { DropReason::PortDown } else { reason }, n);

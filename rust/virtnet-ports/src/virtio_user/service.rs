@@ -10,6 +10,7 @@ use virtnet_vhost::{
     Frontend, FrontendEvent, FrontendRing, FrontendSetup, InflightFile, InflightSetup, Offered,
     ProtocolFeatures, Region, RingAddresses, SessionError,
 };
+use virtnet_virtio::net::NetConfig;
 use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 
 use super::VirtioUserOptions;
@@ -48,6 +49,8 @@ pub struct VirtioUserStatus {
     pub queue_pairs: usize,
     /// Sessions so far.
     pub sessions: u64,
+    /// What the configuration space tells, where the back-end has one.
+    pub config: Option<NetConfig>,
     /// What ended the last session, or why there is none.
     pub last_error: Option<String>,
 }
@@ -72,6 +75,8 @@ pub(super) struct FrontendService {
 struct Session {
     frontend: Frontend,
     negotiated: Features,
+    /// What the device tells of itself.
+    config: Option<NetConfig>,
     /// Laid out and told to the back-end, until it says that it runs.
     waiting: Option<Waiting>,
     running: bool,
@@ -146,6 +151,7 @@ impl FrontendService {
         status.offered = offered.features;
         status.protocol = offered.protocol_features.bits();
         status.negotiated = session.negotiated.bits();
+        status.config = session.config;
         status.state = "connected";
         if let Ok((running, broken)) = self.slot.run(|queues| (queues.running(), queues.broken())) {
             status.queue_pairs = running;
@@ -167,11 +173,12 @@ impl FrontendService {
             peer: Peer::BackEnd,
             pid: stream.peer().ok().map(|peer| peer.pid),
         });
-        match Frontend::start(stream) {
+        match Frontend::start_with(stream, ProtocolFeatures::FRONTEND) {
             Ok(frontend) => {
                 self.session = Some(Session {
                     frontend,
                     negotiated: Features::empty(),
+                    config: None,
                     waiting: None,
                     running: false,
                     kept: None,
@@ -227,11 +234,15 @@ impl FrontendService {
                     let Some(waiting) = session.waiting.take() else {
                         continue;
                     };
-                    let running = self.slot.run(move |data| match waiting {
-                        Waiting::New(queues) => data.start(queues),
-                        Waiting::Again(laid_out) => {
-                            data.go_on();
-                            Ok(laid_out)
+                    let link_up = session.link_up();
+                    let running = self.slot.run(move |data| {
+                        data.set_link(link_up);
+                        match waiting {
+                            Waiting::New(queues) => data.start(queues),
+                            Waiting::Again(laid_out) => {
+                                data.go_on();
+                                Ok(laid_out)
+                            }
                         }
                     });
                     let laid_out = running.map_err(PortError::from)??;
@@ -247,7 +258,23 @@ impl FrontendService {
                         queue_pairs: self.options.queue_pairs.into(),
                     });
                 }
-                FrontendEvent::Logging(_)
+                FrontendEvent::ConfigChanged(bytes) => {
+                    session.note_config(&bytes);
+                    let link_up = session.link_up();
+                    self.slot
+                        .run(move |data| data.set_link(link_up))
+                        .map_err(PortError::from)?;
+                }
+                FrontendEvent::NeedsReset => {
+                    self.slot.run(DriverQueues::stop).map_err(PortError::from)?;
+                    session.running = false;
+                    self.last_error = Some("the device said that it needs a reset".to_owned());
+                    session.frontend.reset()?;
+                }
+                // No translation was ever promised, so there is none to miss.
+                FrontendEvent::Miss(_) => session.frontend.answer_miss(false),
+                FrontendEvent::Translated(_)
+                | FrontendEvent::Logging(_)
                 | FrontendEvent::RingStopped { .. }
                 | FrontendEvent::Refused { .. } => {}
             }
@@ -271,6 +298,17 @@ enum ServeError {
 }
 
 impl Session {
+    fn note_config(&mut self, bytes: &[u8]) {
+        let offered = Features::from_bits_retain(self.frontend.offered().features);
+        self.config = Some(NetConfig::parse(bytes, offered));
+    }
+
+    /// Whether packets can pass, as far as the device says. Spec: virtio 1.4, 5.1.4.2: without STATUS the link is up.
+    fn link_up(&self) -> bool {
+        let said = self.config.and_then(|config| config.link_up);
+        !self.negotiated.contains(Features::STATUS) || said.unwrap_or(true)
+    }
+
     /// Decides on features, lays out the queues and tells the back-end.
     fn choose(
         &mut self,
@@ -283,6 +321,12 @@ impl Session {
         if !accepted.contains(Features::MRG_RXBUF) {
             // Long frames take several of our buffers.
             accepted -= LONG_FRAMES;
+        }
+        if let Some(config) = &offered.config {
+            self.note_config(config);
+        } else {
+            // What these promise would stand there.
+            accepted -= Features::MAC | Features::STATUS | Features::SPEED_DUPLEX;
         }
         let accepted = accepted.with_needs();
         if options.format == RingFormat::Packed && !accepted.contains(Features::RING_PACKED) {
@@ -386,11 +430,19 @@ impl Service for FrontendService {
         }
     }
 
+    fn more_sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        let channel = self
+            .session
+            .as_ref()
+            .and_then(|session| session.frontend.channel());
+        channel
+            .map(|(fd, wants_write)| (fd, Interest::of(wants_write)))
+            .into_iter()
+            .collect()
+    }
+
     fn interest(&self) -> Interest {
-        match &self.session {
-            Some(session) if session.frontend.wants_write() => Interest::Both,
-            _ => Interest::Readable,
-        }
+        Interest::of(matches!(&self.session, Some(session) if session.frontend.wants_write()))
     }
 
     fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
@@ -421,7 +473,8 @@ impl Service for FrontendService {
     fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
         if let Some(session) = &mut self.session {
             self.deadline_ns = Some(now_ns + TICK_NS);
-            if let Err(error) = session.frontend.on_tick(now_ns) {
+            let asked = session.frontend.check_status();
+            if let Err(error) = asked.and_then(|()| session.frontend.on_tick(now_ns)) {
                 self.end(&error, now_ns);
             } else if self.gave_up.swap(false, Ordering::Relaxed) {
                 // A device that has broken a ring can only begin anew, and so can we.

@@ -402,6 +402,12 @@ impl FakeGuest {
         }
     }
 
+    /// Whether the device holds this device-writable buffer.
+    #[must_use]
+    pub fn is_lent(&self, buffer: Buffer) -> bool {
+        self.lent.contains(&range_of(&buffer))
+    }
+
     /// Takes buffers back of which the device says that it wrote the first `len` writable bytes; those bytes.
     ///
     /// Memory that came from [`readable`](Self::readable) or [`writable`](Self::writable) is poisoned and free again.

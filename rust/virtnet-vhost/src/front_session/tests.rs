@@ -149,7 +149,8 @@ fn offered(backend: &mut Scripted<'_>) -> FrontendSession {
 #[test]
 fn everything_a_back_end_offers_is_found_out() {
     let mut backend = Scripted::new(ProtocolFeatures::all());
-    let mut session = FrontendSession::new(ProtocolFeatures::all());
+    let mut session =
+        FrontendSession::with_channel(ProtocolFeatures::all(), Stream::pair().unwrap().0.into());
     let events = backend.serve(&mut session).unwrap();
     let expected = Offered {
         features: backend.features,
@@ -172,6 +173,7 @@ fn everything_a_back_end_offers_is_found_out() {
             "GET_FEATURES",
             "GET_PROTOCOL_FEATURES",
             "SET_PROTOCOL_FEATURES",
+            "SET_BACKEND_REQ_FD",
             "GET_QUEUE_NUM",
             "GET_MAX_MEM_SLOTS",
             "GET_CONFIG",

@@ -78,6 +78,8 @@ pub struct RingSetup {
 pub(super) struct State {
     pub(super) features: Option<u64>,
     pub(super) features_refused: bool,
+    /// Addresses of rings and descriptors go through an IOMMU, whose translations are told.
+    pub(super) translates: bool,
     pub(super) protocol: ProtocolFeatures,
     pub(super) regions: Regions,
     pub(super) rings: Vec<Ring>,
@@ -139,6 +141,10 @@ impl State {
         let Some(addresses) = self.rings[ring].addresses else {
             return Ok(());
         };
+        if self.translates {
+            // Where they are is told when somebody asks, and may change at any time.
+            return Ok(());
+        }
         let areas = [
             ("Descriptor Area", addresses.descriptor_area),
             ("Driver Area", addresses.driver_area),

@@ -1,5 +1,6 @@
 //! What follows from a request: what the device has to do, the answer, and what the session knows then.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use virtnet_sys::EventFd;
@@ -8,7 +9,7 @@ use super::state::{RingAddresses, RingSetup, State, check_alignment};
 use super::value;
 use crate::bits;
 use crate::error::Refusal;
-use crate::payload::{Config, InflightArea, LogArea, MemoryRegion};
+use crate::payload::{Config, InflightArea, Iotlb, LogArea, MemoryRegion};
 use crate::regions::{InflightFile, LogFile, Region};
 
 /// What a device has to do because of a request.
@@ -50,6 +51,10 @@ pub enum Action {
     SendRarp([u8; 6]),
     /// Write to the configuration space.
     WriteConfig(Config),
+    /// A translation of I/O addresses appears ([`Iotlb::UPDATE`]) or goes ([`Iotlb::INVALIDATE`]).
+    Translate(Iotlb),
+    /// Ask over this socket what the back-end has to ask.
+    SetChannel(OwnedFd),
 }
 
 /// The form of an answer.

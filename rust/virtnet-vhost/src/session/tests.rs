@@ -173,7 +173,7 @@ const ORDER: &str = "
     SET_VRING_ENABLE        yes    yes   yes    yes
     SEND_RARP                no    yes   yes    yes
     NET_SET_MTU              no    yes   yes    yes
-    SET_BACKEND_REQ_FD       no     no    no     no
+    SET_BACKEND_REQ_FD       no    yes   yes    yes
     IOTLB_MSG                no     no    no     no
     SET_VRING_ENDIAN         no     no    no     no
     GET_CONFIG               no    yes   yes    yes

@@ -361,6 +361,7 @@ fn our_front_end_brings_its_back_end_up_and_stops_a_ring() -> IoResult<()> {
                 FrontendEvent::Refused { .. } => frontend.stop_ring(1).unwrap(),
                 FrontendEvent::Logging(_) => panic!("nobody asked for a log"),
                 FrontendEvent::RingStopped { ring, base } => assert_eq!((*ring, *base), (1, 0x99)),
+                other => panic!("{other:?}"),
             }
             seen.push(event_seen);
         }

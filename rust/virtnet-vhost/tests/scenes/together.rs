@@ -399,3 +399,64 @@ fn ten_sessions_live_side_by_side_in_one_thread() {
     let fds: Vec<_> = pairs.iter().map(|pair| pair.backend.as_fd()).collect();
     assert_eq!(fds.len(), 9);
 }
+
+/// Both roles, with rings that run.
+fn running() -> Pair {
+    let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), ProtocolFeatures::FRONTEND);
+    pair.offered();
+    pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+    assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
+    pair
+}
+
+#[test]
+fn a_change_of_the_configuration_space_reaches_the_driver() {
+    let mut pair = running();
+    assert!(pair.backend.channel().is_some() && pair.frontend.channel().is_some());
+    pair.device.config[6] = 0xee;
+    assert!(pair.backend.config_changed());
+    // Asked over one socket, read over the other.
+    let changed = (0..3).find_map(|_| pair.run().unwrap().pop());
+    let expected: Vec<u8> = (0..6).chain([0xee]).chain(7..24).collect();
+    assert_eq!(changed, Some(FrontendEvent::ConfigChanged(expected)));
+    assert_eq!(pair.backend.counters().1, 0);
+}
+
+#[test]
+fn who_did_not_agree_on_it_is_not_told_of_changes() {
+    for without in [ProtocolFeatures::BACKEND_REQ, ProtocolFeatures::CONFIG] {
+        let wanted = ProtocolFeatures::FRONTEND.difference(without);
+        let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), wanted);
+        pair.offered();
+        assert!(!pair.backend.config_changed());
+        assert_eq!(pair.run().unwrap(), []);
+    }
+}
+
+#[test]
+fn a_device_that_needs_a_reset_is_reset_and_set_up_anew() {
+    let mut pair = running();
+    pair.frontend.check_status().unwrap();
+    assert_eq!(pair.run().unwrap(), []);
+    pair.backend.set_needs_reset();
+    pair.frontend.check_status().unwrap();
+    assert_eq!(pair.run().unwrap(), [FrontendEvent::NeedsReset]);
+    pair.frontend.reset().unwrap();
+    let offered = pair.offered();
+    assert_eq!(offered.protocol_features, ProtocolFeatures::BACKEND);
+    assert!(!pair.backend.session().runs());
+    pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
+    assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
+    assert!(pair.backend.session().ring_runs(1));
+    pair.frontend.check_status().unwrap();
+    assert_eq!(pair.run().unwrap(), [], "the reset has taken it back");
+}
+
+#[test]
+fn a_back_end_without_reset_or_status_says_so() {
+    let wanted = ProtocolFeatures::REPLY_ACK;
+    let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), wanted);
+    pair.offered();
+    let error = pair.frontend.reset().unwrap_err();
+    assert!(matches!(error, SessionError::Misuse { .. }), "{error}");
+}

@@ -160,6 +160,13 @@ impl TransmitQueue {
         self.queue.publish()
     }
 
+    /// Whether a chain is held back because its translation is missing; see [`DeviceQueue::missing`].
+    #[must_use]
+    #[inline]
+    pub fn has_missed(&self) -> bool {
+        self.chains.has_missed()
+    }
+
     /// The queue below, for arming, positions and the end.
     #[must_use]
     pub fn queue(&self) -> &DeviceQueue {
@@ -486,6 +493,13 @@ impl ReceiveQueue {
     #[inline]
     pub fn publish(&mut self) -> bool {
         self.queue.publish()
+    }
+
+    /// As [`TransmitQueue::has_missed`].
+    #[must_use]
+    #[inline]
+    pub fn has_missed(&self) -> bool {
+        self.chains.has_missed()
     }
 
     /// The queue below, for arming, positions and the end.

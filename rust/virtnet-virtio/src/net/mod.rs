@@ -2,7 +2,8 @@
 //!
 //! Spec: virtio 1.4, 5.1, Network Device.
 
-pub mod device;
+pub mod config;
+mod device;
 pub mod driver;
 pub mod header;
 
@@ -10,6 +11,7 @@ use virtnet_packet::Offloads;
 
 use crate::Features;
 
+pub use config::{CONFIG_LEN, NetConfig, RssConfig};
 pub use device::{ReceiveQueue, TransmitQueue};
 pub use driver::{BufferArea, DriverReceive, DriverTransmit};
 

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, Table, Window, Word};
+use virtnet_mem::{
+    GuestAddr, GuestMemory, LoggedArea, MemoryError, Table, Translate, Window, Word,
+};
 
 use super::layout::{
     AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES,
@@ -129,7 +131,7 @@ impl PackedDevice {
     #[inline]
     pub fn take(
         &mut self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         max: usize,
         chains: &mut Chains,
@@ -150,7 +152,12 @@ impl PackedDevice {
                 self.prefetch_ahead(at, access);
             }
             let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
-            match memory.translate(GuestAddr(desc.addr), desc.len, &mut hint) {
+            match memory.translate(
+                GuestAddr(desc.addr),
+                desc.len,
+                access.permission(),
+                &mut hint,
+            ) {
                 Some(segment) if is_plain && desc.len > 0 => {
                     chains.push_one(id, 1, segment);
                     held += 1;
@@ -158,6 +165,11 @@ impl PackedDevice {
                 }
                 _ => {
                     let slots = self.walk(memory, access, (at, held), id, desc, chains);
+                    if memory.has_missed() {
+                        // It stays where it is, and what is behind it, until its place is known.
+                        chains.pop(1);
+                        break;
+                    }
                     held += slots;
                     at = at.advance(slots, self.size);
                 }
@@ -183,6 +195,26 @@ impl PackedDevice {
             self.desc.prefetch(slot);
         } else {
             self.desc.prefetch_write(slot);
+        }
+    }
+
+    /// Looks at up to `most` chains that could be taken next, so that `memory` can say where it misses something.
+    pub fn look_ahead(
+        &self,
+        memory: &impl Translate,
+        access: Access,
+        most: u16,
+        scratch: &mut Chains,
+    ) {
+        let (mut at, mut held) = (self.next_avail, self.held);
+        for _ in 0..most {
+            let Some((id, desc)) = self.available(at).filter(|_| held < self.size) else {
+                return;
+            };
+            scratch.clear();
+            let slots = self.walk(memory, access, (at, held), id, desc, scratch);
+            held += slots;
+            at = at.advance(slots, self.size);
         }
     }
 
@@ -415,7 +447,7 @@ impl PackedDevice {
     #[inline(never)]
     fn walk(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         from: (Position, u16),
         id: u16,
@@ -444,7 +476,7 @@ impl PackedDevice {
 
     fn walk_one(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         desc: Descriptor,
         so_far: Result<u32, ChainError>,
@@ -467,7 +499,7 @@ impl PackedDevice {
     /// Entries follow each other; only WRITE means something in them. Spec: virtio 1.4, 2.8.8, Indirect Descriptors.
     fn walk_table(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         table: Descriptor,
         chains: &mut Chains,

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestAddr, GuestMemory, LoggedArea, MemoryError, Segment, Table, Window, Word};
+use virtnet_mem::{
+    GuestAddr, GuestMemory, LoggedArea, MemoryError, Permission, Segment, Table, Translate, Window,
+    Word,
+};
 
 use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor,
@@ -129,16 +132,17 @@ impl SplitDevice {
     #[inline]
     pub fn take(
         &mut self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         max: usize,
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
-        if !self.again.is_empty()
-            && let n @ 1.. = self.take_again(memory, access, max, chains)
-        {
-            return Ok(n);
+        if !self.again.is_empty() {
+            let n = self.take_again(memory, access, max, chains);
+            if n > 0 || memory.has_missed() {
+                return Ok(n);
+            }
         }
         let mut pending = usize::from(self.seen_avail.wrapping_sub(self.next_avail));
         if pending < max {
@@ -155,6 +159,7 @@ impl SplitDevice {
             pending = usize::from(ahead);
         }
         let n = pending.min(max);
+        let mut taken = n;
         let plain = if access == Access::Write {
             DESC_WRITE
         } else {
@@ -162,7 +167,7 @@ impl SplitDevice {
         };
         // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
         let (mut at, mut hint) = (self.next_avail, self.hint);
-        for _ in 0..n {
+        for k in 0..n {
             let slot = usize::from(at & self.mask);
             let head = self.avail.load_u16(ENTRIES + 2 * slot, Ordering::Relaxed);
             if head >= self.size {
@@ -175,23 +180,68 @@ impl SplitDevice {
             at = at.wrapping_add(1);
             let desc = self.descriptor(head);
             let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
-            match memory.translate(GuestAddr(desc.addr), desc.len, &mut hint) {
+            match memory.translate(
+                GuestAddr(desc.addr),
+                desc.len,
+                access.permission(),
+                &mut hint,
+            ) {
                 Some(segment) if is_plain && desc.len > 0 => chains.push_one(head, 1, segment),
-                _ => self.walk(memory, access, head, desc, chains),
+                _ => {
+                    self.walk(memory, access, head, desc, chains);
+                    if memory.has_missed() {
+                        // It stays where it is, and what is behind it, until its place is known.
+                        chains.pop(1);
+                        (at, taken) = (at.wrapping_sub(1), k);
+                        break;
+                    }
+                }
             }
         }
         (self.next_avail, self.hint) = (at, hint);
         if let Some(record) = &mut self.record {
-            record.take(chains.last(n).iter().map(|entry| entry.id));
+            record.take(chains.last(taken).iter().map(|entry| entry.id));
         }
-        Ok(n)
+        Ok(taken)
+    }
+
+    /// Looks at up to `most` chains that could be taken next, so that `memory` can say where it misses something.
+    pub fn look_ahead(
+        &self,
+        memory: &impl Translate,
+        access: Access,
+        most: u16,
+        scratch: &mut Chains,
+    ) {
+        let found = self.avail.load_u16(INDEX, Ordering::Acquire);
+        let ahead = found.wrapping_sub(self.next_avail);
+        if ahead > self.size {
+            return;
+        }
+        // What was in flight comes first, and not from the available ring.
+        let left = usize::from(self.again_end.wrapping_sub(self.next_avail));
+        let again = self
+            .again
+            .len()
+            .checked_sub(left)
+            .map(|from| &self.again[from..]);
+        let again = again.unwrap_or_default();
+        let fresh = (0..ahead).skip(again.len());
+        let fresh = fresh.map(|k| self.head(self.next_avail.wrapping_add(k)));
+        for head in again.iter().copied().chain(fresh).take(most.into()) {
+            if head >= self.size {
+                return;
+            }
+            scratch.clear();
+            self.walk(memory, access, head, self.descriptor(head), scratch);
+        }
     }
 
     /// Takes what was in flight when another device was killed, while there is some; how many.
     #[cold]
     fn take_again(
         &mut self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         max: usize,
         chains: &mut Chains,
@@ -204,10 +254,15 @@ impl SplitDevice {
             return 0;
         }
         let heads = &self.again[self.again.len() - left..][..left.min(max)];
+        let mut n = 0;
         for &head in heads {
             self.walk(memory, access, head, self.descriptor(head), chains);
+            if memory.has_missed() {
+                chains.pop(1);
+                break;
+            }
+            n += 1;
         }
-        let n = heads.len();
         self.next_avail = self
             .again_end
             .wrapping_sub(u16::try_from(left - n).unwrap_or(0));
@@ -398,7 +453,7 @@ impl SplitDevice {
     #[inline(never)]
     fn walk(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         head: u16,
         desc: Descriptor,
@@ -411,7 +466,7 @@ impl SplitDevice {
 
     fn walk_direct(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         mut desc: Descriptor,
         chains: &mut Chains,
@@ -439,7 +494,7 @@ impl SplitDevice {
     /// Spec: virtio 1.4, 2.7.5.3, Indirect Descriptors.
     fn walk_table(
         &self,
-        memory: &GuestMemory,
+        memory: &impl Translate,
         access: Access,
         table: Descriptor,
         mut total: u32,
@@ -476,7 +531,7 @@ pub(crate) fn indirect_entries(len: u32, size: u16) -> Result<u16, ChainError> {
 
 /// Reads entry `index` of the indirect table at `addr`.
 pub(crate) fn read_indirect(
-    memory: &GuestMemory,
+    memory: &impl Translate,
     addr: u64,
     index: u16,
 ) -> Result<Descriptor, ChainError> {
@@ -485,8 +540,9 @@ pub(crate) fn read_indirect(
         .ok_or(ChainError::Address)?;
     let mut bytes = [0; DESC_SIZE];
     let mut filled = 0;
-    let whole = memory.translate_all(GuestAddr(at), 16, |segment| {
-        filled += memory.slice(segment).copy_to(&mut bytes[filled..]);
+    let whole = memory.translate_all(GuestAddr(at), 16, Permission::READ, |segment| {
+        let piece = memory.memory().slice(segment);
+        filled += piece.copy_to(&mut bytes[filled..]);
     });
     if !whole {
         return Err(ChainError::Address);
@@ -496,7 +552,7 @@ pub(crate) fn read_indirect(
 
 /// Adds the buffer of one descriptor to the chain being walked; the chain's length with it.
 pub(crate) fn add_buffer(
-    memory: &GuestMemory,
+    memory: &impl Translate,
     access: Access,
     desc: Descriptor,
     total: u32,
@@ -507,7 +563,8 @@ pub(crate) fn add_buffer(
     }
     let total = total.checked_add(desc.len).ok_or(ChainError::TooBig)?;
     let each = |segment: Segment| chains.push_segment(segment);
-    if !memory.translate_all(GuestAddr(desc.addr), desc.len, each) {
+    let (addr, wanted) = (GuestAddr(desc.addr), access.permission());
+    if !memory.translate_all(addr, desc.len, wanted, each) {
         return Err(ChainError::Address);
     }
     Ok(total)

@@ -125,7 +125,7 @@ fn both_devices_see_the_same_chains_in_random_tables() {
 
         let mut device = SplitDevice::new(&setup.config(), &ram.0).unwrap();
         let mut chains = Chains::new();
-        let taken = device.take(&ram.0, access, 64, &mut chains).unwrap();
+        let taken = device.take(&*ram.0, access, 64, &mut chains).unwrap();
         let memory = their_memory(&setup, &file);
         let mut queue = their_queue(&setup);
         let theirs: Vec<(u16, Vec<Descriptor>)> = queue
@@ -225,7 +225,7 @@ fn both_devices_refuse_the_same_available_indexes() {
             let found = (setup.start as u16).wrapping_add(ahead);
             ram.set_u16(setup.driver_area() + 2, found);
             let mut device = SplitDevice::new(&setup.config(), &ram.0).unwrap();
-            let ours = device.take(&ram.0, Access::Read, 1, &mut Chains::new());
+            let ours = device.take(&*ram.0, Access::Read, 1, &mut Chains::new());
             let refused = their_queue(&setup).iter(&theirs).is_err();
             assert_eq!(ours.is_err(), refused, "{ahead} ahead in a ring of {size}");
             if let Err(error) = ours {

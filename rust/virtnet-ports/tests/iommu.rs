@@ -1,0 +1,662 @@
+//! The vhost-user port behind an IOMMU: nothing is touched that the front-end has not told, or has taken back.
+//!
+//! The machine tells guest addresses that are nobody's, so that whoever forgets to translate touches nothing. Its I/O addresses are
+//! those that its descriptors carry.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests choose their numbers and fail loudly"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use support::{Echo, PATIENCE, Wiring, beside_others, until};
+use virtnet_mem::GuestAddr;
+use virtnet_packet::{DropReason, Port};
+use virtnet_ports::{Control, VhostUserPort, VhostUserStatus, VhostUserWatch};
+use virtnet_sys::Stream;
+use virtnet_testkit::{Buffer, FakeVm, FrontEnd, TempDir, frame};
+use virtnet_vhost::ProtocolFeatures;
+use virtnet_vhost::message::Request;
+use virtnet_vhost::payload::{
+    Iotlb, MemoryRegion, MemoryTable, Payload, VringAddresses, VringState,
+};
+use virtnet_virtio::Features;
+
+const PAGE: u64 = 4096;
+const SIZE: u16 = 64;
+const READ: u8 = 1;
+const BOTH: u8 = 3;
+const FORMATS: [Features; 2] = [Features::empty(), Features::RING_PACKED];
+
+/// Guest addresses as they are told begin here; nothing that a device is to touch is named by them.
+const ELSEWHERE: u64 = 1 << 45;
+
+struct Host {
+    echo: Echo<VhostUserPort>,
+    watch: VhostUserWatch,
+    path: PathBuf,
+    _directory: TempDir,
+    _control: Control,
+}
+
+impl Host {
+    fn new() -> Self {
+        let directory = TempDir::new();
+        let control = Control::start("control").unwrap();
+        let path = directory.join("port.sock");
+        let port = Wiring::default().device(&path, &control);
+        Self {
+            watch: port.watch(),
+            echo: Echo::start(port),
+            path,
+            _directory: directory,
+            _control: control,
+        }
+    }
+
+    fn status(&self) -> VhostUserStatus {
+        self.watch.status().unwrap()
+    }
+}
+
+/// A machine with an IOMMU, and the front-end's end of the back-end's channel.
+struct Machine {
+    vm: FakeVm,
+    channel: Stream,
+    region: MemoryRegion,
+    /// What has been asked for, in order.
+    asked: Vec<Iotlb>,
+    /// Pages that are not told for now.
+    withheld: BTreeSet<u64>,
+    /// Misses of those pages, not answered.
+    open: Vec<Iotlb>,
+}
+
+impl Machine {
+    /// A machine that has told everything but translations; its rings are started.
+    fn start(host: &Host, format: Features) -> Self {
+        let features =
+            Features::VERSION_1 | Features::EVENT_IDX | Features::ACCESS_PLATFORM | format;
+        let vm = FakeVm::new(FrontEnd::connect(&host.path), features, 1, SIZE);
+        let (channel, theirs) = Stream::pair().unwrap();
+        let (table, files) = vm.memory_table();
+        let Request::SetMemTable(MemoryTable(mut regions)) = table else {
+            unreachable!("that is how memory is told");
+        };
+        let [region] = regions[..] else {
+            panic!("one region is as much as these tests think of");
+        };
+        regions[0].guest_addr = ELSEWHERE;
+        let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        let front_end = &vm.front_end;
+        front_end.tell(&Request::SetOwner, &[]);
+        front_end.ask(&Request::GetFeatures, &[]);
+        front_end.insist(&Request::SetProtocolFeatures(protocol.bits()), &[]);
+        front_end.insist(&Request::SetBackendReqFd, &[theirs.as_fd()]);
+        let accepted = features | Features::PROTOCOL_FEATURES;
+        front_end.insist(&Request::SetFeatures(accepted.bits()), &[]);
+        let table = Request::SetMemTable(MemoryTable(regions));
+        front_end.insist(&table, &[files[0].as_fd()]);
+        let mut machine = Self {
+            vm,
+            channel,
+            region,
+            asked: Vec::new(),
+            withheld: BTreeSet::new(),
+            open: Vec::new(),
+        };
+        (0..2).for_each(|ring| machine.start_ring(ring));
+        machine
+    }
+
+    /// Starts a ring, which lies at I/O addresses.
+    fn start_ring(&mut self, ring: usize) {
+        let config = self.vm.rings[ring]
+            .queue
+            .config(&self.vm.guest, self.vm.features);
+        let index = ring as u32;
+        let front_end = &self.vm.front_end;
+        let num = u32::from(SIZE);
+        front_end.insist(&Request::SetVringNum(VringState { index, num }), &[]);
+        let num = config.base;
+        front_end.insist(&Request::SetVringBase(VringState { index, num }), &[]);
+        let addresses = VringAddresses {
+            index,
+            flags: 0,
+            desc: self.iova(config.desc_area.0),
+            used: self.iova(config.device_area.0),
+            avail: self.iova(config.driver_area.0),
+            log_guest_addr: 0,
+        };
+        front_end.insist(&Request::SetVringAddr(addresses), &[]);
+        let word = FakeVm::word(ring);
+        let events = &self.vm.rings[ring];
+        front_end.insist(&Request::SetVringCall(word), &[events.call.as_fd()]);
+        front_end.insist(&Request::SetVringErr(word), &[events.err.as_fd()]);
+        front_end.insist(&Request::SetVringKick(word), &[events.kick.as_fd()]);
+        front_end.insist(&Request::SetVringEnable(VringState { index, num: 1 }), &[]);
+    }
+
+    /// The pages in which a ring lies.
+    fn ring_pages(&self, ring: usize) -> BTreeSet<u64> {
+        let config = self.vm.rings[ring]
+            .queue
+            .config(&self.vm.guest, self.vm.features);
+        let page = |(at, len): (virtnet_mem::UserAddr, usize)| {
+            let first = self.iova(at.0);
+            (first / PAGE..=(first + len as u64 - 1) / PAGE).map(|n| n * PAGE)
+        };
+        config.areas().into_iter().flat_map(page).collect()
+    }
+
+    fn iova(&self, user: u64) -> u64 {
+        user - self.region.user_addr + self.region.guest_addr
+    }
+
+    fn update(&self, iova: u64, size: u64, permission: u8) -> Request {
+        Request::IotlbMsg(Iotlb {
+            iova,
+            size,
+            user_addr: iova - self.region.guest_addr + self.region.user_addr,
+            permission,
+            kind: Iotlb::UPDATE,
+        })
+    }
+
+    #[track_caller]
+    fn map(&self, iova: u64, size: u64, permission: u8) {
+        let update = self.update(iova, size, permission);
+        self.vm.front_end.insist(&update, &[]);
+    }
+
+    /// Takes translations back. When this returns, nothing of them may be used.
+    #[track_caller]
+    fn unmap(&self, iova: u64, size: u64) {
+        let invalidate = Iotlb {
+            iova,
+            size,
+            kind: Iotlb::INVALIDATE,
+            ..Iotlb::default()
+        };
+        self.vm
+            .front_end
+            .insist(&Request::IotlbMsg(invalidate), &[]);
+    }
+
+    /// The next request on the channel, if there is one.
+    fn next_miss(&mut self) -> Option<Iotlb> {
+        let mut bytes = [0; 44];
+        let n = self.channel.recv(&mut bytes, &mut Vec::new()).ok()?;
+        assert_eq!(n, 44, "a whole message");
+        // IOTLB_MSG of version 1, with an answer wanted.
+        assert_eq!((bytes[0], bytes[4], bytes[8]), (1, 9, 32));
+        let miss = Iotlb::from_bytes(&bytes[12..]).unwrap();
+        assert_eq!((miss.kind, miss.iova % PAGE), (Iotlb::MISS, 0));
+        self.asked.push(miss);
+        Some(miss)
+    }
+
+    /// Acknowledges a miss: 0 says that its translation has been told.
+    fn acknowledge(&self, code: u64) {
+        let mut reply: Vec<u8> = [1_u32, 5, 8].iter().flat_map(|n| n.to_ne_bytes()).collect();
+        reply.extend(code.to_ne_bytes());
+        assert_eq!(self.channel.send(&reply, &[]).unwrap(), 20);
+    }
+
+    /// Tells whatever is missing, one page for each question, but for what is withheld.
+    #[track_caller]
+    fn serve(&mut self) {
+        while let Some(miss) = self.next_miss() {
+            if self.withheld.contains(&miss.iova) {
+                self.open.push(miss);
+            } else {
+                self.map(miss.iova, PAGE, miss.permission);
+            }
+            self.acknowledge(0);
+        }
+    }
+
+    /// Tells what has been withheld, if it was asked for.
+    #[track_caller]
+    fn release(&mut self) {
+        self.withheld.clear();
+        for miss in std::mem::take(&mut self.open) {
+            self.map(miss.iova, PAGE, miss.permission);
+        }
+    }
+
+    /// A buffer in a page of its own.
+    fn page(&mut self, len: u32, writable: bool) -> Buffer {
+        let addr = self.vm.guest.alloc(PAGE, PAGE);
+        Buffer {
+            addr,
+            len,
+            writable,
+        }
+    }
+
+    fn write_packet(&mut self, at: GuestAddr, frame: &[u8]) {
+        let packet = [&[0; 12], frame].concat();
+        self.vm.guest.write(at, &packet);
+    }
+
+    fn offer(&mut self, ring: usize, buffer: Buffer) {
+        self.vm.rings[ring]
+            .queue
+            .offer(&mut self.vm.guest, &[buffer]);
+        self.vm.kick(ring);
+    }
+
+    /// Sends frames and expects them back; what is missing is told on the way.
+    #[track_caller]
+    fn echo(&mut self, frames: &[Vec<u8>]) {
+        let (mut back, mut taken) = (Vec::new(), 0);
+        for frame in frames {
+            let before = back.len();
+            // Buffers are asked for when they are seen: one that came too late for a packet is there for the next.
+            until("a frame comes back", || {
+                let outstanding = self.vm.rings[0].queue.outstanding();
+                if outstanding < 8 {
+                    self.vm.make_room(0, 8 - outstanding, 2048);
+                }
+                if taken == 0 {
+                    self.vm.transmit(0, frame);
+                    taken += 1;
+                }
+                self.serve();
+                taken -= self.vm.transmitted(0);
+                back.extend(self.vm.received(0));
+                back.len() > before
+            });
+            assert_eq!(&back[before..], std::slice::from_ref(frame));
+            until("the frame's own buffer comes back", || {
+                self.serve();
+                taken -= self.vm.transmitted(0);
+                back.extend(self.vm.received(0));
+                taken == 0
+            });
+            back.truncate(before + 1);
+        }
+        self.vm.guest.check();
+    }
+}
+
+fn frames(n: usize) -> Vec<Vec<u8>> {
+    (0..n).map(|n| frame::pattern(60 + 70 * n, n)).collect()
+}
+
+#[test]
+fn packets_pass_when_their_pages_are_told_and_each_is_asked_for_once() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let mut machine = Machine::start(&host, format);
+        machine.echo(&frames(20));
+        machine.echo(&frames(20));
+        let pages: BTreeSet<_> = machine
+            .asked
+            .iter()
+            .map(|miss| (miss.iova, miss.permission))
+            .collect();
+        assert_eq!(pages.len(), machine.asked.len(), "asked for twice");
+        let status = host.status();
+        assert_eq!((status.state, status.refusals), ("running", 0));
+        assert!(Features::from_bits_retain(status.negotiated).contains(Features::ACCESS_PLATFORM));
+        drop(host.echo.stop());
+    }
+}
+
+#[test]
+fn what_was_taken_back_is_neither_read_nor_written() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let mut machine = Machine::start(&host, format);
+        machine.echo(&frames(3));
+
+        // To be read: the packet that lies there when the page is told is the one that is sent, whatever was there before.
+        let packet = machine.page(12 + 100, false);
+        let page = packet.addr.0;
+        machine.map(page, PAGE, READ);
+        machine.unmap(page, PAGE);
+        machine.withheld.insert(page);
+        machine.write_packet(packet.addr, &[0xee; 100]);
+        machine.offer(1, packet);
+        until("the page is asked for", || {
+            machine.serve();
+            !machine.open.is_empty()
+        });
+        host.echo.assert_falls_asleep();
+        assert_eq!(machine.vm.transmitted(0), 0, "the packet was not taken");
+        let right = frame::pattern(100, 5);
+        machine.write_packet(packet.addr, &right);
+        machine.release();
+        let mut back = Vec::new();
+        until("the right packet comes back", || {
+            machine.serve();
+            back.extend(machine.vm.received(0));
+            !back.is_empty()
+        });
+        assert_eq!(back, [right]);
+        until("its buffer too", || machine.vm.transmitted(0) == 1);
+
+        drop(machine);
+
+        // To be written: all room there is lies in pages that were taken back, so packets find none.
+        let mut machine = Machine::start(&host, format);
+        let rooms: Vec<_> = (0..4).map(|_| machine.page(2048, true)).collect();
+        for &room in &rooms {
+            machine.map(room.addr.0, PAGE, BOTH);
+            machine.offer(0, room);
+        }
+        for room in &rooms {
+            machine.unmap(room.addr.0, PAGE);
+            machine.withheld.insert(room.addr.0);
+        }
+        let mut taken = 0;
+        for n in 0..8 {
+            machine.vm.transmit(0, &frame::pattern(80, n));
+            until("the packet is taken", || {
+                machine.serve();
+                taken += machine.vm.transmitted(0);
+                taken == n + 1
+            });
+        }
+        until("the rooms are asked for", || {
+            machine.serve();
+            machine.open.len() == rooms.len()
+        });
+        for room in &rooms {
+            let bytes = machine.vm.guest.read(room.addr, 2048);
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]), "written to");
+        }
+        assert!(machine.vm.received(0).is_empty());
+        assert_eq!(machine.vm.rings[0].queue.outstanding(), rooms.len());
+        machine.release();
+        machine.echo(&frames(5));
+        drop(host.echo.stop());
+    }
+}
+
+#[test]
+fn pages_are_taken_back_under_traffic_and_keep_what_is_in_them() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let mut machine = Machine::start(&host, format);
+        let sent: Vec<_> = (0..16).map(|n| frame::pattern(64 + 100 * n, n)).collect();
+        let mut rooms = Vec::new();
+        for _ in 0..16 {
+            let room = machine.page(2048, true);
+            machine.offer(0, room);
+            rooms.push(room);
+        }
+        let (mut arrived, mut untouched) = (0, 0);
+        for round in 0..400_usize {
+            // Some page of a receive buffer that the device holds, while packets are on their way into it.
+            let victim = rooms[round % rooms.len()];
+            if machine.vm.rings[1].queue.outstanding() < 8 {
+                machine.vm.transmit(0, &sent[round % 16]);
+                machine.vm.transmit(0, &sent[(round + 7) % 16]);
+            }
+            machine.withheld.insert(victim.addr.0);
+            machine.unmap(victim.addr.0, PAGE);
+            let then = machine.vm.guest.read(victim.addr, 2048);
+            for n in 0..4 {
+                if machine.vm.rings[1].queue.outstanding() < 8 {
+                    machine.vm.transmit(0, &sent[(round + n) % 16]);
+                }
+                machine.serve();
+                machine.vm.transmitted(0);
+            }
+            let now = machine.vm.guest.read(victim.addr, 2048);
+            assert!(
+                then == now,
+                "round {round}: written to after it was taken back"
+            );
+            untouched += 1;
+            machine.release();
+            machine.serve();
+            for frame in machine.vm.received(0) {
+                assert!(sent.contains(&frame), "not what was sent");
+                arrived += 1;
+                // Its room lies in its page as before.
+                let guest = &machine.vm.guest;
+                let room = rooms.iter().find(|room| !guest.is_lent(**room));
+                machine.offer(0, *room.unwrap());
+            }
+        }
+        assert_eq!(untouched, 400);
+        until("packets arrive in the end", || {
+            machine.serve();
+            if machine.vm.rings[1].queue.outstanding() < 8 {
+                machine.vm.transmit(0, &sent[3]);
+            }
+            machine.vm.transmitted(0);
+            arrived += machine.vm.received(0).len();
+            arrived > 0
+        });
+        machine.vm.guest.check();
+        drop(host.echo.stop());
+    }
+}
+
+#[test]
+fn a_page_that_is_refused_costs_the_chain_that_needs_it() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let mut machine = Machine::start(&host, format);
+        machine.echo(&frames(3));
+        // Refused in words, and by silence.
+        for answers in [true, false] {
+            let packet = machine.page(112, false);
+            let page = packet.addr.0;
+            machine.write_packet(packet.addr, &frame::pattern(100, 1));
+            machine.offer(1, packet);
+            until("the page is asked for", || {
+                while let Some(miss) = machine.next_miss() {
+                    if miss.iova == page {
+                        if answers {
+                            machine.acknowledge(1);
+                        }
+                        return true;
+                    }
+                    machine.map(miss.iova, PAGE, BOTH);
+                    machine.acknowledge(0);
+                }
+                false
+            });
+            let mut back = 0;
+            until("the chain is given back", || {
+                back += machine.vm.transmitted(0);
+                back == 1
+            });
+            if !answers {
+                // In the end it says something; that it comes late harms nobody.
+                machine.acknowledge(0);
+            }
+            let error = host.status().last_error.unwrap();
+            assert!(error.contains(&format!("{page:#x}")), "{error}");
+            machine.echo(&frames(3));
+        }
+        assert!(PATIENCE > Duration::from_secs(5));
+        let port = host.echo.stop();
+        let drops = port.counters().rx_drops;
+        assert_eq!(drops.of(DropReason::Malformed), 2, "{drops:?}");
+    }
+}
+
+#[test]
+fn rings_that_are_taken_back_wait_and_go_on_where_they_were() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let mut machine = Machine::start(&host, format);
+        for round in 0..10 {
+            machine.echo(&frames(1 + 3 * round % 7));
+            for ring in 0..2 {
+                let page = *machine.ring_pages(ring).iter().next().unwrap();
+                machine.unmap(page, PAGE);
+                if round % 3 == 2 {
+                    // Stopped while it waits: it says where it was, and starts there again.
+                    let base = machine.vm.front_end.stop_ring(ring as u32);
+                    let queue = &machine.vm.rings[ring].queue;
+                    let config = queue.config(&machine.vm.guest, machine.vm.features);
+                    if format.is_empty() && ring == 1 {
+                        assert_eq!(base, config.base);
+                    }
+                    machine.restart_ring(ring, base);
+                }
+            }
+        }
+        machine.echo(&frames(20));
+        assert_eq!(host.status().refusals, 0);
+        drop(host.echo.stop());
+    }
+}
+
+impl Machine {
+    /// Starts a ring that was stopped, where it was.
+    fn restart_ring(&mut self, ring: usize, base: u32) {
+        let index = ring as u32;
+        let front_end = &self.vm.front_end;
+        front_end.insist(&Request::SetVringBase(VringState { index, num: base }), &[]);
+        let word = FakeVm::word(ring);
+        let events = &self.vm.rings[ring];
+        front_end.insist(&Request::SetVringKick(word), &[events.kick.as_fd()]);
+    }
+}
+
+#[test]
+fn tb84_translations_that_make_no_sense_are_refused_and_many_do_no_harm() {
+    let _gate = beside_others();
+    let host = Host::new();
+    let mut machine = Machine::start(&host, Features::empty());
+    machine.echo(&frames(3));
+    let good = Iotlb {
+        iova: 1 << 50,
+        size: PAGE,
+        user_addr: machine.region.user_addr,
+        permission: BOTH,
+        kind: Iotlb::UPDATE,
+    };
+    let bad = [
+        Iotlb { size: 0, ..good },
+        Iotlb {
+            size: u64::MAX,
+            ..good
+        },
+        Iotlb {
+            iova: u64::MAX - 10,
+            ..good
+        },
+        Iotlb {
+            user_addr: 0,
+            ..good
+        },
+        Iotlb {
+            user_addr: u64::MAX - 10,
+            ..good
+        },
+        Iotlb {
+            user_addr: machine.region.user_addr + machine.region.size - 10,
+            ..good
+        },
+        Iotlb {
+            permission: 0,
+            ..good
+        },
+        Iotlb {
+            permission: 4,
+            ..good
+        },
+        Iotlb {
+            kind: Iotlb::MISS,
+            ..good
+        },
+        Iotlb { kind: 4, ..good },
+        Iotlb { kind: 0xff, ..good },
+    ];
+    for change in bad {
+        assert!(
+            !machine
+                .vm
+                .front_end
+                .accepts(&Request::IotlbMsg(change), &[]),
+            "{change:?}"
+        );
+    }
+    for n in 0..5_000_u64 {
+        let iova = (1 << 50) + 2 * n * PAGE;
+        machine
+            .vm
+            .front_end
+            .insist(&Request::IotlbMsg(Iotlb { iova, ..good }), &[]);
+    }
+    machine.echo(&frames(10));
+    machine.unmap(0, u64::MAX);
+    machine.echo(&frames(10));
+    drop(host.echo.stop());
+}
+
+#[test]
+fn a_driver_that_names_addresses_without_end_is_asked_about_no_faster_than_it_is_answered() {
+    let _gate = beside_others();
+    let host = Host::new();
+    let mut machine = Machine::start(&host, Features::empty());
+    machine.echo(&frames(3));
+    // Nobody answers any more.
+    for n in 0..u64::from(SIZE) {
+        let nowhere = Buffer {
+            addr: GuestAddr((1 << 50) + n * (1 << 20)),
+            len: 65_600,
+            writable: false,
+        };
+        machine.vm.rings[1]
+            .queue
+            .offer(&mut machine.vm.guest, &[nowhere]);
+    }
+    machine.vm.rings[1].kick.signal().unwrap();
+    let mut back = 0;
+    until("all of them are given back", || {
+        back += machine.vm.transmitted(0);
+        back == usize::from(SIZE)
+    });
+    until("it is silent", || {
+        let before = machine.asked.len();
+        while machine.next_miss().is_some() {}
+        machine.asked.len() == before
+    });
+    let asked = machine.asked.len();
+    assert!(asked <= 64 * 21 + 20, "{asked} questions");
+    assert_eq!(host.status().state, "running");
+    host.echo.assert_falls_asleep();
+    drop(host.echo.stop());
+}
+
+#[test]
+fn who_cannot_be_asked_has_plain_addresses() {
+    let _gate = beside_others();
+    let host = Host::new();
+    let features = Features::VERSION_1 | Features::ACCESS_PLATFORM;
+    let mut vm = FakeVm::new(FrontEnd::connect(&host.path), features, 1, SIZE);
+    vm.start();
+    vm.echo(0, &frames(10));
+    let update = Request::IotlbMsg(Iotlb {
+        kind: Iotlb::INVALIDATE,
+        ..Iotlb::default()
+    });
+    assert!(
+        !vm.front_end.accepts(&update, &[]),
+        "there is nothing to translate"
+    );
+    drop(host.echo.stop());
+}
