@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use support::{Echo, Wiring, alone, beside_others, breathe, burst_of, open_things, send_or_drop};
 use virtnet_mem::{DirtyLog, GuestAddr};
 use virtnet_packet::{Offload, Port};
-use virtnet_ports::{Control, VhostUserPort};
+use virtnet_ports::{Control, VhostUserOptions, VhostUserPort};
 use virtnet_testkit::{DirtyPages, FakeVm, FrontEnd, TempDir, frame, net_header, offer_frame};
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::LogArea;
@@ -423,6 +423,45 @@ fn u20_a_guest_that_has_moved_is_announced_once_and_counted_as_if_it_had_spoken(
     }
     let group = word([1, 0, 0x5e, 0, 0, 1]);
     assert!(!guest.vm.front_end.accepts(&group, &[]));
+}
+
+#[test]
+fn u22_every_worker_of_a_port_logs_its_own_queue_pairs() {
+    let _gate = beside_others();
+    for format in [Features::empty(), Features::RING_PACKED] {
+        let directory = TempDir::new();
+        let control = Control::start("control").unwrap();
+        let mut options = VhostUserOptions::new(directory.join("port.sock"));
+        options.queue_pairs = 2;
+        let lanes = VhostUserPort::in_lanes(options, 2, &control).unwrap();
+        let echoes: Vec<_> = lanes.into_iter().map(Echo::start).collect();
+        let features = Features::VERSION_1 | Features::EVENT_IDX | Features::MQ | format;
+        let front_end = FrontEnd::connect(&directory.join("port.sock"));
+        let mut vm = FakeVm::new(front_end, features, 2, 64);
+        vm.start();
+        let frames: Vec<_> = (0..20).map(|n| frame::pattern(100, n)).collect();
+        for _ in 0..5 {
+            let log = DirtyPages::new(&vm.guest);
+            vm.start_log(&log);
+            for pair in 0..2 {
+                vm.echo(pair, &frames);
+                // Addresses of what this pair's device has written: its rings lie apart from those of the other.
+                let ring =
+                    |n: usize| vm.addresses(n).log_guest_addr / DirtyLog::PAGE * DirtyLog::PAGE;
+                let marked = log.take();
+                for n in [2 * pair, 2 * pair + 1] {
+                    assert!(marked.contains(&ring(n)), "ring {n} of {format:?}");
+                }
+            }
+            vm.stop_log();
+            // A worker that fell asleep has still said so.
+            drop(log.take());
+            (0..2).for_each(|pair| vm.echo(pair, &frames));
+            assert_eq!(log.take(), BTreeSet::new());
+        }
+        drop(vm);
+        echoes.into_iter().for_each(|echo| drop(echo.stop()));
+    }
 }
 
 #[test]
