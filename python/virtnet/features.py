@@ -120,3 +120,4 @@ class ProtocolFeature(_Word):
     GET_VRING_BASE_INFLIGHT = 1 << 20
     GPA_ADDRESSES = 1 << 21
     SHMEM = 1 << 22
+    GET_VRING_BASE_SKIP_DRAIN = 1 << 23

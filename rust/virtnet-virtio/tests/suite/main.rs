@@ -9,6 +9,7 @@
 
 mod features;
 mod hostile;
+mod inflight;
 mod logging;
 mod net;
 mod oracle;
