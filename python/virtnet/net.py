@@ -155,6 +155,7 @@ class Net:
         mtu: int | None = None,
         mac: str | None = None,
         speed_mbps: int | None = None,
+        postcopy: bool = False,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -165,6 +166,7 @@ class Net:
             "mtu": mtu,
             "mac": mac,
             "speed_mbps": speed_mbps,
+            "postcopy": postcopy,
             "without": without,
         }
         return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)

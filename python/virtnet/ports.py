@@ -166,6 +166,8 @@ class VhostUserPort(Port):
         mtu: the largest payload of a frame to tell the guest.
         mac: the MAC address to tell the guest. QEMU gives its guests one of its own: see ``qemu_args(mac=...)``.
         speed_mbps: the speed of the link to tell the guest.
+        postcopy: offer to wait for pages of memory that arrive after the guest (post-copy migration). Whatever shares a
+            worker with the port waits as well, so trust the other end, or give the port a worker of its own.
         without: features not to offer, as flags or names.
     """
 
@@ -178,6 +180,7 @@ class VhostUserPort(Port):
         mtu: int | None = None,
         mac: str | None = None,
         speed_mbps: int | None = None,
+        postcopy: bool = False,
         without: Features | None = None,
     ) -> None:
         """Listens, or starts to connect."""
@@ -187,6 +190,7 @@ class VhostUserPort(Port):
             "mtu": mtu,
             "mac": mac,
             "speed_mbps": speed_mbps,
+            "postcopy": postcopy,
             "without": without,
         }
         super().__init__(PortSpec.of("vhost-user", str(path), **options))

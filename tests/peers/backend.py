@@ -206,6 +206,12 @@ class Backend:
         self._process.wait()
 
     @property
+    def pid(self) -> int:
+        """The back-end's process id; it has to be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         """The process is there."""
         return self._process is not None and self._process.poll() is None

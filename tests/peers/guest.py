@@ -157,6 +157,7 @@ class Guest:
         memory_mib: small boots faster.
         mtu: the interface's, where the card allows another than 1500.
         incoming: it does not boot, but waits for another guest, started with the same options, to migrate to it.
+        arguments: further ones for QEMU.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Guest:
         memory_mib: int = 192,
         mtu: int = 0,
         incoming: bool = False,
+        arguments: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.nic = nic
@@ -203,7 +205,7 @@ class Guest:
             "-chardev", f"socket,id=shell,path={self._shell_path},server=on,wait=off", "-serial", "chardev:shell",
             "-qmp", f"unix:{self._monitor_path},server=on,wait=off", *(["-incoming", "defer"] if incoming else []),
             "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_line,
-            *nic.arguments(),
+            *nic.arguments(), *arguments,
         ]  # fmt: skip
         self._shell_path.unlink(missing_ok=True)
         self._monitor_path.unlink(missing_ok=True)

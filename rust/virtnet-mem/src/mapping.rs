@@ -1,7 +1,8 @@
 //! A mapping of this process, from its making to its end.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
@@ -11,12 +12,30 @@ use crate::guard::Guard;
 /// The smallest page.
 const SMALL_PAGE: usize = 4096;
 
+/// UFFDIO_REGISTER and UFFDIO_UNREGISTER.
+const REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+const UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
+
+/// Faults of pages that are not there are told, no others.
+const MISSING: u64 = 1;
+
+/// What those requests are about: the kernel's `struct uffdio_register`, which begins with a `struct uffdio_range`.
+#[repr(C)]
+struct FaultRange {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
 /// Mapped memory. Everything that is made from it keeps it alive.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     /// Comes first, so that nothing is guarded any more when it is unmapped. None where no page can be lost.
     guard: Option<Guard>,
     memory: MmapRegion,
+    /// Bytes that are there or not together.
+    page: usize,
 }
 
 impl Mapping {
@@ -39,7 +58,11 @@ impl Mapping {
         // another process, so nobody relies on what is in it.
         let guard = (!is_safe).then(|| unsafe { Guard::new(memory.as_ptr(), memory.size(), page) });
         dont_fork(&memory);
-        Ok(Self { guard, memory })
+        Ok(Self {
+            guard,
+            memory,
+            page,
+        })
     }
 
     /// Maps private memory.
@@ -49,11 +72,31 @@ impl Mapping {
         Ok(Self {
             guard: None,
             memory,
+            page: SMALL_PAGE,
         })
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.memory.as_ptr()
+    }
+
+    /// Has faults for missing pages told to `userfault`, or not any more; then whoever waits for one goes on.
+    pub(crate) fn catch_faults(&self, userfault: BorrowedFd<'_>, catch: bool) -> io::Result<()> {
+        let mut range = FaultRange {
+            start: self.memory.as_ptr().addr() as u64,
+            len: self.memory.size().next_multiple_of(self.page) as u64,
+            mode: MISSING,
+            ioctls: 0,
+        };
+        let request = if catch { REGISTER } else { UNREGISTER };
+        // SAFETY: both requests read a range, the first of them a mode behind it, and may write the struct. The range is guest
+        // mapping of ours, on whose bytes nobody relies, so whoever serves its faults may put there what it likes.
+        let done = unsafe { libc::ioctl(userfault.as_raw_fd(), request, &raw mut range) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Whether a page of it had to be replaced.

@@ -1,7 +1,8 @@
 //! One region of guest memory: a mapping, and where the peer sees it.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
@@ -125,6 +126,28 @@ impl Region {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Where it begins in this process: what a front-end has to know that serves its page faults.
+    #[must_use]
+    pub fn host_addr(&self) -> u64 {
+        self.host.0.addr() as u64
+    }
+
+    /// Has page faults in it told to `userfault`: whoever touches a page that is not there waits until the other end has brought it.
+    ///
+    /// # Errors
+    /// What the kernel says: it catches faults in memory files only, and each region with one descriptor.
+    pub fn catch_faults(&self, userfault: BorrowedFd<'_>) -> io::Result<()> {
+        self.mapping.catch_faults(userfault, true)
+    }
+
+    /// Ends that. Whoever waits for a page goes on, and finds zeros where none has been brought.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn release_faults(&self, userfault: BorrowedFd<'_>) -> io::Result<()> {
+        self.mapping.catch_faults(userfault, false)
     }
 
     /// Whether a page of it is gone, because its file was shortened or there was no room for it; zeros have taken its place.

@@ -15,6 +15,7 @@ mod lanes;
 mod queues;
 mod rarp;
 mod service;
+mod state;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -64,6 +65,10 @@ pub struct VhostUserOptions {
     pub speed_mbps: Option<u32>,
     /// Features not to offer, though they work.
     pub without: Features,
+    /// Offer to wait for pages that arrive after the guest (post-copy migration). While a page is missing, the worker that needs it
+    /// waits for the front-end, and so does everything else that this worker has: trust the front-end, or give the port a worker of
+    /// its own.
+    pub postcopy: bool,
     /// Permissions of a socket that we listen on.
     pub mode: u32,
 }
@@ -80,6 +85,7 @@ impl VhostUserOptions {
             mac: None,
             speed_mbps: None,
             without: Features::empty(),
+            postcopy: false,
             mode: 0o600,
         }
     }

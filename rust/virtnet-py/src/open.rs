@@ -147,6 +147,7 @@ pub(crate) fn open(
                 mtu: get(options, "mtu")?,
                 mac: get::<Option<String>>(options, "mac")?.and_then(|mac| parse_mac(&mac)),
                 speed_mbps: get(options, "speed_mbps")?,
+                postcopy: get(options, "postcopy")?,
                 without: Features::from_bits_retain(get(options, "without")?) | owner.without(),
                 ..VhostUserOptions::new(get::<String>(options, "where")?)
             };

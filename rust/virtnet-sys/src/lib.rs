@@ -1,4 +1,4 @@
-//! Linux for virtnet: eventfd, epoll, timers, unix sockets with descriptors, memfd, tun, packet
+//! Linux for virtnet: eventfd, pipes, epoll, timers, unix sockets with descriptors, memfd, userfaultfd, tun, packet
 //! sockets, threads and the clock.
 //!
 //! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
@@ -14,11 +14,13 @@ mod event;
 mod line;
 pub mod memfd;
 mod packet;
+mod pipe;
 mod poll;
 mod thread;
 mod timer;
 mod tun;
 mod unix;
+mod userfault;
 
 pub use clock::monotonic_ns;
 pub use error::{Fault, SysError};
@@ -27,8 +29,10 @@ pub use line::line_cost;
 pub use packet::{
     PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
 };
+pub use pipe::PipeEnd;
 pub use poll::{Event, Events, Interest, Poller};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
 pub use timer::Timer;
 pub use tun::{Tap, TapOffloads, TapQueue};
 pub use unix::{Listener, MAX_FDS, PeerCredentials, Stream};
+pub use userfault::Userfault;

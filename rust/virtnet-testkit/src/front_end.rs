@@ -54,6 +54,12 @@ impl FrontEnd {
         }
     }
 
+    /// Speaks over a connection that is there already.
+    #[must_use]
+    pub fn over(stream: Stream) -> Self {
+        Self { stream }
+    }
+
     /// Waits for a back-end that connects.
     ///
     /// # Panics
@@ -115,7 +121,7 @@ impl FrontEnd {
         let mut bytes = Vec::new();
         request.encode(request.kind().reply() == Reply::Ack, &mut bytes);
         assert!(self.send_bytes(&bytes, fds), "the back-end has gone");
-        let (header, payload, files) = self.answer();
+        let (header, payload, files) = self.message();
         assert_eq!(
             (header.request, header.flags),
             (request.kind().code(), 5),
@@ -173,15 +179,26 @@ impl FrontEnd {
         .is_some()
     }
 
-    /// Waits for the next whole message.
+    /// Waits for the next whole message, which has no descriptors.
+    ///
+    /// # Panics
+    /// When none comes, or one with descriptors.
     #[track_caller]
-    fn answer(&self) -> (Header, Vec<u8>, Vec<OwnedFd>) {
+    pub fn answer(&self) -> (Header, Vec<u8>) {
+        let (header, payload, files) = self.message();
+        assert!(files.is_empty(), "descriptors came with it");
+        (header, payload)
+    }
+
+    #[track_caller]
+    fn message(&self) -> (Header, Vec<u8>, Vec<OwnedFd>) {
         let mut files = Vec::new();
         let header = self.receive(MESSAGE_HEADER_LEN, &mut files);
         let header = Header::from_bytes(header.try_into().expect("as long as was asked for"));
         let size = usize::try_from(header.size).unwrap_or(usize::MAX);
         assert!(size <= 4096, "an answer of {size} bytes");
-        (header, self.receive(size, &mut files), files)
+        let payload = self.receive(size, &mut files);
+        (header, payload, files)
     }
 
     #[track_caller]
@@ -307,6 +324,15 @@ impl FakeVm {
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        self.agree_on(protocol);
+    }
+
+    /// The same with these protocol features; REPLY_ACK has to be among them.
+    ///
+    /// # Panics
+    /// When the back-end refuses.
+    #[track_caller]
+    pub fn agree_on(&mut self, protocol: ProtocolFeatures) {
         let front_end = &self.front_end;
         front_end.tell(&Request::SetOwner, &[]);
         front_end.ask(&Request::GetFeatures, &[]);

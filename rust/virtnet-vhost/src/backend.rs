@@ -15,10 +15,14 @@ use crate::channel::BackChannel;
 use crate::connection::{Connection, Message};
 use crate::error::{Refusal, SessionError};
 use crate::message::{BackRequest, Request, RequestKind, encode_reply};
-use crate::payload::{Config, InflightArea, Iotlb, LogArea, MemoryRegion, Payload, VringState};
+use crate::payload::{
+    Config, InflightArea, Iotlb, LogArea, MemoryRegion, MemoryTable, Payload, SingleRegion,
+    VringState,
+};
 use crate::regions::{InflightFile, LogFile, Region};
 use crate::ring_state::RingState;
-use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup};
+use crate::session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup, Step};
+use crate::transfer::{self, Transfer};
 
 /// Why a device could not do something; the text reaches a person, the front-end only learns that it failed.
 pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
@@ -160,6 +164,50 @@ pub trait BackendDevice {
     /// A request was not carried out, and this is why.
     fn refused(&mut self, _refusal: &Refusal) {}
 
+    /// Prepares for memory whose pages arrive after the guest does; the descriptor through which the front-end serves our faults.
+    ///
+    /// # Errors
+    /// This device does not wait for pages, or the kernel does not let it.
+    fn advise_postcopy(&mut self) -> Result<OwnedFd, DeviceError> {
+        Err("this device does not wait for pages that arrive later".into())
+    }
+
+    /// Where a region of guest memory begins in this process; 0 if it is not there.
+    fn mapped_at(&self, _region: &MemoryRegion) -> u64 {
+        0
+    }
+
+    /// The front-end serves faults in all of guest memory from now on: whoever touches a page that is missing waits for it.
+    ///
+    /// # Errors
+    /// The kernel does not catch faults in such memory; it must not be touched then.
+    fn catch_faults(&mut self) -> Result<(), DeviceError> {
+        Err("this device does not wait for pages that arrive later".into())
+    }
+
+    /// All pages have arrived.
+    fn end_postcopy(&mut self) {}
+
+    /// What another device has to know to go on where this one stopped, beyond what a front-end tells it. At most
+    /// [`MAX_STATE_LEN`](crate::MAX_STATE_LEN) bytes; all rings are stopped.
+    ///
+    /// # Errors
+    /// It cannot be said.
+    fn save_state(&mut self) -> Result<Vec<u8>, DeviceError> {
+        Ok(Vec::new())
+    }
+
+    /// Goes on where another device stopped.
+    ///
+    /// # Errors
+    /// That makes no sense to this device; it is as it was.
+    fn load_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
+        match state {
+            [] => Ok(()),
+            _ => Err("this device has no state of its own".into()),
+        }
+    }
+
     /// A translation of I/O addresses appears ([`Iotlb::UPDATE`]) or goes ([`Iotlb::INVALIDATE`]); comes only with ACCESS_PLATFORM.
     ///
     /// What goes is not touched any more when this returns.
@@ -185,6 +233,8 @@ pub struct Backend {
     /// For requests of our own, once the front-end has handed it over.
     channel: Option<BackChannel>,
     channel_error: Option<SessionError>,
+    /// A transfer of the device's state of which has not been asked whether it worked.
+    transfer: Option<Transfer>,
     ended: bool,
     messages: u64,
     refusals: u64,
@@ -200,6 +250,7 @@ impl Backend {
             session: BackendSession::new(offer),
             channel: None,
             channel_error: None,
+            transfer: None,
             ended: false,
             messages: 0,
             refusals: 0,
@@ -395,6 +446,12 @@ impl Backend {
                 answer,
                 reservation,
             }) => (answer, reservation),
+            Err(refusal) if kind == Some(RequestKind::SetDeviceStateFd) => {
+                (Reaction::Number(transfer::REFUSED), Some(refusal))
+            }
+            Err(refusal) if kind == Some(RequestKind::CheckDeviceState) => {
+                (Reaction::Number(1), Some(refusal))
+            }
             // A refused question is answered by nothing, which no right answer is.
             Err(refusal) if kind.is_some_and(|kind| self.session.has_own_reply(kind)) => {
                 (Reaction::Nothing, Some(refusal))
@@ -409,6 +466,9 @@ impl Backend {
         }
         let code = header.request;
         match answer {
+            Reaction::Descriptor(fd) => self.reply_with(code, &(), vec![fd]),
+            Reaction::Table(table) => self.reply(code, &table),
+            Reaction::Slot(region) => self.reply(code, &region),
             Reaction::Number(number) => self.reply(code, &number),
             Reaction::Base(state) => self.reply(code, &state),
             Reaction::Config(config) => self.reply(code, &config),
@@ -433,6 +493,12 @@ impl Backend {
         if message.misplaced {
             return Ok(Err(Refusal::DescriptorPlace { request: name }));
         }
+        if self.session.is_memory_ready(kind, &message.payload) {
+            return match self.session.memory_is_ready(kind) {
+                Ok(step) => self.make(kind, step, device),
+                Err(refusal) => Ok(Err(refusal)),
+            };
+        }
         let Some(request) = Request::decode(kind, &message.payload) else {
             let found = message.payload.len();
             return Ok(Err(Refusal::PayloadLength {
@@ -441,12 +507,27 @@ impl Backend {
                 found,
             }));
         };
-        let mut step = match self.session.handle(&request, message.fds) {
-            Ok(step) => step,
-            Err(refusal) => {
-                self.session.refused(&request);
-                return Ok(Err(refusal));
-            }
+        let done = match self.session.handle(&request, message.fds) {
+            Ok(step) => self.make(kind, step, device)?,
+            Err(refusal) => Err(refusal),
+        };
+        if done.is_err() {
+            self.session.refused(&request);
+        }
+        Ok(done)
+    }
+
+    /// Has the device do what follows from a request.
+    fn make(
+        &mut self,
+        kind: RequestKind,
+        mut step: Step,
+        device: &mut dyn BackendDevice,
+    ) -> Result<Result<Done, Refusal>, SessionError> {
+        let name = kind.name();
+        let by_device = |source| Refusal::Device {
+            request: name,
+            source,
         };
         for action in std::mem::take(&mut step.actions) {
             match action {
@@ -460,10 +541,7 @@ impl Backend {
                 Action::StartRing(ring, setup) => {
                     if let Err(source) = device.start_ring(ring, setup) {
                         step.ring_failed(ring);
-                        step.reservation = Some(Refusal::Device {
-                            request: name,
-                            source,
-                        });
+                        step.reservation = Some(by_device(source));
                     }
                 }
                 Action::SetChannel(fd) => {
@@ -471,13 +549,23 @@ impl Backend {
                         return Ok(Err(refusal));
                     }
                 }
+                Action::SaveState(pipe) => {
+                    self.transfer = None;
+                    match Transfer::save(pipe, device) {
+                        Ok(transfer) => self.transfer = Some(transfer),
+                        Err(source) => return Ok(Err(by_device(source))),
+                    }
+                }
+                Action::LoadState(pipe) => match Transfer::load(pipe) {
+                    Ok(transfer) => self.transfer = Some(transfer),
+                    Err(source) => {
+                        self.transfer = None;
+                        return Ok(Err(by_device(source.into())));
+                    }
+                },
                 action => {
                     if let Err(source) = act(action, device) {
-                        self.session.refused(&request);
-                        return Ok(Err(Refusal::Device {
-                            request: name,
-                            source,
-                        }));
+                        return Ok(Err(by_device(source)));
                     }
                 }
             }
@@ -504,6 +592,27 @@ impl Backend {
                     return Ok(Err(Refusal::Device { request, source }));
                 }
             },
+            Answer::Userfault => match device.advise_postcopy() {
+                Ok(fd) => Reaction::Descriptor(fd),
+                Err(source) => return Ok(Err(by_device(source))),
+            },
+            Answer::Mapped(MemoryTable(mut layouts)) => {
+                for layout in &mut layouts {
+                    layout.user_addr = device.mapped_at(layout);
+                }
+                Reaction::Table(MemoryTable(layouts))
+            }
+            Answer::MappedSlot(mut layout) => {
+                layout.user_addr = device.mapped_at(&layout);
+                Reaction::Slot(SingleRegion(layout))
+            }
+            Answer::StateCheck => {
+                match self.transfer.take().map(|transfer| transfer.finish(device)) {
+                    Some(Ok(())) => Reaction::Number(0),
+                    Some(Err(source)) => return Ok(Err(by_device(source))),
+                    None => return Ok(Err(Refusal::NoTransfer { request: name })),
+                }
+            }
         };
         let reservation = step.reservation.take();
         self.session.commit(step);
@@ -567,6 +676,9 @@ enum Reaction {
     Config(Config),
     Log(LogArea),
     Inflight(InflightFile),
+    Table(MemoryTable),
+    Slot(SingleRegion),
+    Descriptor(OwnedFd),
     Nothing,
 }
 
@@ -601,7 +713,12 @@ fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError
         Action::SendRarp(mac) => device.send_rarp(mac),
         Action::WriteConfig(config) => device.write_config(&config),
         Action::Translate(change) => device.translate(change),
-        // It is the connection's business.
-        Action::SetChannel(_) => Ok(()),
+        Action::CatchFaults => device.catch_faults(),
+        Action::EndPostcopy => {
+            device.end_postcopy();
+            Ok(())
+        }
+        // They are the connection's business.
+        Action::SetChannel(_) | Action::SaveState(_) | Action::LoadState(_) => Ok(()),
     }
 }

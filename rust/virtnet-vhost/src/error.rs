@@ -193,6 +193,18 @@ pub enum Refusal {
         /// Where it should be.
         guest_addr: u64,
     },
+    /// A step of a post-copy migration in the wrong order.
+    #[error("{request} has to come after POSTCOPY_ADVISE and before any memory")]
+    PostcopyOrder {
+        /// The request.
+        request: &'static str,
+    },
+    /// A question about a transfer that there is not.
+    #[error("{request}: there was no transfer of the device's state, or it failed")]
+    NoTransfer {
+        /// The request.
+        request: &'static str,
+    },
     /// The device could not do it.
     #[error("{request}: {source}")]
     Device {

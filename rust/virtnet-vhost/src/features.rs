@@ -76,7 +76,10 @@ impl ProtocolFeatures {
         .union(Self::BACKEND_SEND_FD)
         .union(Self::RESET_DEVICE)
         .union(Self::CONFIGURE_MEM_SLOTS)
-        .union(Self::STATUS);
+        .union(Self::STATUS)
+        .union(Self::PAGEFAULT)
+        .union(Self::DEVICE_STATE)
+        .union(Self::GPA_ADDRESSES);
 
     /// The features this crate's front-end implements.
     pub const FRONTEND: Self = Self::MQ

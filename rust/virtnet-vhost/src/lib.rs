@@ -23,6 +23,7 @@ mod probe;
 mod regions;
 mod ring_state;
 mod session;
+mod transfer;
 
 pub use backend::{Backend, BackendDevice, DeviceError};
 pub use error::{Refusal, SessionError};
@@ -35,6 +36,7 @@ pub use probe::probe;
 pub use regions::{InflightFile, LogFile, MAX_SLOTS, MAX_TABLE_REGIONS, Region};
 pub use ring_state::{RingAccess, RingState};
 pub use session::{Action, Answer, BackendSession, Offer, RingAddresses, RingSetup, Step};
+pub use transfer::MAX_STATE_LEN;
 pub use virtnet_sys::Fault;
 
 /// Virtio feature bits that change how this protocol itself works.

@@ -26,15 +26,17 @@ use crate::error::Refusal;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind, When};
 use crate::payload::{
-    Config, InflightArea, Iotlb, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd, VringState,
+    Config, DeviceState, InflightArea, Iotlb, MAX_CONFIG_LEN, MemoryTable, SingleRegion, VringFd,
+    VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_SLOTS, Region, Regions};
 use crate::ring_state::RingState;
+use crate::transfer;
 
 pub use state::{RingAddresses, RingSetup};
 pub use step::{Action, Answer, Step};
 
-use state::{Ring, State, check_alignment};
+use state::{Postcopy, Ring, State, check_alignment};
 
 /// The largest ring there is.
 const MAX_RING_SIZE: u32 = 32_768;
@@ -100,15 +102,20 @@ impl BackendSession {
     /// The request is not carried out, and why. The descriptors are closed.
     pub fn handle(&self, request: &Request, fds: Vec<OwnedFd>) -> Result<Step, Refusal> {
         let ring = self.check_table(request, fds.len())?;
-        let mut step = Step {
+        let mut step = self.step();
+        self.dispatch(request, ring, fds, &mut step)?;
+        Ok(step)
+    }
+
+    /// A step from which nothing follows.
+    fn step(&self) -> Step {
+        Step {
             actions: Vec::new(),
             answer: Answer::Ack,
             reservation: None,
             next: self.state.clone(),
             resets: false,
-        };
-        self.dispatch(request, ring, fds, &mut step)?;
-        Ok(step)
+        }
     }
 
     /// Makes a step whose actions have been carried out.
@@ -262,6 +269,9 @@ impl BackendSession {
             Request::GetMaxMemSlots => step.answer = Answer::Number(MAX_SLOTS as u64),
 
             Request::SetMemTable(MemoryTable(layouts)) => {
+                if self.memory_arrives_later(name, step)? {
+                    step.answer = Answer::Mapped(MemoryTable(layouts.clone()));
+                }
                 step.next.regions = Regions::table(name, layouts)?;
                 let regions = layouts.iter().zip(fds).map(|(layout, file)| Region {
                     layout: *layout,
@@ -271,6 +281,9 @@ impl BackendSession {
                 step.start_complete(name)?;
             }
             Request::AddMemReg(SingleRegion(layout)) => {
+                if self.memory_arrives_later(name, step)? {
+                    step.answer = Answer::MappedSlot(*layout);
+                }
                 step.next.regions.add(name, *layout)?;
                 let regions = fds.into_iter().map(|file| {
                     Action::AddMemory(Region {
@@ -350,6 +363,24 @@ impl BackendSession {
                 step.stop(ring);
             }
 
+            Request::PostcopyAdvise => {
+                step.next.postcopy = Postcopy::Advised;
+                step.answer = Answer::Userfault;
+            }
+            Request::PostcopyListen => {
+                if self.state.postcopy != Postcopy::Advised || !self.state.regions.is_empty() {
+                    return Err(Refusal::PostcopyOrder { request: name });
+                }
+                step.next.postcopy = Postcopy::Listening;
+            }
+            Request::PostcopyEnd => {
+                step.next.postcopy = Postcopy::Off;
+                step.actions.push(Action::EndPostcopy);
+                step.answer = Answer::Number(0);
+            }
+            Request::SetDeviceStateFd(transfer) => self.transfer_state(*transfer, fds, step)?,
+            Request::CheckDeviceState => step.answer = Answer::StateCheck,
+
             Request::ResetDevice => step.reset(),
             Request::SetStatus(status) => self.set_status(*status, step)?,
             Request::GetStatus => step.answer = Answer::Number(self.state.status.into()),
@@ -394,6 +425,73 @@ impl BackendSession {
             _ => return Err(Refusal::NotServed { request: name }),
         }
         Ok(())
+    }
+
+    /// Tells whether the pages of memory that is told now are still to come; then nobody may touch it yet.
+    fn memory_arrives_later(
+        &self,
+        request: &'static str,
+        step: &mut Step,
+    ) -> Result<bool, Refusal> {
+        if !matches!(self.state.postcopy, Postcopy::Listening | Postcopy::Told) {
+            return Ok(false);
+        }
+        self.check_suspended(request)?;
+        step.next.postcopy = Postcopy::Told;
+        Ok(true)
+    }
+
+    /// Tells whether a message is no request, but says that faults in the memory told before are served from now on.
+    ///
+    /// It is a memory message that carries nothing, or a zero. Spec: vhost-user, POSTCOPY_LISTEN
+    #[must_use]
+    pub fn is_memory_ready(&self, kind: RequestKind, payload: &[u8]) -> bool {
+        use RequestKind::{AddMemReg, RemMemReg, SetMemTable};
+        self.state.postcopy == Postcopy::Told
+            && matches!(kind, SetMemTable | AddMemReg | RemMemReg)
+            && (payload.is_empty() || payload == [0; 8])
+    }
+
+    /// Says what follows from that.
+    ///
+    /// # Errors
+    /// A ring cannot be where it was said to be.
+    pub fn memory_is_ready(&self, kind: RequestKind) -> Result<Step, Refusal> {
+        let mut step = self.step();
+        step.next.postcopy = Postcopy::Listening;
+        step.actions.push(Action::CatchFaults);
+        step.start_complete(kind.name())?;
+        Ok(step)
+    }
+
+    fn transfer_state(
+        &self,
+        transfer: DeviceState,
+        fds: Vec<OwnedFd>,
+        step: &mut Step,
+    ) -> Result<(), Refusal> {
+        let name = "SET_DEVICE_STATE_FD";
+        self.check_suspended(name)?;
+        if transfer.phase != 0 {
+            let (what, expected) = ("the phase", "0: all rings are stopped");
+            return Err(value(name, what, transfer.phase, expected));
+        }
+        let action = match transfer.direction {
+            0 => Action::SaveState,
+            1 => Action::LoadState,
+            other => return Err(value(name, "the direction", other, "0 (save) or 1 (load)")),
+        };
+        step.actions.extend(fds.into_iter().map(action));
+        step.answer = Answer::Number(transfer::ACCEPTED);
+        Ok(())
+    }
+
+    /// Checks that no ring runs.
+    fn check_suspended(&self, request: &'static str) -> Result<(), Refusal> {
+        match self.state.rings.iter().position(|ring| ring.runs) {
+            Some(ring) => Err(Refusal::RingRuns { request, ring }),
+            None => Ok(()),
+        }
     }
 
     fn set_features(&self, features: u64, step: &mut Step) -> Result<(), Refusal> {

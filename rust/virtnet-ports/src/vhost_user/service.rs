@@ -1,13 +1,13 @@
 //! The control half of a vhost-user port: waits for a front-end, serves it, and waits again when it has left.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_mem::{
     DirtyLog, GuestAddr, GuestMemory, Iotlb, Miss, Region, UserAddr, arm_guard, losses,
 };
-use virtnet_sys::{EventFd, Interest, Listener, Stream, monotonic_ns};
+use virtnet_sys::{EventFd, Interest, Listener, Stream, Userfault, monotonic_ns};
 use virtnet_vhost::message::BackRequest;
 use virtnet_vhost::payload::{self, InflightArea, MemoryRegion};
 use virtnet_vhost::{
@@ -21,6 +21,7 @@ use super::inflight::Record;
 use super::iommu::{Asked, Missed, Translations};
 use super::lanes::Lanes;
 use super::queues::Queues;
+use super::state::State;
 use super::{VhostUserOptions, format_name};
 use crate::control::Service;
 use crate::events::{EventLog, Peer, What};
@@ -326,7 +327,14 @@ impl BackendService {
             | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::GET_VRING_BASE_INFLIGHT
             | ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN
-            | ProtocolFeatures::RESET_DEVICE;
+            | ProtocolFeatures::RESET_DEVICE
+            | ProtocolFeatures::DEVICE_STATE
+            | ProtocolFeatures::GPA_ADDRESSES;
+        let postcopy = ProtocolFeatures::PAGEFAULT;
+        let protocol = match self.options.postcopy {
+            true => protocol | postcopy,
+            false => protocol,
+        };
         let peer_pid = stream.peer().ok().map(|peer| peer.pid);
         let mut offer = Offer::new(
             self.options.features().bits(),
@@ -349,6 +357,9 @@ impl BackendService {
             memory: Arc::default(),
             translations: None,
             now_ns,
+            features: Features::empty(),
+            mtu: None,
+            userfault: None,
         };
         self.events.record(What::Connected {
             peer: Peer::FrontEnd,
@@ -561,6 +572,11 @@ struct Device {
     translations: Option<Translations>,
     /// The time of what is being served.
     now_ns: u64,
+    features: Features,
+    /// The longest packet, if the front-end has said so.
+    mtu: Option<u16>,
+    /// What faults in the memory are told to, while pages of it are still to come.
+    userfault: Option<Userfault>,
 }
 
 impl Device {
@@ -660,6 +676,7 @@ fn map(region: virtnet_vhost::Region) -> Result<Region, DeviceError> {
 impl BackendDevice for Device {
     fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
         let features = Features::from_bits_retain(features);
+        self.features = features;
         self.lanes
             .run_all(move |queues| queues.set_features(features))?;
         self.format = RingFormat::of(features);
@@ -790,6 +807,67 @@ impl BackendDevice for Device {
         self.events.record(What::Reset);
     }
 
+    fn advise_postcopy(&mut self) -> Result<OwnedFd, DeviceError> {
+        self.end_postcopy();
+        let userfault = Userfault::new()?;
+        let theirs = userfault.to_owned_fd()?;
+        self.userfault = Some(userfault);
+        Ok(theirs)
+    }
+
+    fn mapped_at(&self, region: &MemoryRegion) -> u64 {
+        let key = (region.guest_addr, region.size);
+        let mut regions = self.regions.iter();
+        let mapped = regions.find(|mapped| (mapped.guest().0, mapped.size()) == key);
+        mapped.map_or(0, Region::host_addr)
+    }
+
+    fn catch_faults(&mut self) -> Result<(), DeviceError> {
+        let userfault = self.userfault.as_ref();
+        let userfault = userfault.ok_or("nobody has asked for faults to be caught")?;
+        for region in &self.regions {
+            region.catch_faults(userfault.as_fd()).map_err(|error| {
+                let (at, size) = (region.guest(), region.size());
+                format!("the kernel does not catch faults in the region at {at} ({size:#x} bytes): {error}")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn end_postcopy(&mut self) {
+        let Some(userfault) = self.userfault.take() else {
+            return;
+        };
+        for region in &self.regions {
+            // One that was never registered says so, and has nobody waiting.
+            drop(region.release_faults(userfault.as_fd()));
+        }
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, DeviceError> {
+        let state = State {
+            features: self.features - Features::LOG_ALL,
+            mtu: self.mtu,
+        };
+        Ok(state.to_bytes())
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
+        let state = State::from_bytes(state)?;
+        let (saved, ours) = (state.features, self.features - Features::LOG_ALL);
+        // QEMU loads the state of a device before it has told the features.
+        if !ours.is_empty() && saved != ours {
+            let differ = saved ^ ours;
+            return Err(
+                format!("the state was saved under other features: {differ:?} differ").into(),
+            );
+        }
+        if let Some(mtu) = state.mtu {
+            self.set_mtu(mtu)?;
+        }
+        Ok(())
+    }
+
     fn refused(&mut self, refusal: &Refusal) {
         self.events.record(What::Refused {
             why: refusal.to_string(),
@@ -827,6 +905,7 @@ impl BackendDevice for Device {
 
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
         self.config.mtu = Some(mtu);
+        self.mtu = Some(mtu);
         Ok(())
     }
 
@@ -839,6 +918,8 @@ impl BackendDevice for Device {
     }
 
     fn disconnected(&mut self) {
+        // A worker that waits for a page would wait for ever.
+        self.end_postcopy();
         self.regions.clear();
         self.log = None;
         self.logging = false;

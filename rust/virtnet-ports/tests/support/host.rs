@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use virtnet_ports::{Control, VhostUserPort, VhostUserStatus, VhostUserWatch};
+use virtnet_ports::{Control, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch};
 use virtnet_testkit::{FakeVm, FrontEnd, TempDir, VmMemory, frame};
 use virtnet_virtio::Features;
 
-use super::{Echo, Wiring, until};
+use super::{Echo, until};
 
 /// Entries of a machine's rings.
 pub const SIZE: u16 = 64;
@@ -25,14 +25,17 @@ pub struct Host {
 
 impl Host {
     pub fn new(queue_pairs: u16) -> Self {
+        Self::with(|options| options.queue_pairs = queue_pairs)
+    }
+
+    /// One with other options than usual.
+    pub fn with(change: impl FnOnce(&mut VhostUserOptions)) -> Self {
         let directory = TempDir::new();
         let control = Control::start("control").unwrap();
         let path = directory.join("port.sock");
-        let wiring = Wiring {
-            queue_pairs,
-            ..Wiring::default()
-        };
-        let port = wiring.device(&path, &control);
+        let mut options = VhostUserOptions::new(&path);
+        change(&mut options);
+        let port = VhostUserPort::new(options, &control).unwrap();
         Self {
             watch: port.watch(),
             echo: Echo::start(port),

@@ -84,8 +84,23 @@ pub(super) struct State {
     pub(super) regions: Regions,
     pub(super) rings: Vec<Ring>,
     pub(super) status: u8,
+    pub(super) postcopy: Postcopy,
     /// Held for the front-end. That it is signalled is asked for by no specification, and expected by no front-end.
     pub(super) log_event: Option<Arc<EventFd>>,
+}
+
+/// How far a migration has come whose memory arrives after the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Postcopy {
+    /// There is none.
+    #[default]
+    Off,
+    /// The front-end has the descriptor.
+    Advised,
+    /// The memory that comes now has pages that are missing.
+    Listening,
+    /// It has come, and must not be touched before the front-end knows where it is.
+    Told,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -133,6 +148,7 @@ impl State {
             && ring.addresses.is_some()
             && self.features.is_some()
             && !self.regions.is_empty()
+            && self.postcopy != Postcopy::Told
             && driver_ok
     }
 

@@ -9,7 +9,7 @@ use super::state::{RingAddresses, RingSetup, State, check_alignment};
 use super::value;
 use crate::bits;
 use crate::error::Refusal;
-use crate::payload::{Config, InflightArea, Iotlb, LogArea, MemoryRegion};
+use crate::payload::{Config, InflightArea, Iotlb, LogArea, MemoryRegion, MemoryTable};
 use crate::regions::{InflightFile, LogFile, Region};
 
 /// What a device has to do because of a request.
@@ -55,6 +55,14 @@ pub enum Action {
     Translate(Iotlb),
     /// Ask over this socket what the back-end has to ask.
     SetChannel(OwnedFd),
+    /// The front-end serves faults in guest memory from now on.
+    CatchFaults,
+    /// All pages have arrived.
+    EndPostcopy,
+    /// Write the device's state into this pipe.
+    SaveState(OwnedFd),
+    /// A state will come out of this pipe.
+    LoadState(OwnedFd),
 }
 
 /// The form of an answer.
@@ -72,6 +80,14 @@ pub enum Answer {
     Log(LogArea),
     /// A new record of buffers in flight, for so many rings of so many descriptors.
     Inflight(InflightArea),
+    /// A descriptor through which page faults are served.
+    Userfault,
+    /// The regions that were told, with the addresses at which the device has them.
+    Mapped(MemoryTable),
+    /// One region, likewise.
+    MappedSlot(MemoryRegion),
+    /// Whether the transfer of the device's state worked.
+    StateCheck,
 }
 
 /// What follows from a request.

@@ -2,7 +2,7 @@ use std::fs::File;
 
 use super::*;
 use crate::message::RequestKind;
-use crate::payload::{InflightArea, LogArea, MemoryRegion, VringAddresses};
+use crate::payload::{DeviceState, InflightArea, LogArea, MemoryRegion, VringAddresses};
 
 const VERSION_1: u64 = 1 << 32;
 const PACKED: u64 = bits::RING_PACKED;
@@ -180,9 +180,9 @@ const ORDER: &str = "
     SET_CONFIG               no    yes   yes    yes
     CREATE_CRYPTO_SESSION    no     no    no     no
     CLOSE_CRYPTO_SESSION     no     no    no     no
-    POSTCOPY_ADVISE          no     no    no     no
+    POSTCOPY_ADVISE         no    yes   yes    yes
     POSTCOPY_LISTEN          no     no    no     no
-    POSTCOPY_END             no     no    no     no
+    POSTCOPY_END            no    yes   yes    yes
     GET_INFLIGHT_FD          no    yes   yes    yes
     SET_INFLIGHT_FD          no    yes   yes    yes
     GPU_SET_SOCKET           no     no    no     no
@@ -194,8 +194,8 @@ const ORDER: &str = "
     SET_STATUS               no     no    no     no
     GET_STATUS               no     no    no     no
     GET_SHARED_OBJECT        no     no    no     no
-    SET_DEVICE_STATE_FD      no     no    no     no
-    CHECK_DEVICE_STATE       no     no    no     no
+    SET_DEVICE_STATE_FD     no    yes   yes     no
+    CHECK_DEVICE_STATE      no    yes   yes    yes
     GET_SHMEM_CONFIG         no     no    no     no
     GET_VRING_BASE_SKIP_DRAIN no   yes   yes    yes
 ";
@@ -935,4 +935,79 @@ fn tb71_a_record_of_buffers_in_flight_is_for_rings_that_can_be() {
     }
     let (names, answer) = tell(&mut at(1), Request::GetInflightFd(INFLIGHT)).unwrap();
     assert_eq!((names.len(), answer), (0, Answer::Inflight(INFLIGHT)));
+}
+
+#[test]
+fn u27_memory_that_arrives_later_is_answered_with_its_place_and_not_touched_before_it_is_served() {
+    let mut session = session(ProtocolFeatures::BACKEND - ProtocolFeatures::STATUS);
+    let [_, agree, _, _] = handshake();
+    for request in agree {
+        tell(&mut session, request).unwrap();
+    }
+    for request in [
+        Request::SetVringNum(state(256)),
+        Request::SetVringAddr(RING),
+        kick(),
+    ] {
+        tell(&mut session, request).unwrap();
+    }
+    let order = |error| matches!(error, Err(Refusal::PostcopyOrder { .. }));
+    assert!(order(tell(&mut session, Request::PostcopyListen)));
+    tell(&mut session, Request::PostcopyAdvise).unwrap();
+    tell(&mut session, Request::PostcopyListen).unwrap();
+    let kind = RequestKind::SetMemTable;
+    assert!(!session.is_memory_ready(kind, &[0; 8]), "none has come");
+    let table = MemoryTable(vec![MEMORY]);
+    let told = tell(&mut session, Request::SetMemTable(table.clone())).unwrap();
+    assert_eq!(told, (vec!["SetMemory".to_owned()], Answer::Mapped(table)));
+    assert!(!session.ring_runs(0));
+
+    // Front-ends say in two ways that they are ready.
+    assert!(session.is_memory_ready(kind, &[]) && session.is_memory_ready(kind, &[0; 8]));
+    assert!(!session.is_memory_ready(kind, &[1, 0, 0, 0, 0, 0, 0, 0]));
+    assert!(!session.is_memory_ready(RequestKind::GetFeatures, &[]));
+    let step = session.memory_is_ready(kind).unwrap();
+    assert!(matches!(
+        &step.actions[..],
+        [Action::CatchFaults, Action::StartRing(0, _)]
+    ));
+    session.commit(step);
+    assert!(session.ring_runs(0));
+
+    // A running ring would touch what is not served yet.
+    let more = MemoryRegion {
+        guest_addr: 1 << 40,
+        user_addr: 1 << 40,
+        ..MEMORY
+    };
+    let add = Request::AddMemReg(SingleRegion(more));
+    let refused = tell(&mut session, add.clone());
+    assert!(matches!(refused, Err(Refusal::RingRuns { ring: 0, .. })));
+    tell(&mut session, Request::GetVringBase(state(0))).unwrap();
+    let told = tell(&mut session, add).unwrap();
+    assert_eq!(told.1, Answer::MappedSlot(more));
+    let end = tell(&mut session, Request::PostcopyEnd).unwrap();
+    assert_eq!(end, (vec!["EndPostcopy".to_owned()], Answer::Number(0)));
+    let plain = tell(
+        &mut session,
+        Request::SetMemTable(MemoryTable(vec![MEMORY])),
+    );
+    assert_eq!(plain.unwrap().1, Answer::Ack);
+}
+
+#[test]
+fn u26_a_state_is_transferred_while_the_device_is_suspended() {
+    let transfer = |direction, phase| Request::SetDeviceStateFd(DeviceState { direction, phase });
+    let mut session = at(3);
+    let refused = tell(&mut session, transfer(0, 0));
+    assert!(matches!(refused, Err(Refusal::RingRuns { .. })));
+    tell(&mut session, Request::GetVringBase(state(0))).unwrap();
+    for (direction, action) in [(0, "SaveState"), (1, "LoadState")] {
+        let told = tell(&mut session, transfer(direction, 0)).unwrap();
+        assert_eq!(told, (vec![action.to_owned()], Answer::Number(0x100)));
+    }
+    for wrong in [transfer(2, 0), transfer(0, 1)] {
+        let refused = tell(&mut session, wrong);
+        assert!(matches!(refused, Err(Refusal::Value { .. })));
+    }
 }

@@ -33,7 +33,7 @@ fn u1_answers_have_exactly_these_bytes() {
         ),
         (
             Request::GetProtocolFeatures,
-            numbers(&[15, 5, 8, 0b1001_0001_1011_0110_0011_1111, 0]),
+            numbers(&[15, 5, 8, 0b1011_1001_1011_0111_0011_1111, 0]),
         ),
         (Request::GetQueueNum, numbers(&[17, 5, 8, 2, 0])),
         (Request::GetMaxMemSlots, numbers(&[36, 5, 8, 509, 0])),

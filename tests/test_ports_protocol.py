@@ -1,0 +1,29 @@
+"""What a vhost-user port offers beyond rings and memory, and only if it is asked to."""
+
+from __future__ import annotations
+
+import pytest
+
+import virtnet as vn
+from helpers import frame, mac, receive
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+ALWAYS = {"device_state", "gpa_addresses", "configure_mem_slots", "status"}
+
+
+@pytest.mark.parametrize(("option", "name"), [("postcopy", "pagefault")])
+def test_what_has_a_price_is_offered_only_if_asked_for(sockets, option, name):
+    with vn.VhostUserPort(sockets / "a"):
+        offered = set(vn.probe(sockets / "a").protocol.names())
+        assert offered >= ALWAYS
+        assert name not in offered
+    assert vn.PortSpec.parse(f"vhost-user:x,{option}=on").options[option]
+    with vn.Net() as net:
+        net.vhost_user(sockets / "b", **{option: True}) >> net.echo()
+        assert name in vn.probe(sockets / "b").protocol.names()
+        with vn.VirtioUserPort(sockets / "b") as driver:
+            driver.wait_connected(5)
+            sent = [frame(mac(2), mac(1), bytes([n])) for n in range(10)]
+            assert driver.tx(sent) == len(sent)
+            assert receive(driver, len(sent)) == [frame(mac(1), mac(2), bytes([n])) for n in range(10)]
