@@ -160,6 +160,7 @@ impl PackedRecord {
     }
 
     /// Before the driver can see it: where the next used slot will be, and which entries will be free.
+    #[cold]
     pub(crate) fn before_publish(&mut self, used: Position) {
         for k in 0..self.given.min(self.held.len()) {
             let (first, last) = self.held[k];
@@ -170,6 +171,7 @@ impl PackedRecord {
     }
 
     /// After the driver can see it.
+    #[cold]
     pub(crate) fn after_publish(&mut self, used: Position) {
         let given = std::mem::take(&mut self.given).min(self.held.len());
         for (first, _) in self.held.drain(..given) {

@@ -11,6 +11,7 @@ use super::layout::{
     EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
 };
 use super::recover;
+use crate::chain::Entry;
 use crate::inflight::PackedRecord;
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
@@ -176,12 +177,30 @@ impl PackedDevice {
             }
             n += 1;
         }
-        if let Some(record) = &mut self.record {
-            let slots = chains.last(n).iter().map(|entry| entry.slots);
-            record.take(&self.desc, self.next_avail, slots);
+        if self.record.is_some() {
+            self.record_taken(chains.last(n));
         }
         (self.next_avail, self.held, self.hint, self.last_taken) = (at, held, hint, n);
         Ok(n)
+    }
+
+    /// Records chains that lie from `next_avail` on.
+    #[cold]
+    #[inline(never)]
+    fn record_taken(&mut self, entries: &[Entry]) {
+        if let Some(record) = &mut self.record {
+            let slots = entries.iter().map(|entry| entry.slots);
+            record.take(&self.desc, self.next_avail, slots);
+        }
+    }
+
+    /// Records that so many chains have been given back.
+    #[cold]
+    #[inline(never)]
+    fn record_given(&mut self, n: usize) {
+        if let Some(record) = &mut self.record {
+            record.give(n);
+        }
     }
 
     /// Asks for a line of descriptors some lines ahead, so that misses overlap: a chain takes long enough to look at that the
@@ -252,8 +271,8 @@ impl PackedDevice {
         }
         self.next_used = at;
         self.held -= slots;
-        if let Some(record) = &mut self.record {
-            record.give(lens.len().min(chains.len().saturating_sub(first)));
+        if self.record.is_some() {
+            self.record_given(lens.len().min(chains.len().saturating_sub(first)));
         }
     }
 
@@ -268,8 +287,8 @@ impl PackedDevice {
                 self.write_used_noting(at, slots, used_word(at, last.id, 0));
                 self.next_used = at.advance(slots, self.size);
                 self.held -= slots;
-                if let Some(record) = &mut self.record {
-                    record.give(entries.len());
+                if self.record.is_some() {
+                    self.record_given(entries.len());
                 }
             }
             entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
