@@ -17,7 +17,7 @@ from virtnet.description import FunctionSpec, Plan, Spec, schema
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
 from virtnet.events import Event, Events
 from virtnet.explaining import Explanation
-from virtnet.features import NetFeature, ProtocolFeature, RingFeature
+from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.net import Net
 from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs
 from virtnet.ports import (
@@ -34,7 +34,16 @@ from virtnet.ports import (
 from virtnet.probing import Offer, probe
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
-from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, RingState, WorkerStats
+from virtnet.stats import (
+    Balance,
+    DeviceStats,
+    FunctionStats,
+    NetStats,
+    PortStats,
+    QueueStats,
+    RingState,
+    WorkerStats,
+)
 
 if TYPE_CHECKING:
     from virtnet.burst import Burst, Columns, Frames, View
@@ -50,6 +59,7 @@ __all__ = [
     "Columns",
     "ConfigError",
     "DeviceQueue",
+    "DeviceStats",
     "DriverQueue",
     "Event",
     "Events",
@@ -60,6 +70,7 @@ __all__ = [
     "FunctionStats",
     "GuestError",
     "GuestMemory",
+    "HashType",
     "MemoryPort",
     "Net",
     "NetFeature",
@@ -77,6 +88,7 @@ __all__ = [
     "PortStats",
     "ProtocolFeature",
     "QemuArgs",
+    "QueueStats",
     "RingFeature",
     "RingState",
     "Spec",

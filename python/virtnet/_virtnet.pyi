@@ -33,8 +33,8 @@ __version__: Final[str]
 _Node: TypeAlias = tuple[str, str, Mapping[str, Any]]
 
 #: Packets as they cross the border: their bytes end to end; where each starts and its length as uint32; ten bytes of
-#: offload metadata each, laid out as the first ten of the virtio-net header.
-_Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray]
+#: offload metadata each, laid out as the first ten of the virtio-net header; six bytes of hash each, or none at all.
+_Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray, bytes]
 
 def build_info() -> dict[str, str]:
     """Version, profile (``release`` or ``debug``) and target of the compiled module."""
@@ -101,6 +101,12 @@ class Port:
 
     def set_link(self, up: bool) -> None:
         """Takes the link of a vhost-user port down, or up."""
+
+    def command(self, name: str, arguments: dict[str, Any]) -> None:
+        """Has the device at the other end carry out a command of its control queue."""
+
+    def device_stats(self, arguments: dict[str, Any]) -> list[tuple[int, list[int]]]:
+        """What the device at the other end has counted: of each queue in ``asked``, its number and its counters."""
 
     def stats(self) -> dict[str, Any]:
         """The fields of `virtnet.PortStats`."""

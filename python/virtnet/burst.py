@@ -49,6 +49,10 @@ OFFLOAD = np.dtype(
     ]
 )
 
+#: The hash that a device has told of a packet, and what of it was hashed: 0 for nothing.
+#: Spec: virtio 1.4, 5.1.9.4.4, Hash reporting for incoming packets.
+HASH = np.dtype([("value", "u4"), ("report", "u2")])
+
 #: Anything that has a packet's bytes: ``bytes``, an array, a packet of Scapy's.
 Frame = bytes | bytearray | memoryview | SupportsBytes
 
@@ -73,14 +77,17 @@ class _Packets:
     lengths: NDArray[np.uint32]
     offloads: NDArray[np.void]
     lease: _Lease
+    #: Of all packets, or ``None`` where they came without.
+    hashes: NDArray[np.void] | None = None
 
     def pick(self, key: Any) -> _Packets:
+        hashes = None if self.hashes is None else self.hashes[key]
         if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == self.starts.shape:
             key = key.nonzero()[0]  # looked through once, not once an array
             return _Packets(
-                self.data, self.starts.take(key), self.lengths.take(key), self.offloads.take(key), self.lease
+                self.data, self.starts.take(key), self.lengths.take(key), self.offloads.take(key), self.lease, hashes
             )
-        return _Packets(self.data, self.starts[key], self.lengths[key], self.offloads[key], self.lease)
+        return _Packets(self.data, self.starts[key], self.lengths[key], self.offloads[key], self.lease, hashes)
 
 
 class View(NDArrayOperatorsMixin):
@@ -223,6 +230,8 @@ class Columns:
         tcp_flags: ``uint8[n]``.
         payload: ``uint32[n]``, where the bytes behind the parsed headers begin.
         offload: structured, what the sender left to be done (checksum, segmentation); can be written.
+        hash: structured, the ``value`` that the device has computed and what it has hashed (``report``); 0 where it
+            tells none, see :meth:`VirtioUserPort.set_rss`.
     """
 
     NAMES = (
@@ -243,6 +252,7 @@ class Columns:
         "tcp_flags",
         "payload",
         "offload",
+        "hash",
     )
 
     length: View
@@ -262,6 +272,7 @@ class Columns:
     tcp_flags: View
     payload: View
     offload: View
+    hash: View
 
     _DTYPES = {  # noqa: RUF012 - never changed
         "eth_dst": "u8",
@@ -297,6 +308,9 @@ class Columns:
             return View(_read_only(packets.lengths), packets.lease)
         if name == "offload":
             return View(packets.offloads, packets.lease)
+        if name == "hash":
+            hashes = np.zeros(len(packets.lengths), HASH) if packets.hashes is None else packets.hashes
+            return View(_read_only(hashes), packets.lease)
         return View(self._parse(name), packets.lease)
 
     def __getitem__(self, name: str) -> View:
@@ -473,7 +487,7 @@ class Burst:
     @classmethod
     def _rx(cls, port: _virtnet.Port, max_packets: int, timeout_s: float | None) -> Burst:
         """What has arrived at a port."""
-        data, starts, lengths, offloads = port.rx(max_packets, timeout_s)
+        data, starts, lengths, offloads, hashes = port.rx(max_packets, timeout_s)
         return cls._of(
             _Packets(
                 data,
@@ -481,6 +495,7 @@ class Burst:
                 np.frombuffer(lengths, np.uint32),
                 np.frombuffer(offloads, OFFLOAD),
                 _Lease(),
+                np.frombuffer(hashes, HASH) if hashes else None,
             )
         )
 

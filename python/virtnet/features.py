@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import KEEP, Flag
 from typing import Self
 
-__all__ = ["NetFeature", "ProtocolFeature", "RingFeature"]
+__all__ = ["HashType", "NetFeature", "ProtocolFeature", "RingFeature"]
 
 
 class _Word(Flag, boundary=KEEP):
@@ -70,6 +70,18 @@ class NetFeature(_Word):
     RSC_EXT = 1 << 61
     STANDBY = 1 << 62
     SPEED_DUPLEX = 1 << 63
+
+
+class HashType(_Word):
+    """What of a packet a device can hash. Spec: virtio 1.4, 5.1.9.4.3.1, Supported/enabled hash types."""
+
+    IPV4 = 1 << 0
+    TCPV4 = 1 << 1
+    UDPV4 = 1 << 2
+    IPV6 = 1 << 3
+    TCPV6 = 1 << 4
+    UDPV6 = 1 << 5
+    ALL = IPV4 | TCPV4 | UDPV4 | IPV6 | TCPV6 | UDPV6
 
 
 class RingFeature(_Word):

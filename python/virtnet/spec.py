@@ -286,6 +286,8 @@ KINDS: dict[str, Kind] = {
                 _count("queue_size", 1, 32768, 256),
                 _choice("ring", ("split", "packed"), "split"),
                 _switch("in_order", default=True),
+                _switch("control"),
+                _switch("hash_report"),
                 _WITHOUT,
             ),
         ),

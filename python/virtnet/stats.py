@@ -16,7 +16,7 @@ from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Balance", "FunctionStats", "NetStats", "PortStats", "RingState", "WorkerStats"]
+__all__ = ["Balance", "DeviceStats", "FunctionStats", "NetStats", "PortStats", "QueueStats", "RingState", "WorkerStats"]
 
 
 def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
@@ -204,6 +204,40 @@ class RingState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """What a device has counted at one of its queues; "receive" is the driver's view, as everywhere in virtio.
+
+    Attributes:
+        kicks: notifications of the driver.
+        packets: packets that went through.
+        bytes: their bytes.
+        calls: notifications of the device.
+        drops: packets dropped for any reason.
+        drops_by_driver: of ``drops``, those for lack of buffers (receive), or that made no sense (transmit).
+    """
+
+    kicks: int = 0
+    packets: int = 0
+    bytes: int = 0
+    calls: int = 0
+    drops: int = 0
+    drops_by_driver: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """What a device tells its driver that it has counted. Spec: virtio 1.4, 5.1.9.5.11, Device Statistics.
+
+    Attributes:
+        receive: each receiveq, in order.
+        transmit: each transmitq, in order.
+    """
+
+    receive: tuple[QueueStats, ...] = ()
+    transmit: tuple[QueueStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ rates mean nothing here; what counts is that everything arrives, unharmed, and i
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import traffic
 from backend import Backend, PortSpec
@@ -201,6 +203,32 @@ def test_a_guest_may_switch_any_offload_off_and_on_again(network, feature):
     traffic.quieten(vm1, vm2)
     assert all(traffic.interface_counters(guest).faulty == 0 for guest in (vm1, vm2))
     assert backend.is_running
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_guest_changes_its_number_of_queues_under_traffic(network, packed):
+    if network.is_net_vhost:
+        pytest.skip("what is counted here is the back-end's way of counting")
+    backend, vm1, vm2 = network.pair(packed=packed, queue_pairs=2)
+    vm2.run(f"ping -i 0.05 -W 1 {vm1.ip} >/tmp/pings 2>&1 &")
+    for n in (1, 2, 1, 2):
+        vm1.run(f"ethtool -L eth0 combined {n}")
+        assert re.findall(r"Combined:\s+(\d+)", vm1.run("ethtool -l eth0")) == ["2", str(n)]
+        before = traffic.queue_counters(vm1, "rx")
+        # Some flows more than there are queues, so that none is left out by chance.
+        assert traffic.tcp(vm1, vm2, mib=4, streams=8) > 0
+        assert traffic.tcp(vm1, vm2, mib=4, streams=8, reverse=True) > 0
+        moved = [now > then for now, then in zip(traffic.queue_counters(vm1, "rx"), before, strict=True)]
+        assert moved == [True] * n, f"with {n} queues these received packets: {moved}"
+    pings = traffic.read_pings(vm2.run("killall -INT ping; sleep 0.3; cat /tmp/pings"))
+    assert pings.sent > 20
+    assert pings.answered >= pings.sent - 8, "more than a few packets were lost with each change"
+
+    assert traffic.stream_is_intact(vm1, vm2)
+    assert traffic.stream_is_intact(vm2, vm1)
+    traffic.quieten(vm1, vm2)
+    counted = [traffic.interface_counters(guest) for guest in (vm1, vm2)]
+    assert_exact(backend.stop(), counted)
 
 
 def test_back_end_that_connects_to_qemu_serves_guests_with_packed_rings(network):

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 
-use crate::{Offload, Offloads};
+use crate::{Offload, Offloads, PacketHash};
 
 /// The most packets in a burst.
 pub const BURST_MAX: usize = 64;
@@ -54,6 +54,8 @@ pub struct Burst {
     lasting: u64,
     /// What the packets in it, or some that were, leave to be done.
     needs: Offloads,
+    /// Hashes that packets came with, up to the last that did.
+    hashes: Vec<PacketHash>,
 }
 
 impl Default for Burst {
@@ -81,6 +83,7 @@ impl Burst {
             own: Vec::new(),
             lasting: 0,
             needs: Offloads::NONE,
+            hashes: Vec::new(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Burst {
         self.own.clear();
         self.lasting = 0;
         self.needs = Offloads::NONE;
+        self.hashes.clear();
     }
 
     /// Says that the bodies in it stay what they are until it is cleared: each has a name then that no other body has.
@@ -161,6 +165,21 @@ impl Burst {
     pub fn set_offload(&mut self, i: usize, offload: Offload) {
         self.metas[i].offload = offload;
         self.needs |= offload.into();
+    }
+
+    /// The hash that packet `i` came with; where it came with none, that says so.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, i: usize) -> PacketHash {
+        self.hashes.get(i).copied().unwrap_or_default()
+    }
+
+    /// Says which hash packet `i` came with.
+    pub fn set_hash(&mut self, i: usize, hash: PacketHash) {
+        if self.hashes.len() <= i {
+            self.hashes.resize(i + 1, PacketHash::default());
+        }
+        self.hashes[i] = hash;
     }
 
     /// What its packets leave to be done, all together: a receiver that can be left with all of it can be given any of them.
@@ -259,6 +278,9 @@ impl Burst {
             from.copy_body(i, own);
         });
         self.finish_push(from.metas[i].frame_len, from.metas[i].offload, body);
+        if !from.hashes.is_empty() {
+            self.set_hash(self.n - 1, from.hash(i));
+        }
     }
 
     /// Makes room for a body of `len` bytes of the burst's own and has it filled.

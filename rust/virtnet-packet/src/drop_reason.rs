@@ -44,6 +44,8 @@ reasons! {
     PortDown = "port_down",
     /// To be sent: the receiver's buffers make no sense (out of range, not writable).
     BadBuffer = "bad_buffer",
+    /// To be sent: the receiver has asked for other packets only (its addresses, VLANs, receive mode).
+    NotWanted = "not_wanted",
     /// To be sent: the system refused the write.
     SendError = "send_error",
     /// In the network: nothing is cabled to where the packet would go.

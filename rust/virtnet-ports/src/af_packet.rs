@@ -74,7 +74,7 @@ impl AfPacketPort {
             self.counters.rx_drops.add(DropReason::Runt, 1);
             return;
         }
-        let mut header = [0; header::HEADER_MAX];
+        let mut header = [0; header::HEADER_BASE];
         header[..PACKET_HEADER_LEN].copy_from_slice(frame.header);
         let mut offload = left_to_do(header::parse(header).0);
         if frame.tag_put_back && offload.flags & Offload::NEEDS_CSUM != 0 {

@@ -52,6 +52,32 @@ pub enum PortError {
         /// What would have done.
         expected: String,
     },
+    /// There is no device that could be asked for something, or it has no control queue.
+    #[error("there is no control queue to ask through: {why}")]
+    NoControlQueue {
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// A command needs a feature that was not negotiated with the device.
+    #[error("the device does not do that: {feature} was not negotiated with it")]
+    NotNegotiated {
+        /// Names of the features.
+        feature: String,
+    },
+    /// A command has no room in the memory that is shared with the device.
+    #[error("a command has at most 4096 bytes: ask for less at once")]
+    CommandTooLong,
+    /// The device has refused a command.
+    #[error("the device refused to {command}: it has changed nothing")]
+    CommandRefused {
+        /// What it was to do.
+        command: &'static str,
+    },
+    /// The device leaves a command unanswered.
+    #[error(
+        "the device has not answered: it offers a control queue, and nobody there seems to serve it"
+    )]
+    Unanswered,
     /// The control thread has been stopped.
     #[error("the control thread has been stopped: make a new one")]
     Stopped,
@@ -82,9 +108,13 @@ impl PortError {
             Self::Memory(_)
             | Self::Capture { .. }
             | Self::Option { .. }
+            | Self::NoControlQueue { .. }
+            | Self::NotNegotiated { .. }
+            | Self::CommandTooLong
             | Self::Stopped
             | Self::NoService
             | Self::WouldDeadlock => Fault::Caller,
+            Self::CommandRefused { .. } | Self::Unanswered => Fault::Peer,
             Self::ServicePanicked { .. } => Fault::Host,
         }
     }

@@ -18,7 +18,6 @@ pub mod check;
 mod control;
 mod error;
 mod events;
-mod flow;
 mod owned;
 mod pcap;
 mod ring_status;

@@ -9,6 +9,7 @@
 //!
 //! In a packet's way this is the step between a guest's rings and a burst.
 
+mod controlq;
 mod inflight;
 mod iommu;
 mod lanes;
@@ -16,6 +17,7 @@ mod queues;
 mod rarp;
 mod service;
 mod state;
+mod steering;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -47,6 +49,16 @@ pub const OFFLOADS: Features = Features::CSUM
     .union(Features::GUEST_ECN)
     .union(Features::GUEST_USO4)
     .union(Features::GUEST_USO6);
+
+/// What a driver can ask for through a control queue that is left to the back-end.
+pub(crate) const CONTROLS: Features = Features::CTRL_VQ
+    .union(Features::CTRL_RX)
+    .union(Features::CTRL_RX_EXTRA)
+    .union(Features::CTRL_VLAN)
+    .union(Features::CTRL_MAC_ADDR)
+    .union(Features::CTRL_GUEST_OFFLOADS)
+    .union(Features::DEVICE_STATS)
+    .union(Features::HASH_REPORT);
 
 /// What a vhost-user port is made of.
 #[derive(Clone, Debug)]
@@ -107,7 +119,8 @@ impl VhostUserOptions {
             | Features::GUEST_ANNOUNCE
             | Features::STATUS
             | Features::ACCESS_PLATFORM
-            | OFFLOADS;
+            | OFFLOADS
+            | CONTROLS;
         if self.mac.is_some() {
             offered |= Features::MAC;
         }
@@ -115,7 +128,7 @@ impl VhostUserOptions {
             offered |= Features::SPEED_DUPLEX;
         }
         if self.queue_pairs > 1 {
-            offered |= Features::MQ;
+            offered |= Features::MQ | Features::RSS;
         }
         (offered - self.without).with_needs()
     }

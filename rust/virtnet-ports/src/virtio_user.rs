@@ -7,6 +7,7 @@
 //!
 //! In a packet's way this is the step between a burst and the rings of a device.
 
+mod commands;
 mod layout;
 mod queues;
 mod service;
@@ -14,14 +15,18 @@ mod service;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use virtnet_packet::{Burst, DropReason, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::Poller;
+use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, QueueConfig, RingFormat};
 
 pub use service::VirtioUserStatus;
 
 use crate::OFFLOADS;
+use crate::vhost_user::CONTROLS;
 use crate::{Control, EventLog, Held, PortError, RingStatus, Served, Slot};
 use queues::DriverQueues;
 use service::FrontendService;
@@ -39,6 +44,10 @@ pub struct VirtioUserOptions {
     pub queue_size: u16,
     /// The ring format to insist on.
     pub format: RingFormat,
+    /// Use a control queue, if the back-end offers one. Whether it also serves it cannot be seen: DPDK's does not.
+    pub control: bool,
+    /// Have the device tell the hash of each packet; needs the control queue.
+    pub hash_report: bool,
     /// Features not to accept, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -55,6 +64,8 @@ impl VirtioUserOptions {
             queue_pairs: 1,
             queue_size: 256,
             format: RingFormat::Split,
+            control: false,
+            hash_report: false,
             without: Features::empty(),
             mode: 0o600,
         }
@@ -77,6 +88,12 @@ impl VirtioUserOptions {
         if self.queue_pairs > 1 {
             wanted |= Features::MQ;
         }
+        if self.control {
+            wanted |= CONTROLS | Features::RSS;
+        }
+        if !self.hash_report {
+            wanted -= Features::HASH_REPORT;
+        }
         wanted - self.without
     }
 
@@ -86,6 +103,13 @@ impl VirtioUserOptions {
                 option: "queue_pairs",
                 found: self.queue_pairs.to_string(),
                 expected: "1 to 128".to_owned(),
+            });
+        }
+        if self.hash_report && !self.control {
+            return Err(PortError::Option {
+                option: "hash_report",
+                found: "on".to_owned(),
+                expected: "it only together with control".to_owned(),
             });
         }
         if !QueueConfig::size_is_valid(self.queue_size.into(), self.format) {
@@ -101,6 +125,12 @@ impl VirtioUserOptions {
         Ok(())
     }
 }
+
+/// How long a device may take to answer a command.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often it is looked for.
+const ANSWER_NAP: Duration = Duration::from_micros(100);
 
 /// A virtio-user port, driver side.
 #[derive(Debug)]
@@ -186,6 +216,26 @@ impl VirtioUserWatch {
     #[must_use]
     pub fn events(&self) -> &EventLog {
         &self.log
+    }
+
+    /// Has the device carry out a command; what it answers beside its verdict. Waits up to two seconds.
+    ///
+    /// # Errors
+    /// There is no device or no control queue, the command was not negotiated, the device refuses it or does not answer.
+    pub fn command(&self, command: Command) -> Result<Vec<u8>, PortError> {
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
+        let id = service.call(|service| service.ask(command))??;
+        let deadline = Instant::now() + ANSWER_PATIENCE;
+        loop {
+            if let Some(answer) = service.call(move |service| service.answer(id))? {
+                return answer;
+            }
+            if Instant::now() >= deadline {
+                service.call(move |service| service.forget(id))?;
+                return Err(PortError::Unanswered);
+            }
+            thread::sleep(ANSWER_NAP);
+        }
     }
 
     /// How the sessions of many ports stand, asked in one visit to their control thread.

@@ -24,7 +24,13 @@ pub(crate) use exceptions::{ConfigError, GuestError, PeerError, PeerGone, PortEr
 pub(crate) fn port_error(error: RustPortError) -> PyErr {
     let message = error.to_string();
     match (&error, error.fault()) {
-        (RustPortError::Stopped | RustPortError::NoService, _) => StateError::new_err(message),
+        (
+            RustPortError::Stopped
+            | RustPortError::NoService
+            | RustPortError::NoControlQueue { .. }
+            | RustPortError::NotNegotiated { .. },
+            _,
+        ) => StateError::new_err(message),
         (RustPortError::System(_) | RustPortError::Io { .. } | RustPortError::Slot(_), _)
         | (_, Fault::Host) => PortError::new_err((errno(error.kind()), message)),
         (_, Fault::Guest) => GuestError::new_err(message),

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 
 mod build;
 mod columns;
+mod commands;
 mod engine;
 mod errors;
 mod history;

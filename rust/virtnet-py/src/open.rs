@@ -176,6 +176,8 @@ pub(crate) fn open(
                 queue_pairs: get(options, "queue_pairs")?,
                 queue_size: get(options, "queue_size")?,
                 format,
+                control: get(options, "control")?,
+                hash_report: get(options, "hash_report")?,
                 without: Features::from_bits_retain(get(options, "without")?)
                     | in_order
                     | owner.without(),

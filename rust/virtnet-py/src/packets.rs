@@ -1,7 +1,8 @@
 //! Packets on their way between the engine's bursts and Python's arrays.
 //!
 //! A burst is copied once in either direction: its bodies may lie in the memory of a guest, which Python must never see
-//! change. In Python's hands packets are four buffers: bytes end to end, starts, lengths and offload metadata.
+//! change. In Python's hands packets are five buffers: bytes end to end, starts, lengths, offload metadata,
+//! and hashes, where they came with any.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
@@ -14,6 +15,9 @@ use crate::columns::frame_at;
 /// Bytes of a packet's offload metadata: the first ten of the virtio-net header.
 const OFFLOAD_LEN: usize = 10;
 
+/// Bytes of the hash that a packet came with: its value, and what was hashed.
+const HASH_LEN: usize = 6;
+
 /// Packets that belong to nobody else.
 #[derive(Debug, Default)]
 pub(crate) struct Packets {
@@ -21,6 +25,8 @@ pub(crate) struct Packets {
     starts: Vec<u32>,
     lengths: Vec<u32>,
     offloads: Vec<u8>,
+    /// Of all packets, or of none.
+    hashes: Vec<u8>,
 }
 
 impl Packets {
@@ -30,6 +36,16 @@ impl Packets {
 
     /// Appends a copy of all packets of a burst.
     pub(crate) fn append(&mut self, burst: &Burst) {
+        let has_hashes = (0..burst.len()).any(|i| burst.hash(i).report > 0);
+        if has_hashes && self.hashes.is_empty() {
+            self.hashes.resize(HASH_LEN * self.len(), 0);
+        }
+        if has_hashes || !self.hashes.is_empty() {
+            for hash in (0..burst.len()).map(|i| burst.hash(i)) {
+                self.hashes.extend(hash.value.to_ne_bytes());
+                self.hashes.extend(hash.report.to_ne_bytes());
+            }
+        }
         for i in 0..burst.len() {
             let start = self.data.len();
             let len = burst.frame_len(i);
@@ -56,6 +72,7 @@ impl Packets {
                 .collect(),
             lengths: self.lengths.split_off(n),
             offloads: self.offloads.split_off(n * OFFLOAD_LEN),
+            hashes: self.hashes.split_off((n * HASH_LEN).min(self.hashes.len())),
         }
     }
 
@@ -72,6 +89,7 @@ impl Packets {
             starts: starts.to_vec(py)?,
             lengths: lengths.to_vec(py)?,
             offloads: offloads.to_vec(),
+            hashes: Vec::new(),
         };
         let n = packets.len();
         if packets.starts.len() != n || packets.offloads.len() != n * OFFLOAD_LEN {
@@ -94,13 +112,14 @@ impl Packets {
         n
     }
 
-    /// The four buffers that `virtnet.burst` makes its arrays of.
+    /// The five buffers that `virtnet.burst` makes its arrays of.
     pub(crate) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         (
             PyByteArray::new(py, &self.data),
             native_bytes(py, &self.starts),
             native_bytes(py, &self.lengths),
             PyByteArray::new(py, &self.offloads),
+            PyBytes::new(py, &self.hashes),
         )
             .into_pyobject(py)
     }

@@ -16,7 +16,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyTuple};
 use virtnet_packet::{Burst, Picks, PortCounters, memory_pair as packet_memory_pair};
 use virtnet_ports::Control;
+use virtnet_virtio::net::control::Command;
 
+use crate::commands;
 use crate::errors::{StateError, port_error};
 use crate::open::{Opened, Owner, Watch, open};
 use crate::packets::Packets;
@@ -132,6 +134,21 @@ impl Port {
         py.detach(|| self.watch.set_link(up))
     }
 
+    /// Has the device at the other end carry out a command.
+    fn command(&self, py: Python<'_>, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<()> {
+        self.ask(py, commands::command(name, arguments)?).map(drop)
+    }
+
+    /// What the device at the other end has counted, by queue.
+    fn device_stats(
+        &self,
+        py: Python<'_>,
+        arguments: &Bound<'_, PyDict>,
+    ) -> PyResult<Vec<(u16, Vec<u64>)>> {
+        let answer = self.ask(py, commands::command("stats", arguments)?)?;
+        commands::stats(&answer)
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (counters, session) = py.detach(|| (self.hand().counters(), self.session()));
         stats::port(py, &self.kind, &counters, &session)
@@ -178,6 +195,19 @@ impl Port {
         let port = self.hand().port.take().ok_or_else(Self::closed_error)?;
         self.closed.store(true, Ordering::Release);
         Ok(port)
+    }
+
+    fn ask(&self, py: Python<'_>, command: Command) -> PyResult<Vec<u8>> {
+        if self.is_closed() {
+            return Err(Self::closed_error());
+        }
+        let Watch::VirtioUser(watch) = &self.watch else {
+            let kind = &self.kind;
+            return Err(StateError::new_err(format!(
+                "a {kind} port has no device at its other end"
+            )));
+        };
+        py.detach(|| watch.command(command)).map_err(port_error)
     }
 
     fn session(&self) -> stats::Session {

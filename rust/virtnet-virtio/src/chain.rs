@@ -20,6 +20,9 @@ pub enum Access {
     Read,
     /// Device-writable: room for a packet, on a receiveq.
     Write,
+    /// Device-readable buffers, then device-writable ones: a request with room for its answer, on a control queue. Such chains are
+    /// taken one at a time, because [`Chains::request`] knows of one.
+    Request,
 }
 
 impl Access {
@@ -28,7 +31,8 @@ impl Access {
     #[inline(always)]
     pub fn permission(self) -> Permission {
         match self {
-            Self::Read => Permission::READ,
+            // The buffers of a request that are written say so themselves.
+            Self::Read | Self::Request => Permission::READ,
             Self::Write => Permission::WRITE,
         }
     }
@@ -41,6 +45,8 @@ pub struct Chains {
     segments: Vec<Segment>,
     /// The last look ended at a chain whose place is not known yet.
     missed: bool,
+    /// Where the device-writable segments of a request start, if it has any.
+    answer_at: Option<usize>,
 }
 
 /// One chain: what the ring needs to give it back, and where its bytes are.
@@ -94,6 +100,7 @@ impl Chains {
             entries: [none; CHAINS_MAX],
             segments: Vec::with_capacity(4 * CHAINS_MAX),
             missed: false,
+            answer_at: None,
         }
     }
 
@@ -102,6 +109,7 @@ impl Chains {
     pub fn clear(&mut self) {
         self.n = 0;
         self.segments.clear();
+        self.answer_at = None;
     }
 
     /// Whether the queue holds back a chain whose translation is missing.
@@ -152,6 +160,22 @@ impl Chains {
             }
             Buffers::Bad(_) => &[],
         }
+    }
+
+    /// The only chain, taken as [`Access::Request`]: its device-readable buffers, and its device-writable ones. Of a chain that makes no
+    /// sense, none.
+    #[must_use]
+    pub fn request(&self) -> (&[Segment], &[Segment]) {
+        let whole = if self.n == 1 { self.segments(0) } else { &[] };
+        whole.split_at(self.answer_at.unwrap_or(whole.len()).min(whole.len()))
+    }
+
+    /// Notes a buffer of a request that is about to be pushed; whether it may stand there.
+    pub(crate) fn request_buffer(&mut self, writable: bool) -> bool {
+        if writable {
+            self.answer_at.get_or_insert(self.segments.len());
+        }
+        writable || self.answer_at.is_none()
     }
 
     /// Bytes of chain `i`, or what is wrong with it.

@@ -107,12 +107,37 @@ bitflags! {
 }
 
 impl Features {
+    /// What a device may leave to its driver.
+    pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM
+        .union(Self::GUEST_TSO4)
+        .union(Self::GUEST_TSO6)
+        .union(Self::GUEST_ECN)
+        .union(Self::GUEST_UFO)
+        .union(Self::GUEST_USO4)
+        .union(Self::GUEST_USO6);
+
+    /// What a driver asks for through the control queue, and can not without one. Several queue pairs and announcements are not among
+    /// them: where the front-end serves the control queue, it says by itself which rings are enabled, and has the driver announce itself.
+    pub const CONTROLLED: Self = Self::CTRL_RX
+        .union(Self::CTRL_RX_EXTRA)
+        .union(Self::CTRL_VLAN)
+        .union(Self::CTRL_MAC_ADDR)
+        .union(Self::CTRL_GUEST_OFFLOADS)
+        .union(Self::DEVICE_STATS)
+        .union(Self::NOTF_COAL)
+        .union(Self::VQ_NOTF_COAL)
+        .union(Self::HASH_REPORT)
+        .union(Self::RSS);
+
     /// Length of the virtio-net header, in bytes, once these features are negotiated.
     ///
-    /// Spec: virtio 1.4, 5.1.9, Device Operation (`num_buffers` exists with VERSION_1 or MRG_RXBUF).
+    /// Spec: virtio 1.4, 5.1.9, Device Operation (`num_buffers` exists with VERSION_1 or MRG_RXBUF, hashes
+    /// with HASH_REPORT).
     #[must_use]
     pub fn header_len(self) -> usize {
-        if self.intersects(Self::VERSION_1 | Self::MRG_RXBUF | Self::RING_PACKED) {
+        if self.contains(Self::HASH_REPORT) {
+            20
+        } else if self.intersects(Self::VERSION_1 | Self::MRG_RXBUF | Self::RING_PACKED) {
             12
         } else {
             10
@@ -134,6 +159,7 @@ impl Features {
             (Self::GUEST_ECN, guest_segments),
             (host_segments | Self::HOST_UFO | Self::HOST_USO, Self::CSUM),
             (Self::HOST_ECN, host_segments),
+            (Self::CONTROLLED, Self::CTRL_VQ),
         ];
         for (features, one_of) in needs {
             if !self.intersects(one_of) {

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use super::queues::Queues;
+use virtnet_virtio::net::control::Settings;
+
+use super::queues::{Place, Queues};
 use crate::{Slot, SlotError};
 
 /// The data halves of a port, one for each worker that has a part of it. At least one.
@@ -47,7 +49,22 @@ impl Lanes {
         self.0.iter().map(run).collect()
     }
 
-    /// The same without waiting for it.
+    /// Has every lane follow what the driver has asked for.
+    pub(super) fn set_settings(&self, settings: Option<&Arc<Settings>>) -> Result<(), SlotError> {
+        let step = self.0.len();
+        for (first, lane) in self.0.iter().enumerate() {
+            let settings = settings.map(Arc::clone);
+            lane.run(move |queues| queues.set_settings(settings, Place { first, step }))?;
+        }
+        Ok(())
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Runs `work` on every lane without waiting for it.
     pub(super) fn post_all(&self, work: impl Fn(&mut Queues) + Send + Sync + 'static) {
         let work = Arc::new(work);
         for lane in &self.0 {

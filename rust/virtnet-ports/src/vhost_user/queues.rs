@@ -8,15 +8,16 @@ use virtnet_mem::{GuestAddr, GuestMemory, Permission, Region, Window, losses};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 use virtnet_sys::{EventFd, Events, Poller};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
+use virtnet_virtio::net::control::{QueueCounts, Settings};
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
 use virtnet_virtio::{
     Access, Chains, DeviceQueue, Features, QueueConfig, RingError, RingFormat, StartError,
 };
 
 use super::iommu::{Misses, touches};
+use super::steering::Steering;
 use super::{queue_config, rarp};
 use crate::RingStatus;
-use crate::flow::flow_hash;
 
 /// Token of the slot's bell; a kick has its ring's number.
 pub(super) const BELL: u64 = u64::MAX;
@@ -34,6 +35,12 @@ pub(super) struct Queues {
     sinks: Vec<usize>,
     /// Whether packets may pass at all.
     link_up: bool,
+    /// Where flows were seen.
+    steering: Steering,
+    /// What the driver has asked for through a control queue, if it has one with us.
+    settings: Option<Arc<Settings>>,
+    /// Which of the device's pairs the first one here is, and how far apart they are.
+    place: Place,
     /// Where the next burst starts to look for packets.
     turn: usize,
     /// The address of a guest that has moved here, until the network has been told.
@@ -85,6 +92,13 @@ pub(super) enum Broken {
     Lost(GuestAddr),
 }
 
+/// Which pairs of a device these are: every `step`-th from the `first` on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) first: usize,
+    pub(super) step: usize,
+}
+
 /// A receiveq and a transmitq. Ring numbers are twice the pair's, and one more. Spec: virtio 1.4, 5.1.2, Virtqueues.
 #[derive(Debug, Default)]
 struct Pair {
@@ -101,6 +115,8 @@ struct Ring<Q> {
     record: Option<Window>,
     /// Sent to, and not published yet.
     dirty: bool,
+    /// What has passed, of a ring whose driver may ask.
+    counts: QueueCounts,
 }
 
 impl Queues {
@@ -120,6 +136,9 @@ impl Queues {
             sources: Vec::with_capacity(queue_pairs.into()),
             sinks: Vec::with_capacity(queue_pairs.into()),
             link_up: true,
+            steering: Steering::new(queue_pairs),
+            settings: None,
+            place: Place { first: 0, step: 1 },
             turn: 0,
             moved_here: None,
             poller,
@@ -157,6 +176,8 @@ impl Queues {
             let Some(ring) = &mut self.pairs[pair].transmit else {
                 continue;
             };
+            let first = burst.len();
+            let passed = self.settings.is_some().then(|| received(&self.counters));
             let drained = if ring.setup.enabled && self.link_up {
                 ring.queue.drain(&self.memory, burst, &mut self.counters)
             } else {
@@ -164,6 +185,12 @@ impl Queues {
                     .discard(&self.memory, DropReason::Disabled, &mut self.counters)
             };
             let has_missed = ring.queue.has_missed();
+            if let Some(before) = passed {
+                add(&mut ring.counts, received(&self.counters), before);
+            }
+            if self.sinks.len() > 1 {
+                self.steering.learn(burst, first, pair);
+            }
             if let Err(error) = drained {
                 self.break_ring(2 * pair + 1, error);
                 break;
@@ -200,7 +227,7 @@ impl Queues {
                 continue;
             };
             if ring.queue.complete() {
-                call(ring.setup.call.as_deref(), &mut self.counters);
+                ring.call(&mut self.counters);
             }
         }
     }
@@ -209,6 +236,7 @@ impl Queues {
     pub(super) fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
         match *self.sinks.as_slice() {
             [] => 0,
+            _ if self.settings.is_some() => self.tx_as_asked(burst, picks),
             [pair] => self.tx_to(pair, burst, picks),
             _ => self.tx_spread(burst, picks),
         }
@@ -232,29 +260,76 @@ impl Queues {
         }
     }
 
-    /// Several receiveqs: a flow always takes the same. What one of them has no room for is dropped here.
+    /// Several receiveqs: a flow goes where the driver sends of it, and always to the same.
     fn tx_spread(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        let n = self.sinks.len();
-        let mut lanes = [0_u8; BURST_MAX];
+        let mut pairs = [0; BURST_MAX];
         for i in picks.iter() {
-            lanes[i] = u8::try_from(flow_hash(burst.head(i)) as usize % n).unwrap_or(0);
+            pairs[i] = self.steering.pair(burst.head(i), &self.sinks);
         }
-        for lane in 0..n {
-            let Some(&pair) = self.sinks.get(lane) else {
+        self.tx_to_each(&pairs, burst, picks);
+        picks.len()
+    }
+
+    /// Sends each pick to the pair that stands in its place. What that has no room for is dropped here, and what it does not take.
+    fn tx_to_each(&mut self, pairs: &[usize; BURST_MAX], burst: &Burst, picks: &Picks) {
+        let mut left = picks.len();
+        for at in 0..self.sinks.len() {
+            let Some(&pair) = self.sinks.get(at) else {
                 break;
             };
             let mut share = Picks::default();
             picks
                 .iter()
-                .filter(|&i| usize::from(lanes[i]) == lane)
+                .filter(|&i| pairs[i] == pair)
                 .for_each(|i| share.push(i));
             if share.is_empty() {
                 continue;
             }
-            let accepted = self.tx_to(pair, burst, &share);
+            left -= share.len();
+            self.tx_or_drop(pair, burst, &share);
+        }
+        self.counters.tx_drops.add(DropReason::PortDown, left);
+    }
+
+    /// Sends to a pair; what it has no room for is dropped here.
+    fn tx_or_drop(&mut self, pair: usize, burst: &Burst, picks: &Picks) {
+        let before = sent(&self.counters);
+        let n = self.tx_to(pair, burst, picks);
+        self.counters
+            .tx_drops
+            .add(DropReason::NoRoom, picks.len() - n);
+        if let (Some(_), Some(ring)) = (&self.settings, &mut self.pairs[pair].receive) {
+            add(&mut ring.counts, sent(&self.counters), before);
+        }
+    }
+
+    /// The driver has a control queue: what it wants to receive, and where.
+    #[inline(never)]
+    fn tx_as_asked(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        let Some(settings) = self.settings.clone() else {
+            return 0;
+        };
+        let mut wanted = *picks;
+        if !settings.filter.takes_all() {
+            wanted.clear();
+            let taken = picks
+                .iter()
+                .filter(|&i| settings.filter.takes(burst.head(i)));
+            taken.for_each(|i| wanted.push(i));
             self.counters
                 .tx_drops
-                .add(DropReason::NoRoom, share.len() - accepted);
+                .add(DropReason::NotWanted, picks.len() - wanted.len());
+        }
+        match (&settings.rss, self.sinks.as_slice()) {
+            (Some(rss), _) => {
+                let mut pairs = [usize::MAX; BURST_MAX];
+                for i in wanted.iter() {
+                    pairs[i] = self.place.here(rss.pair(burst.head(i)).into());
+                }
+                self.tx_to_each(&pairs, burst, &wanted);
+            }
+            (None, &[pair]) => self.tx_or_drop(pair, burst, &wanted),
+            (None, _) => drop(self.tx_spread(burst, &wanted)),
         }
         picks.len()
     }
@@ -268,7 +343,7 @@ impl Queues {
             if ring.dirty {
                 ring.dirty = false;
                 if ring.queue.publish() {
-                    call(ring.setup.call.as_deref(), &mut self.counters);
+                    ring.call(&mut self.counters);
                 }
             }
         }
@@ -321,6 +396,9 @@ impl Queues {
             if let Some(kick) = self.setup(ring).and_then(|setup| setup.kick.as_ref()) {
                 kick.drain();
             }
+            if let Some(counts) = counts_of(&mut self.pairs, ring) {
+                counts.kicks += 1;
+            }
         }
     }
 
@@ -340,6 +418,31 @@ impl Queues {
         self.note_active();
     }
 
+    /// Follows what the driver has asked for from now on; without it, nothing.
+    pub(super) fn set_settings(&mut self, settings: Option<Arc<Settings>>, place: Place) {
+        self.settings = settings;
+        self.place = place;
+        for pair in 0..self.pairs.len() {
+            self.set_hasher(pair);
+        }
+        self.note_active();
+    }
+
+    fn set_hasher(&mut self, pair: usize) {
+        let hasher = self
+            .settings
+            .as_ref()
+            .and_then(|settings| settings.hasher.clone());
+        if let Some(ring) = &mut self.pairs[pair].receive {
+            ring.queue.set_hasher(hasher);
+        }
+    }
+
+    /// What has passed a ring that runs.
+    pub(super) fn counts(&mut self, ring: usize) -> QueueCounts {
+        counts_of(&mut self.pairs, ring).map_or_else(QueueCounts::default, |counts| *counts)
+    }
+
     pub(super) fn features(&self) -> Features {
         self.features
     }
@@ -354,7 +457,11 @@ impl Queues {
         if self.sinks.is_empty() {
             Offloads::ALL
         } else {
-            offloads_to_driver(self.features)
+            let wanted = match &self.settings {
+                Some(settings) => (self.features - Features::GUEST_OFFLOADS) | settings.offloads,
+                None => self.features,
+            };
+            offloads_to_driver(wanted)
         }
     }
 
@@ -451,13 +558,16 @@ impl Queues {
                 setup,
                 record,
                 dirty: false,
+                counts: QueueCounts::default(),
             });
+            self.set_hasher(ring / 2);
         } else {
             pair.transmit = Some(Ring {
                 queue: TransmitQueue::new(queue, self.features),
                 setup,
                 record,
                 dirty: false,
+                counts: QueueCounts::default(),
             });
         }
         self.note_active();
@@ -587,6 +697,8 @@ impl Queues {
         self.memory = Arc::default();
         self.moved_here = None;
         self.misses.clear();
+        self.settings = None;
+        self.steering.forget();
         self.broken = None;
         self.given_up_at.fill(None);
         self.why.fill(None);
@@ -787,8 +899,12 @@ impl Queues {
             if pair.transmit.is_some() {
                 self.sources.push(number);
             }
+            // With RSS its table says which are used.
+            let is_used = self.settings.as_ref().is_none_or(|settings| {
+                settings.rss.is_some() || self.place.device(number) < settings.pairs.into()
+            });
             let enabled = pair.receive.as_ref().is_some_and(|ring| ring.setup.enabled);
-            if enabled && self.link_up {
+            if enabled && is_used && self.link_up {
                 self.sinks.push(number);
             }
         }
@@ -838,6 +954,75 @@ impl Queues {
         } else {
             pair.transmit.as_mut().map(|ring| &mut ring.setup)
         }
+    }
+}
+
+impl Place {
+    /// The number in the device of pair `here`.
+    fn device(self, here: usize) -> usize {
+        self.first + here * self.step
+    }
+
+    /// The number here of a pair of the device, or one that there is not.
+    fn here(self, device: usize) -> usize {
+        let from = device.wrapping_sub(self.first);
+        if from.is_multiple_of(self.step) {
+            from / self.step
+        } else {
+            usize::MAX
+        }
+    }
+}
+
+impl<Q> Ring<Q> {
+    #[inline]
+    fn call(&mut self, counters: &mut PortCounters) {
+        self.counts.calls += 1;
+        call(self.setup.call.as_deref(), counters);
+    }
+}
+
+fn counts_of(pairs: &mut [Pair], ring: usize) -> Option<&mut QueueCounts> {
+    let pair = pairs.get_mut(ring / 2)?;
+    if ring.is_multiple_of(2) {
+        pair.receive.as_mut().map(|ring| &mut ring.counts)
+    } else {
+        pair.transmit.as_mut().map(|ring| &mut ring.counts)
+    }
+}
+
+/// What a transmitq's statistics are made of: packets, bytes, drops, and those that made no sense.
+fn received(counters: &PortCounters) -> [u64; 4] {
+    let drops = &counters.rx_drops;
+    [
+        counters.received,
+        counters.received_bytes,
+        drops.total(),
+        drops.of(DropReason::Malformed) + drops.of(DropReason::BadOffload),
+    ]
+}
+
+/// The same of a receiveq's: packets, bytes, drops, and those for lack of buffers.
+fn sent(counters: &PortCounters) -> [u64; 4] {
+    let drops = &counters.tx_drops;
+    [
+        counters.sent,
+        counters.sent_bytes,
+        drops.total(),
+        drops.of(DropReason::NoRoom),
+    ]
+}
+
+/// Adds what has passed between two readings.
+fn add(counts: &mut QueueCounts, now: [u64; 4], before: [u64; 4]) {
+    let numbers = [
+        &mut counts.packets,
+        &mut counts.bytes,
+        &mut counts.drops,
+        &mut counts.drops_by_driver,
+    ];
+    for (number, (now, before)) in numbers.into_iter().zip(now.into_iter().zip(before)) {
+        *number += now - before;
     }
 }
 

@@ -17,6 +17,7 @@ use virtnet_vhost::{
 use virtnet_virtio::net::NetConfig;
 use virtnet_virtio::{Features, RingFormat};
 
+use super::controlq::ControlHalf;
 use super::inflight::Record;
 use super::iommu::{Asked, Missed, Translations};
 use super::lanes::Lanes;
@@ -173,7 +174,7 @@ impl Session {
 
 impl BackendService {
     pub(super) fn new(
-        options: VhostUserOptions,
+        mut options: VhostUserOptions,
         lanes: Lanes,
         needs_reset: Arc<AtomicBool>,
         missed: Missed,
@@ -184,6 +185,10 @@ impl BackendService {
             Some(Listener::bind_with_mode(&options.path, options.mode)?)
         };
         let deadline_ns = options.client.then(monotonic_ns);
+        if lanes.len() > 1 {
+            // A hash may point at a queue of another worker.
+            options.without |= Features::RSS;
+        }
         Ok(Self {
             options,
             listener,
@@ -286,8 +291,11 @@ impl BackendService {
         status.ring_format = Some(format_name(features));
         (status.sources, status.sinks) = (sources, sinks);
         status.refusals += session.backend.counters().1;
+        let control = session.device.control.broken();
         if let Some((ring, why)) = broken {
             status.last_error = Some(format!("ring {ring} was stopped, {why}"));
+        } else if let Some(why) = control {
+            status.last_error = Some(format!("the control queue was stopped, {why}"));
         } else if let Some(refusal) = session.backend.last_refusal() {
             status.last_error = Some(refusal.to_string());
         } else if let Some(iova) = session.device.last_refused() {
@@ -344,6 +352,9 @@ impl BackendService {
         if let Some(mtu) = self.options.mtu {
             offer.mtu = 68..=mtu;
         }
+        if self.options.features().contains(Features::CTRL_VQ) {
+            offer.rings += 1;
+        }
         let device = Device {
             lanes: self.lanes.clone(),
             config: self.config(),
@@ -360,6 +371,7 @@ impl BackendService {
             features: Features::empty(),
             mtu: None,
             userfault: None,
+            control: ControlHalf::new(self.options.queue_pairs),
         };
         self.events.record(What::Connected {
             peer: Peer::FrontEnd,
@@ -451,6 +463,9 @@ impl BackendService {
         }
         session.device.now_ns = now_ns;
         let served = work(&mut session.backend, &mut session.device);
+        if session.device.control.serve(&session.device.lanes) {
+            session.backend.set_needs_reset();
+        }
         for miss in self.missed.take() {
             session.ask(miss);
         }
@@ -477,7 +492,12 @@ impl Service for BackendService {
             .and_then(|session| session.backend.channel());
         let channel = channel.map(|(fd, wants_write)| (fd, Interest::of(wants_write)));
         let bell = (self.missed.bell().as_fd(), Interest::Readable);
-        channel.into_iter().chain([bell]).collect()
+        let control = self
+            .session
+            .as_ref()
+            .and_then(|session| session.device.control.wait_fd());
+        let control = control.map(|fd| (fd, Interest::Readable));
+        channel.into_iter().chain([bell]).chain(control).collect()
     }
 
     fn interest(&self) -> Interest {
@@ -514,17 +534,28 @@ impl Service for BackendService {
     }
 
     fn deadline_ns(&self) -> Option<u64> {
-        self.deadline_ns
+        let control = self.session.as_ref().map(|session| &session.device.control);
+        let control = control.and_then(|control| control.deadline_ns(monotonic_ns()));
+        self.deadline_ns.into_iter().chain(control).min()
     }
 
     fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
         if self.session.is_some() {
-            self.deadline_ns = Some(now_ns + TICK_NS);
-            self.serve(now_ns, |backend, device| {
-                device.forget_and_refuse();
-                backend.on_tick(now_ns, device)
+            // Or it is the control queue that nobody kicks.
+            let is_tick = self.deadline_ns.is_none_or(|deadline| deadline <= now_ns);
+            if is_tick {
+                self.deadline_ns = Some(now_ns + TICK_NS);
+            }
+            self.serve(now_ns, |backend, device| match is_tick {
+                true => {
+                    device.forget_and_refuse();
+                    backend.on_tick(now_ns, device)
+                }
+                false => Ok(()),
             });
-            self.look_for_losses(now_ns);
+            if is_tick {
+                self.look_for_losses(now_ns);
+            }
             return Ok(());
         }
         self.deadline_ns = self.options.client.then_some(now_ns + RETRY_NS);
@@ -577,6 +608,7 @@ struct Device {
     mtu: Option<u16>,
     /// What faults in the memory are told to, while pages of it are still to come.
     userfault: Option<Userfault>,
+    control: ControlHalf,
 }
 
 impl Device {
@@ -596,6 +628,7 @@ impl Device {
             None => Arc::clone(&memory),
             Some(translations) => translations.view(&memory),
         };
+        self.control.set_memory(&seen);
         self.lanes
             .run_all(move |queues| queues.set_memory(Arc::clone(&seen)))?;
         (self.regions, self.memory) = (regions, memory);
@@ -684,6 +717,9 @@ impl BackendDevice for Device {
         if std::mem::replace(&mut self.logging, logging) != logging && self.log.is_some() {
             self.install_again()?;
         }
+        if self.control.set_features(features) {
+            self.reset();
+        }
         self.reached = self.reached.max(Step::Features);
         self.events.record(What::Features {
             features: features.bits(),
@@ -738,6 +774,9 @@ impl BackendDevice for Device {
     }
 
     fn start_ring(&mut self, ring: usize, setup: RingSetup) -> Result<(), DeviceError> {
+        if ring == self.control.number() {
+            return self.control.start(setup, &self.lanes);
+        }
         let started = What::RingStarted {
             ring,
             size: setup.size,
@@ -757,6 +796,9 @@ impl BackendDevice for Device {
     }
 
     fn stop_ring(&mut self, ring: usize) -> Result<Option<u32>, DeviceError> {
+        if ring == self.control.number() {
+            return Ok(self.control.stop());
+        }
         let base = self
             .lanes
             .run(ring, |queues, ring| queues.stop_ring(ring))?;
@@ -765,6 +807,9 @@ impl BackendDevice for Device {
     }
 
     fn enable_ring(&mut self, ring: usize, enabled: bool) {
+        if ring == self.control.number() {
+            return self.control.enable(enabled);
+        }
         // A worker that does not answer has been reported by the call before, and will be by the next.
         drop(
             self.lanes
@@ -774,23 +819,37 @@ impl BackendDevice for Device {
     }
 
     fn set_kick(&mut self, ring: usize, kick: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        if ring == self.control.number() {
+            return self.control.set_kick(kick);
+        }
         self.lanes
             .run(ring, |queues, ring| queues.set_kick(ring, kick))?
     }
 
     fn set_call(&mut self, ring: usize, call: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        if ring == self.control.number() {
+            self.control.set_call(call);
+            return Ok(());
+        }
         Ok(self
             .lanes
             .run(ring, |queues, ring| queues.set_call(ring, call))?)
     }
 
     fn set_err(&mut self, ring: usize, err: Option<Arc<EventFd>>) -> Result<(), DeviceError> {
+        if ring == self.control.number() {
+            self.control.set_err(err);
+            return Ok(());
+        }
         Ok(self
             .lanes
             .run(ring, |queues, ring| queues.set_err(ring, err))?)
     }
 
     fn set_addresses(&mut self, ring: usize, addresses: RingAddresses) -> Result<(), DeviceError> {
+        if ring == self.control.number() {
+            return self.control.set_addresses(addresses);
+        }
         self.lanes.run(ring, move |queues, ring| {
             queues.set_addresses(ring, addresses)
         })?
@@ -804,6 +863,9 @@ impl BackendDevice for Device {
     }
 
     fn reset(&mut self) {
+        self.control.reset(None);
+        // A worker that does not answer has been reported by the call before, and will be by the next.
+        drop(self.lanes.set_settings(None));
         self.events.record(What::Reset);
     }
 
@@ -924,6 +986,7 @@ impl BackendDevice for Device {
         self.log = None;
         self.logging = false;
         self.record = None;
+        self.control = ControlHalf::new(self.control.pairs());
         // When the worker does not answer in time the change waits for it all the same.
         self.lanes.post_all(Queues::stop_all);
     }

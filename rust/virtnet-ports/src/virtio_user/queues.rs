@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Offloads, Picks, PortCounters};
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offloads, Picks, PortCounters, flow_hash};
 use virtnet_sys::{EventFd, Poller};
-use virtnet_virtio::net::{DriverReceive, DriverTransmit, offloads_to_device};
+use virtnet_virtio::net::control::DriverControl;
+use virtnet_virtio::net::{BufferArea, DriverReceive, DriverTransmit, offloads_to_device};
 use virtnet_virtio::{DriverQueue, Features, QueueConfig, RingError};
 
 use super::layout::QueueLayout;
-use crate::flow::flow_hash;
 use crate::{Huge, OwnMemory, PortError, RingStatus};
 
 /// Token of the slot's bell; a call has its ring's number.
@@ -19,6 +19,8 @@ pub(super) const BELL: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct DriverQueues {
     pairs: Vec<DriverPair>,
+    /// How many of them are sent by; all of them are received from.
+    in_use: usize,
     /// What may be left to the device.
     offloads: Offloads,
     /// The device has said that it runs.
@@ -63,6 +65,7 @@ impl RingEvents {
 #[derive(Debug)]
 pub(super) struct NewQueues {
     pub(super) laid_out: LaidOut,
+    pub(super) control: Option<(DriverControl, RingEvents)>,
     pairs: Vec<DriverPair>,
     offloads: Offloads,
 }
@@ -74,6 +77,13 @@ pub(super) struct LaidOut {
     pub(super) rings: Vec<(QueueConfig, RingEvents)>,
 }
 
+/// Descriptors of a control queue; as many buffers have the room that it needs.
+const CONTROL_SIZE: u16 = 4;
+const _: () = assert!(
+    BufferArea::STRIDE * CONTROL_SIZE as u32 >= DriverControl::AREA
+        && CONTROL_SIZE >= DriverControl::DESCRIPTORS
+);
+
 impl NewQueues {
     /// Lays out `queue_pairs` pairs of `size` descriptors each; all receive buffers are made available.
     pub(super) fn new(queue_pairs: u16, size: u16, features: Features) -> Result<Self, PortError> {
@@ -83,6 +93,10 @@ impl NewQueues {
             let layout = QueueLayout::new(size, end);
             end = layout.end;
             layouts.push(layout);
+        }
+        let control_layout = QueueLayout::new(CONTROL_SIZE, end);
+        if features.contains(Features::CTRL_VQ) {
+            end = control_layout.end;
         }
         let memory = OwnMemory::new(end, Huge::Auto)?;
         let base = memory
@@ -129,8 +143,19 @@ impl NewQueues {
                 dirty: false,
             });
         }
+        let mut control = None;
+        if features.contains(Features::CTRL_VQ) {
+            let config = control_layout.config(memory.memory(), base, features)?;
+            let queue = DriverQueue::new(&config, memory.memory())?;
+            let area = control_layout.buffers(base).start;
+            let queue = DriverControl::new(queue, Arc::clone(memory.memory()), area)?;
+            let events = RingEvents::new().map_err(failed)?;
+            rings.push((config, events.clone()));
+            control = Some((queue, events));
+        }
         Ok(Self {
             laid_out: LaidOut { memory, rings },
+            control,
             pairs,
             offloads: offloads_to_device(features),
         })
@@ -141,6 +166,7 @@ impl DriverQueues {
     pub(super) fn new(poller: Arc<Poller>) -> Self {
         Self {
             pairs: Vec::new(),
+            in_use: 0,
             offloads: Offloads::NONE,
             running: false,
             link_up: true,
@@ -159,8 +185,8 @@ impl DriverQueues {
 
     // Changes, between two breaths.
 
-    /// Takes over new queues; packets flow from now on. What the next back-end would have to be told.
-    pub(super) fn start(&mut self, queues: NewQueues) -> Result<LaidOut, PortError> {
+    /// Takes over new queues; packets flow from now on, by the first `in_use` pairs. What the next back-end would have to be told.
+    pub(super) fn start(&mut self, queues: NewQueues, in_use: usize) -> Result<LaidOut, PortError> {
         self.stop();
         for (number, pair) in queues.pairs.iter().enumerate() {
             let failed = |source| PortError::io("wait for a virtio-user port", source);
@@ -169,6 +195,7 @@ impl DriverQueues {
                 .map_err(failed)?;
         }
         self.pairs = queues.pairs;
+        self.use_pairs(in_use);
         self.offloads = queues.offloads;
         for pair in &self.pairs {
             // Buffers were made available before anyone could be kicked.
@@ -223,8 +250,14 @@ impl DriverQueues {
         }
     }
 
+    /// Sends by the first `n` pairs only. Spec: virtio 1.4, 5.1.9.5.6.
+    pub(super) fn use_pairs(&mut self, n: usize) {
+        self.in_use = n.min(self.pairs.len());
+    }
+
+    /// How many pairs are in use.
     pub(super) fn running(&self) -> usize {
-        if self.running { self.pairs.len() } else { 0 }
+        if self.running { self.in_use } else { 0 }
     }
 
     pub(super) fn broken(&self) -> Option<(usize, RingError)> {
@@ -293,7 +326,7 @@ impl DriverQueues {
 
     #[inline]
     pub(super) fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        match (self.running && self.link_up, self.pairs.len()) {
+        match (self.running && self.link_up, self.in_use) {
             (true, 1) => self.tx_to(0, burst, picks),
             (true, n) if n > 1 => self.tx_spread(n, burst, picks),
             _ => 0,

@@ -11,9 +11,11 @@ use virtnet_vhost::{
     ProtocolFeatures, Region, RingAddresses, SessionError,
 };
 use virtnet_virtio::net::NetConfig;
+use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 
 use super::VirtioUserOptions;
+use super::commands::Commands;
 use super::queues::{DriverQueues, LaidOut, NewQueues, RingEvents};
 use crate::control::Service;
 use crate::events::{EventLog, Peer, What};
@@ -79,6 +81,8 @@ struct Session {
     config: Option<NetConfig>,
     /// Laid out and told to the back-end, until it says that it runs.
     waiting: Option<Waiting>,
+    /// The control queue, where there is one; it is asked through when the back-end says that it runs.
+    commands: Option<Commands>,
     running: bool,
     /// With a record of what is in flight, what the next back-end goes on with.
     kept: Option<Kept>,
@@ -86,7 +90,7 @@ struct Session {
 
 /// What a back-end is told about.
 enum Waiting {
-    New(NewQueues),
+    New(Box<NewQueues>),
     Again(LaidOut),
 }
 
@@ -180,6 +184,7 @@ impl FrontendService {
                     negotiated: Features::empty(),
                     config: None,
                     waiting: None,
+                    commands: None,
                     running: false,
                     kept: None,
                 });
@@ -234,25 +239,7 @@ impl FrontendService {
                     let Some(waiting) = session.waiting.take() else {
                         continue;
                     };
-                    let link_up = session.link_up();
-                    let running = self.slot.run(move |data| {
-                        data.set_link(link_up);
-                        match waiting {
-                            Waiting::New(queues) => data.start(queues),
-                            Waiting::Again(laid_out) => {
-                                data.go_on();
-                                Ok(laid_out)
-                            }
-                        }
-                    });
-                    let laid_out = running.map_err(PortError::from)??;
-                    let features = session.negotiated;
-                    session.kept = session.frontend.take_inflight().map(|record| Kept {
-                        laid_out,
-                        features,
-                        record,
-                    });
-                    session.running = true;
+                    session.start(&self.slot, &self.options, waiting)?;
                     self.last_error = None;
                     self.log.record(What::Running {
                         queue_pairs: self.options.queue_pairs.into(),
@@ -279,7 +266,57 @@ impl FrontendService {
                 | FrontendEvent::Refused { .. } => {}
             }
         }
-        Ok(())
+        session.serve_commands(&self.slot)
+    }
+
+    // Commands.
+
+    /// Sends a command; the number of its answer.
+    pub(super) fn ask(&mut self, command: Command) -> Result<u64, PortError> {
+        let session = self.session.as_mut().filter(|session| session.running);
+        let session = session.ok_or(PortError::NoControlQueue {
+            why: "nobody is at the other end",
+        })?;
+        let commands = session.commands.as_mut().ok_or(PortError::NoControlQueue {
+            why: if self.options.control {
+                "the back-end offers none"
+            } else {
+                "the port was opened without, open it with control=True"
+            },
+        })?;
+        if let Command::SetPairs(n) = command {
+            let most = self.options.queue_pairs;
+            if !(1..=most).contains(&n) {
+                return Err(PortError::Option {
+                    option: "queue_pairs",
+                    found: n.to_string(),
+                    expected: format!("1 to {most}, with which the port was opened,"),
+                });
+            }
+            // Fewer at once, more when the device knows.
+            let n = usize::from(n);
+            self.slot
+                .run(move |queues| queues.use_pairs(n.min(queues.running())))?;
+        }
+        commands.ask(command)
+    }
+
+    /// The answer to a command, when it is there.
+    pub(super) fn answer(&mut self, id: u64) -> Option<Result<Vec<u8>, PortError>> {
+        let commands = self.session.as_mut().and_then(|s| s.commands.as_mut());
+        match commands {
+            Some(commands) => commands.answer(id),
+            None => Some(Err(PortError::NoControlQueue {
+                why: "the back-end has left",
+            })),
+        }
+    }
+
+    /// Nobody comes back for this answer.
+    pub(super) fn forget(&mut self, id: u64) {
+        if let Some(commands) = self.session.as_mut().and_then(|s| s.commands.as_mut()) {
+            commands.forget(id);
+        }
     }
 }
 
@@ -290,6 +327,8 @@ enum ServeError {
     Session(#[from] SessionError),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error("the control queue was given up, the device is at fault: {0}")]
+    Control(RingError),
     #[error("the back-end does not offer {missing}: {remedy}")]
     Missing {
         missing: String,
@@ -307,6 +346,61 @@ impl Session {
     fn link_up(&self) -> bool {
         let said = self.config.and_then(|config| config.link_up);
         !self.negotiated.contains(Features::STATUS) || said.unwrap_or(true)
+    }
+
+    /// The back-end runs: so do the queues. With a control queue one pair is in use until the device has agreed to more.
+    fn start(
+        &mut self,
+        slot: &Slot<DriverQueues>,
+        options: &VirtioUserOptions,
+        mut waiting: Waiting,
+    ) -> Result<(), ServeError> {
+        let (negotiated, link_up) = (self.negotiated, self.link_up());
+        let control = match &mut waiting {
+            Waiting::New(queues) => queues.control.take(),
+            Waiting::Again(_) => None,
+        };
+        self.commands = control.map(|(queue, events)| Commands::new(queue, events, negotiated));
+        let has_more = options.queue_pairs > 1 && negotiated.contains(Features::MQ);
+        let asks = self.commands.as_mut().filter(|_| has_more);
+        let in_use = if asks.is_some() {
+            1
+        } else {
+            options.queue_pairs.into()
+        };
+        let running = slot.run(move |data| {
+            data.set_link(link_up);
+            match waiting {
+                Waiting::New(queues) => data.start(*queues, in_use),
+                Waiting::Again(laid_out) => {
+                    data.go_on();
+                    Ok(laid_out)
+                }
+            }
+        });
+        let laid_out = running.map_err(PortError::from)??;
+        self.kept = self.frontend.take_inflight().map(|record| Kept {
+            laid_out,
+            features: negotiated,
+            record,
+        });
+        if let Some(commands) = asks {
+            commands.ask(Command::SetPairs(options.queue_pairs))?;
+        }
+        self.running = true;
+        Ok(())
+    }
+
+    /// Takes what the device has answered.
+    fn serve_commands(&mut self, slot: &Slot<DriverQueues>) -> Result<(), ServeError> {
+        let Some(commands) = &mut self.commands else {
+            return Ok(());
+        };
+        if let Some(n) = commands.serve().map_err(ServeError::Control)? {
+            slot.run(move |queues| queues.use_pairs(n.into()))
+                .map_err(PortError::from)?;
+        }
+        Ok(())
     }
 
     /// Decides on features, lays out the queues and tells the back-end.
@@ -343,7 +437,9 @@ impl Session {
             });
         }
         let recorded = self.frontend.session().protocol_features();
-        let recorded = recorded.contains(ProtocolFeatures::INFLIGHT_SHMFD);
+        // What was asked through a control queue goes with its session, and so do its queues.
+        let recorded = recorded.contains(ProtocolFeatures::INFLIGHT_SHMFD)
+            && !accepted.contains(Features::CTRL_VQ);
         let kept = kept.filter(|kept| recorded && kept.features == accepted);
         let (waiting, inflight) = if let Some(mut kept) = kept {
             let bases = slot.run(|data| data.bases()).map_err(PortError::from)?;
@@ -359,7 +455,7 @@ impl Session {
                 queue_size: options.queue_size,
                 ..InflightArea::default()
             });
-            (Waiting::New(queues), record)
+            (Waiting::New(Box::new(queues)), record)
         };
         let laid_out = match &waiting {
             Waiting::New(queues) => &queues.laid_out,
@@ -381,7 +477,7 @@ impl Session {
             mtu: None,
             regions,
             rings,
-            inflight: Some(inflight),
+            inflight: recorded.then_some(inflight),
         };
         self.frontend.set_up(setup)?;
         self.negotiated = accepted;
@@ -435,10 +531,13 @@ impl Service for FrontendService {
             .session
             .as_ref()
             .and_then(|session| session.frontend.channel());
-        channel
-            .map(|(fd, wants_write)| (fd, Interest::of(wants_write)))
-            .into_iter()
-            .collect()
+        let channel = channel.map(|(fd, wants_write)| (fd, Interest::of(wants_write)));
+        let commands = self
+            .session
+            .as_ref()
+            .and_then(|session| session.commands.as_ref());
+        let answers = commands.map(|commands| (commands.wait_fd(), Interest::Readable));
+        channel.into_iter().chain(answers).collect()
     }
 
     fn interest(&self) -> Interest {

@@ -64,6 +64,9 @@ pub struct Wiring {
     pub without: Features,
     /// The device connects and the driver listens.
     pub swapped: bool,
+    /// The driver uses a control queue, and has hashes told.
+    pub control: bool,
+    pub hash_report: bool,
 }
 
 impl Default for Wiring {
@@ -74,6 +77,8 @@ impl Default for Wiring {
             queue_size: 256,
             without: Features::empty(),
             swapped: false,
+            control: false,
+            hash_report: false,
         }
     }
 }
@@ -93,6 +98,8 @@ impl Wiring {
         options.queue_size = self.queue_size;
         options.format = self.format;
         options.without = self.without;
+        options.control = self.control;
+        options.hash_report = self.hash_report;
         VirtioUserPort::new(options, control).unwrap()
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 use virtnet_packet::{Burst, DropReason, Offload, Picks, PortCounters};
 
-use super::header::{self, Allowed, HEADER_MAX};
+use super::header::{self, Allowed, HEADER_BASE, HEADER_MAX};
+use super::rss::Hasher;
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
 
@@ -143,7 +144,9 @@ impl TransmitQueue {
             self.chains.segments(i),
             &mut header[..self.header_len as usize],
         );
-        let (offload, _) = header::parse(header);
+        // A hash in it says nothing that a device has to believe.
+        let [base @ .., _, _, _, _, _, _, _, _] = header;
+        let (offload, _) = header::parse(base);
         let offload = self.allowed.check(offload, frame_len)?;
         burst.push_guest_runs(memory, frame, frame_len, offload);
         Ok(frame_len)
@@ -208,6 +211,10 @@ pub struct ReceiveQueue {
     chains: Chains,
     header_len: u32,
     mergeable: bool,
+    /// The header has room for a hash.
+    reports_hash: bool,
+    /// Computes it, if the driver has asked for that.
+    hasher: Option<Arc<Hasher>>,
 }
 
 impl ReceiveQueue {
@@ -219,7 +226,14 @@ impl ReceiveQueue {
             chains: Chains::new(),
             header_len: header_len(features),
             mergeable: features.contains(Features::MRG_RXBUF),
+            reports_hash: features.contains(Features::HASH_REPORT),
+            hasher: None,
         }
+    }
+
+    /// Says what computes the hashes that headers report, if HASH_REPORT was negotiated; without it they report none.
+    pub fn set_hasher(&mut self, hasher: Option<Arc<Hasher>>) {
+        self.hasher = hasher.filter(|_| self.reports_hash);
     }
 
     /// Writes the picked packets into the driver's buffers, in order; how many were accepted, counted from the front.
@@ -269,7 +283,11 @@ impl ReceiveQueue {
             .take(memory, Access::Write, wanted, &mut self.chains)
             .map(|_| ());
         let mut lens = [0; CHAINS_MAX];
-        let (plain, mut sent_bytes) = self.fill_plain(memory, burst, picks, first, &mut lens);
+        let (plain, mut sent_bytes) = if self.reports_hash {
+            (0, 0)
+        } else {
+            self.fill_plain(memory, burst, picks, first, &mut lens)
+        };
         let (mut next, mut accepted, mut sent) = (plain, plain, plain as u64);
         for i in picks.iter().skip(first + plain) {
             let frame_len = burst.frame_len(i);
@@ -468,7 +486,13 @@ impl ReceiveQueue {
     #[inline(never)]
     fn write(&self, memory: &GuestMemory, first: usize, n: usize, burst: &Burst, i: usize) {
         #[expect(clippy::cast_possible_truncation, reason = "n is at most CHAINS_MAX")]
-        let header = header::build(burst.offload(i), n as u16);
+        let base = header::build(burst.offload(i), n as u16);
+        let mut header = [0; HEADER_MAX];
+        header[..HEADER_BASE].copy_from_slice(&base);
+        if let Some(hasher) = &self.hasher {
+            let hash = header::build_hash(hasher.hash(burst.head(i)));
+            header[HEADER_BASE..].copy_from_slice(&hash);
+        }
         let header = &header[..self.header_len as usize];
         let mut room = (first..first + n)
             .flat_map(|c| self.chains.segments(c))
@@ -541,7 +565,7 @@ pub(super) fn prefetch_long_heads<'a, R: Iterator<Item = GuestSlice<'a>>>(
 /// Stores a header only where it differs: a line that already says the right thing stays in both caches.
 #[inline]
 fn write_if_different(to: &GuestSlice<'_>, header: &[u8]) {
-    let same = match to.read::<HEADER_MAX>() {
+    let same = match to.read::<HEADER_BASE>() {
         Some(found) => found == *header,
         None => false,
     };

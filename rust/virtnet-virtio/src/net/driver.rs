@@ -10,7 +10,7 @@ use virtnet_mem::{GuestAddr, GuestMemory, GuestSlice, MemoryError, Segment, Slot
 use virtnet_packet::{BURST_MAX, Burst, DropReason, HEAD_MAX, Offload, Picks, PortCounters};
 
 use super::device::prefetch_long_heads;
-use super::header::{self, Allowed, HEADER_MAX};
+use super::header::{self, Allowed, HEADER_BASE};
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{DriverBuffer, DriverQueue, Features, RingError, Used};
 
@@ -99,6 +99,8 @@ pub struct DriverReceive {
     header_len: u32,
     allowed: Allowed,
     mergeable: bool,
+    /// Headers report hashes.
+    reports_hash: bool,
     /// What was reaped: the first `done` are in the burst on its way or dropped, the others wait for the next one.
     used: Box<[Used]>,
     reaped: usize,
@@ -125,6 +127,7 @@ impl DriverReceive {
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
             allowed: Allowed::device(features),
             mergeable: features.contains(Features::MRG_RXBUF),
+            reports_hash: features.contains(Features::HASH_REPORT),
             used: vec![Used::default(); BURST_MAX.max(area.count.into())].into(),
             reaped: 0,
             done: 0,
@@ -190,7 +193,9 @@ impl DriverReceive {
         burst: &mut Burst,
         counters: &mut PortCounters,
     ) -> Result<(), RingError> {
-        self.receive_plain(burst, counters);
+        if !self.reports_hash {
+            self.receive_plain(burst, counters);
+        }
         while self.done < self.reaped && burst.room() > 0 {
             let waiting = self.reaped - self.done;
             let first = self.used[self.done];
@@ -219,7 +224,12 @@ impl DriverReceive {
             }
             counters.received += 1;
             match self.frame(n, bytes, offload, burst) {
-                Ok(frame_len) => counters.received_bytes += u64::from(frame_len),
+                Ok(frame_len) => {
+                    counters.received_bytes += u64::from(frame_len);
+                    if self.reports_hash {
+                        self.note_hash(first, burst);
+                    }
+                }
                 Err(reason) => counters.rx_drops.add(reason, 1),
             }
             self.done += n;
@@ -260,14 +270,21 @@ impl DriverReceive {
         self.buffers.segment(used.id, self.header_len, used.len)
     }
 
+    /// The hash in the header of the packet that was put into the burst last.
+    fn note_hash(&self, first: Used, burst: &mut Burst) {
+        let whole = self.memory.slice(self.written(first));
+        if let Some(hash) = whole.split_at(HEADER_BASE).1.read() {
+            burst.set_hash(burst.len() - 1, header::parse_hash(hash));
+        }
+    }
+
     /// Bytes behind the header in its buffer, and what the header says.
     #[inline]
     fn header(&self, used: Used) -> (Option<u32>, Offload, u16) {
         let whole = self.written(used);
-        let mut bytes = [0; HEADER_MAX];
-        self.memory
-            .slice(whole)
-            .copy_to(&mut bytes[..self.header_len as usize]);
+        let mut bytes = [0; HEADER_BASE];
+        let len = HEADER_BASE.min(self.header_len as usize);
+        self.memory.slice(whole).copy_to(&mut bytes[..len]);
         let (offload, num_buffers) = header::parse(bytes);
         (used.len.checked_sub(self.header_len), offload, num_buffers)
     }
@@ -372,7 +389,7 @@ pub struct DriverTransmit {
     queue: DriverQueue,
     buffers: Buffers,
     /// The header that stands in each buffer: one that stays the same is not written again.
-    header_of: Box<[[u8; HEADER_MAX]]>,
+    header_of: Box<[[u8; HEADER_BASE]]>,
     /// The body that stands in each buffer behind the room of a head, if it is one that lasts: the same.
     body_of: Box<[Option<NonZeroU64>]>,
     header_len: u32,
@@ -401,7 +418,7 @@ impl DriverTransmit {
         );
         Ok(Self {
             buffers,
-            header_of: vec![[0; HEADER_MAX]; queue.free()].into(),
+            header_of: vec![[0; HEADER_BASE]; queue.free()].into(),
             body_of: vec![None; queue.free()].into(),
             queue,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
@@ -599,7 +616,7 @@ impl DriverTransmit {
 fn write_header(
     buffers: &Buffers,
     header_len: u32,
-    header_of: &mut [[u8; HEADER_MAX]],
+    header_of: &mut [[u8; HEADER_BASE]],
     id: u16,
     offload: Offload,
 ) {
@@ -607,8 +624,9 @@ fn write_header(
     let stands = &mut header_of[usize::from(id)];
     if *stands != header {
         *stands = header;
+        // The room for a hash behind it stays as it is: a driver has none to tell.
         let at = buffers.bytes(id, header_len, header_len);
-        at.copy_from(&header[..header_len as usize]);
+        at.copy_from(&header[..HEADER_BASE.min(header_len as usize)]);
     }
 }
 

@@ -1,11 +1,14 @@
 //! The virtio-net header in front of every frame. Spec: virtio 1.4, 5.1.9, Device Operation (`struct virtio_net_hdr`).
 
-use virtnet_packet::{DropReason, Offload, Offloads};
+use virtnet_packet::{DropReason, Offload, Offloads, PacketHash};
 
 use crate::Features;
 
-/// Bytes of the longest header we use; without `num_buffers` it is two shorter.
-pub const HEADER_MAX: usize = 12;
+/// Bytes of a header up to `num_buffers`; without it, it is two shorter.
+pub const HEADER_BASE: usize = 12;
+
+/// Bytes of a header with a hash, the longest that we use.
+pub const HEADER_MAX: usize = 20;
 
 // A header is put together and taken apart in registers. Written byte by byte and then compared as a whole it would have to
 // wait until all stores before it, to lines that the other side owns, are through: that cost two thirds of sending.
@@ -13,9 +16,9 @@ pub const HEADER_MAX: usize = 12;
 /// Takes a header apart: offload metadata, and `num_buffers`.
 #[inline(always)]
 #[must_use]
-pub fn parse(bytes: [u8; HEADER_MAX]) -> (Offload, u16) {
+pub fn parse(bytes: [u8; HEADER_BASE]) -> (Offload, u16) {
     let mut whole = [0; 16];
-    whole[..HEADER_MAX].copy_from_slice(&bytes);
+    whole[..HEADER_BASE].copy_from_slice(&bytes);
     let whole = u128::from_le_bytes(whole);
     #[expect(
         clippy::cast_possible_truncation,
@@ -39,15 +42,15 @@ pub fn parse(bytes: [u8; HEADER_MAX]) -> (Offload, u16) {
 /// Whether a header says of its frame that nothing is left to do and nothing vouched for.
 #[inline(always)]
 #[must_use]
-pub(crate) fn is_plain(bytes: [u8; HEADER_MAX]) -> bool {
+pub(crate) fn is_plain(bytes: [u8; HEADER_BASE]) -> bool {
     let [metadata @ .., _, _] = bytes;
-    metadata == [0; HEADER_MAX - 2]
+    metadata == [0; HEADER_BASE - 2]
 }
 
 /// How many buffers a header says its packet has.
 #[inline(always)]
 #[must_use]
-pub(crate) fn num_buffers(bytes: [u8; HEADER_MAX]) -> u16 {
+pub(crate) fn num_buffers(bytes: [u8; HEADER_BASE]) -> u16 {
     let [.., low, high] = bytes;
     u16::from_le_bytes([low, high])
 }
@@ -55,17 +58,35 @@ pub(crate) fn num_buffers(bytes: [u8; HEADER_MAX]) -> u16 {
 /// Puts a header together.
 #[inline(always)]
 #[must_use]
-pub fn build(offload: Offload, num_buffers: u16) -> [u8; HEADER_MAX] {
+pub fn build(offload: Offload, num_buffers: u16) -> [u8; HEADER_BASE] {
     let first = u64::from(offload.flags)
         | u64::from(offload.gso_type) << 8
         | u64::from(offload.hdr_len) << 16
         | u64::from(offload.gso_size) << 32
         | u64::from(offload.csum_start) << 48;
     let rest = u32::from(offload.csum_offset) | u32::from(num_buffers) << 16;
-    let mut bytes = [0; HEADER_MAX];
+    let mut bytes = [0; HEADER_BASE];
     bytes[..8].copy_from_slice(&first.to_le_bytes());
     bytes[8..].copy_from_slice(&rest.to_le_bytes());
     bytes
+}
+
+/// Takes the hash out of what follows the base.
+#[must_use]
+pub(crate) fn parse_hash(rest: [u8; HEADER_MAX - HEADER_BASE]) -> PacketHash {
+    let [a, b, c, d, low, high, _, _] = rest;
+    PacketHash {
+        value: u32::from_le_bytes([a, b, c, d]),
+        report: u16::from_le_bytes([low, high]),
+    }
+}
+
+/// What follows the base where hashes are reported.
+#[must_use]
+pub(crate) fn build_hash(hash: PacketHash) -> [u8; HEADER_MAX - HEADER_BASE] {
+    let [a, b, c, d] = hash.value.to_le_bytes();
+    let [low, high] = hash.report.to_le_bytes();
+    [a, b, c, d, low, high, 0, 0]
 }
 
 const TCPV4_ECN: u8 = Offload::GSO_TCPV4 | Offload::ECN;

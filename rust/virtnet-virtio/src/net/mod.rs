@@ -3,9 +3,11 @@
 //! Spec: virtio 1.4, 5.1, Network Device.
 
 pub mod config;
+pub mod control;
 mod device;
 pub mod driver;
 pub mod header;
+pub mod rss;
 
 use virtnet_packet::Offloads;
 

@@ -558,12 +558,23 @@ pub(crate) fn add_buffer(
     total: u32,
     chains: &mut Chains,
 ) -> Result<u32, ChainError> {
-    if (desc.flags & DESC_WRITE != 0) != (access == Access::Write) {
+    let writable = desc.flags & DESC_WRITE != 0;
+    let fits = match access {
+        Access::Read => !writable,
+        Access::Write => writable,
+        Access::Request => chains.request_buffer(writable),
+    };
+    if !fits {
         return Err(ChainError::Direction);
     }
     let total = total.checked_add(desc.len).ok_or(ChainError::TooBig)?;
     let each = |segment: Segment| chains.push_segment(segment);
-    let (addr, wanted) = (GuestAddr(desc.addr), access.permission());
+    let wanted = if writable {
+        Access::Write.permission()
+    } else {
+        Access::Read.permission()
+    };
+    let addr = GuestAddr(desc.addr);
     if !memory.translate_all(addr, desc.len, wanted, each) {
         return Err(ChainError::Address);
     }

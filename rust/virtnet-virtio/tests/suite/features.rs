@@ -3,7 +3,7 @@
 use virtnet_virtio::{ChainError, Features, RingError, RingFormat};
 
 #[test]
-fn n1_a_header_has_twelve_bytes_unless_everything_is_legacy() {
+fn n1_a_header_has_twelve_bytes_unless_everything_is_legacy_or_hashes_are_in_it() {
     let rows = [
         (Features::empty(), 10),
         (
@@ -14,7 +14,9 @@ fn n1_a_header_has_twelve_bytes_unless_everything_is_legacy() {
         (Features::VERSION_1, 12),
         (Features::VERSION_1 | Features::MRG_RXBUF, 12),
         (Features::RING_PACKED, 12),
-        (Features::all(), 12),
+        (Features::all() - Features::HASH_REPORT, 12),
+        (Features::HASH_REPORT, 20),
+        (Features::all(), 20),
     ];
     for (features, len) in rows {
         assert_eq!(features.header_len(), len, "{:?}", features.names());

@@ -82,7 +82,7 @@ impl Crashes {
             let lens: Vec<_> = (0..n)
                 .map(|i| match self.access {
                     Access::Write => self.chains.bytes(i).unwrap(),
-                    Access::Read => 0,
+                    Access::Read | Access::Request => 0,
                 })
                 .collect();
             self.device.give(&self.chains, 0, &lens);

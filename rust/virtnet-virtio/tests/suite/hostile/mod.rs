@@ -120,7 +120,7 @@ impl Attack {
     /// The flag of a buffer that suits the queue.
     fn right(&self) -> u16 {
         match self.access {
-            Access::Read => 0,
+            Access::Read | Access::Request => 0,
             Access::Write => WRITE,
         }
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use virtnet_mem::{GuestAddr, GuestMemory};
-use virtnet_packet::{Burst, DropReason, Offload, Picks, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offload, PacketHash, Picks, PortCounters};
+use virtnet_virtio::net::rss::{HashTypes, Hasher};
 use virtnet_virtio::net::{BufferArea, DriverReceive, DriverTransmit, ReceiveQueue, TransmitQueue};
 use virtnet_virtio::{DeviceQueue, DriverQueue, Features, RingError, RingFormat};
 
@@ -137,8 +138,12 @@ fn buffers(frame: usize) -> usize {
 
 #[test]
 fn what_our_driver_sends_our_device_drains() {
-    for size in [32, 256] {
-        for net in Net::every(size, Features::empty()) {
+    for (size, more) in [
+        (32, Features::empty()),
+        (256, Features::empty()),
+        (32, Features::HASH_REPORT),
+    ] {
+        for net in Net::every(size, more) {
             let mut queue = Outward::new(net);
             let mut bytes = 0;
             for round in 0..3 {
@@ -172,6 +177,8 @@ fn what_our_device_fills_our_driver_receives() {
         (64, Features::MRG_RXBUF),
         (256, Features::MRG_RXBUF),
         (8, Features::empty()),
+        (64, Features::MRG_RXBUF | Features::HASH_REPORT),
+        (8, Features::HASH_REPORT),
     ] {
         for net in Net::every(size, more) {
             let mut queue = Inward::new(net);
@@ -207,7 +214,8 @@ fn offloads_travel_both_ways_when_negotiated() {
         csum_start: 34,
         csum_offset: 16,
     };
-    for net in Net::every(64, more | Features::MRG_RXBUF) {
+    let all = more | Features::MRG_RXBUF;
+    for net in Net::every(64, all).chain(Net::every(64, all | Features::HASH_REPORT)) {
         let (mut out, mut back) = (Outward::new(net), Inward::new(net));
         for len in [60, 1500, 9000] {
             // A buffer whose header differs from the last one's, in either direction.
@@ -478,20 +486,70 @@ impl Liar {
 }
 
 #[test]
+fn n22_a_hash_arrives_with_the_packet_it_is_of() {
+    let hasher = Hasher::new(HashTypes::SUPPORTED, &[0x5a; 40]);
+    for net in Net::every(32, Features::MRG_RXBUF | Features::HASH_REPORT) {
+        let mut queue = Inward::new(net);
+        // Of one buffer, of several, and of no protocol that is hashed; before somebody asks for hashes there are none.
+        let mut frames = vec![frame(60, 1), frame(5000, 2), frame(100, 3)];
+        for frame in &mut frames[..2] {
+            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        }
+        frames[2][12..14].copy_from_slice(&[8, 6]);
+        for asked in [false, true] {
+            if asked {
+                queue.fill.set_hasher(Some(Arc::new(hasher.clone())));
+            }
+            assert_eq!(queue.fill(&burst_of(&frames)), 3);
+            let mut burst = Burst::new();
+            queue
+                .receive
+                .receive(&mut burst, &mut queue.received)
+                .unwrap();
+            assert_eq!(burst.len(), 3);
+            for (i, frame) in frames.iter().enumerate() {
+                let expected = hasher.hash(frame);
+                assert_eq!(expected.report > 0, i < 2);
+                let expected = if asked {
+                    expected
+                } else {
+                    PacketHash::default()
+                };
+                assert_eq!(burst.hash(i), expected);
+            }
+            burst.clear();
+            assert_eq!(burst.hash(0), PacketHash::default());
+            queue.receive.complete();
+        }
+    }
+}
+
+#[test]
 fn tc9_a_length_that_is_no_frame_is_a_drop() {
     for setup in both(8) {
-        for more in [Features::empty(), Features::MRG_RXBUF] {
+        for more in [
+            Features::empty(),
+            Features::MRG_RXBUF,
+            Features::HASH_REPORT,
+            Features::HASH_REPORT | Features::MRG_RXBUF,
+        ] {
+            let header = if more.contains(Features::HASH_REPORT) {
+                20
+            } else {
+                12
+            };
             for (len, reason) in [
                 (0, DropReason::Malformed),
                 (1, DropReason::Malformed),
                 (11, DropReason::Malformed),
-                (12, DropReason::Runt),
-                (25, DropReason::Runt),
+                (header - 1, DropReason::Malformed),
+                (header, DropReason::Runt),
+                (header + 13, DropReason::Runt),
             ] {
                 let mut liar = Liar::new(Net::new(setup, more));
                 // Whatever the header would say.
                 for num_buffers in [1, 0, 7] {
-                    let num_buffers = if len < 12 { num_buffers } else { 1 };
+                    let num_buffers = if len < header { num_buffers } else { 1 };
                     liar.give(&[(num_buffers, len)]);
                     assert_eq!(liar.receive(), Ok(1), "{len} bytes");
                     assert!(liar.receive.complete());

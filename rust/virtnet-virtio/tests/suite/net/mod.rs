@@ -1,5 +1,6 @@
 //! The queues of a network device: what a packet becomes on each side, and that every one of them is accounted for.
 
+mod control;
 mod driver;
 mod receive;
 mod transmit;

@@ -351,7 +351,7 @@ impl World {
                 0
             };
             let len = match self.access {
-                Access::Read => 0,
+                Access::Read | Access::Request => 0,
                 Access::Write => self.random.below(self.taken[i].bytes() as usize + 1) as u32,
             };
             self.fill(i, len);
@@ -370,7 +370,7 @@ impl World {
         for i in 0..n {
             let bytes = self.taken[i].bytes();
             let len = match self.access {
-                Access::Read => 0,
+                Access::Read | Access::Request => 0,
                 Access::Write if i + 1 < n => bytes,
                 Access::Write => self.random.below(bytes as usize + 1) as u32,
             };
@@ -422,7 +422,7 @@ impl World {
     /// What was written stands in the buffers, in order; everything else is as it was.
     fn check_written(&self, chain: &Chain, len: u32) {
         let mut content = chain.content().take(match self.access {
-            Access::Read => chain.bytes() as usize,
+            Access::Read | Access::Request => chain.bytes() as usize,
             Access::Write => len as usize,
         });
         for (buffer, &cell) in chain.buffers.iter().zip(&chain.cells) {

@@ -1,0 +1,118 @@
+"""What a virtio-user port asks its device for, and what a vhost-user port makes of it, by the Python objects."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import virtnet as vn
+
+OWN, OTHER = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+
+def to(mac: str, source_port: int = 7) -> bytes:
+    """A UDP packet to that station."""
+    ip = b"\x45\x00\x00\x1c" + bytes(5) + b"\x11" + bytes(2) + bytes([10, 0, 0, 1, 10, 0, 0, 2])
+    udp = source_port.to_bytes(2, "big") + b"\x00\x35\x00\x08\x00\x00"
+    return (bytes.fromhex(mac.replace(":", "")) + bytes(6) + b"\x08\x00" + ip + udp).ljust(60, b"\0")
+
+
+@pytest.fixture
+def connect(tmp_path):
+    """Makes a device and a driver that is attached to it; both are closed in the end."""
+    opened = []
+
+    def make(queue_pairs=1, **options):
+        path = tmp_path / f"{len(opened)}.sock"
+        device = vn.VhostUserPort(path, queue_pairs=queue_pairs)
+        driver = vn.VirtioUserPort(path, queue_pairs=queue_pairs, **options)
+        opened.extend([device, driver])
+        assert device.wait_connected(20)
+        assert driver.wait_connected(20)
+        deadline = time.monotonic() + 20
+        while driver.stats().queue_pairs < queue_pairs and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return device, driver
+
+    yield make
+    for port in opened:
+        port.close()
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_a_driver_says_what_it_wants_and_the_rest_is_counted(connect, ring):
+    device, driver = connect(control=True, ring=ring)
+    driver.set_mac(OWN)
+    driver.set_receive_mode("promiscuous", on=False)
+    assert device.tx([to(OWN), to(OTHER), to("01:00:5e:00:00:01")]) == 3
+    assert [bytes(frame) for frame in driver.rx(5.0)] == [to(OWN)]
+    driver.set_mac_table(unicast=[OTHER], multicast=["01:00:5e:00:00:01"])
+    tagged = to(OWN)[:12] + b"\x81\x00\x00\x05" + to(OWN)[12:]
+    assert device.tx([to(OTHER), to("01:00:5e:00:00:01"), tagged]) == 3
+    assert len(driver.rx(5.0)) == 2
+    driver.set_vlan(5)
+    device.tx([tagged])
+    assert [bytes(frame) for frame in driver.rx(5.0)] == [tagged]
+    assert device.stats().tx_drops == {"not_wanted": 3}
+    queue = driver.device_stats().receive[0]
+    assert (queue.packets, queue.bytes) == (4, 3 * 60 + 64)
+
+
+def test_hashes_stand_in_a_column_and_choose_the_queue(connect):
+    device, driver = connect(queue_pairs=2, control=True, hash_report=True)
+    burst = [to(OWN, port) for port in range(100)]
+    device.tx(burst)
+    assert not driver.rx(5.0).columns.hash["report"].any()
+    key = driver.set_rss([0, 1], types=vn.HashType.UDPV4)
+    assert len(key) == 40
+    before = [queue.packets for queue in driver.device_stats().receive]
+    device.tx(burst)
+    hashes = driver.rx(5.0).columns.hash
+    assert hashes["report"].tolist() == [3] * 100
+    odd = int(np.count_nonzero(hashes["value"] & 1))
+    after = [queue.packets for queue in driver.device_stats().receive]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [100 - odd, odd]
+    assert len(np.unique(hashes["value"])) > 90
+    driver.set_queue_pairs(1)
+    assert driver.stats().queue_pairs == 1
+    table = driver.rx().columns.to_dict()
+    assert {"hash_value", "hash_report"} <= table.keys()
+
+
+def test_offloads_are_taken_back(connect):
+    _, driver = connect(control=True)
+    driver.set_offloads(vn.NetFeature(0))
+    with pytest.raises(vn.PeerError, match="refused to change offloads"):
+        # By hand none were agreed to.
+        driver.set_offloads(vn.NetFeature.GUEST_CSUM)
+
+
+def test_what_cannot_be_asked_says_why(connect):
+    _, driver = connect()
+    with pytest.raises(vn.StateError, match="open it with control=True"):
+        driver.set_mac(OWN)
+    _, driver = connect(control=True, without="ctrl_vlan+device_stats")
+    with pytest.raises(vn.StateError, match="ctrl_vlan was not negotiated"):
+        driver.set_vlan(1)
+    with pytest.raises(vn.StateError, match="device_stats"):
+        driver.device_stats()
+    with pytest.raises(vn.StateError, match="rss"):
+        driver.set_rss([0])
+    with pytest.raises(vn.ConfigError, match="1 to 1"):
+        driver.set_queue_pairs(2)
+    with pytest.raises(vn.ConfigError, match="MAC address"):
+        driver.set_mac("2:0:0:0:0:1")
+    with pytest.raises(vn.ConfigError, match="promiscuous"):
+        driver.set_receive_mode("everything")
+    with pytest.raises(vn.PeerError, match="MAC address"):
+        driver.set_mac("ff:ff:ff:ff:ff:ff")
+    driver.close()
+    with pytest.raises(vn.StateError, match="closed"):
+        driver.set_mac(OWN)
+
+
+def test_hashes_cannot_be_told_without_a_control_queue(tmp_path):
+    with pytest.raises(vn.ConfigError, match="control"):
+        vn.VirtioUserPort(tmp_path / "a.sock", hash_report=True)
