@@ -160,7 +160,11 @@ impl DeviceQueue {
         let Some(log) = memory.log() else {
             return;
         };
-        let device_area = LoggedArea::new(log, device_area);
+        // Behind an IOMMU a front-end has only the I/O address to tell, and the log is one of guest addresses.
+        let translated = memory
+            .iotlb()
+            .and_then(|_| memory.guest_addr(config.device_area));
+        let device_area = LoggedArea::new(log, translated.unwrap_or(device_area));
         match self {
             Self::Split(queue) => queue.log_to(device_area),
             Self::Packed(queue) => {

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Region, UserAddr};
+use virtnet_mem::{DirtyLog, GuestAddr, GuestMemory, Iotlb, Permission, Region, UserAddr};
 use virtnet_virtio::{
     Access, Chains, DeviceQueue, DriverBuffer, DriverQueue, Features, QueueConfig, RingFormat, Used,
 };
@@ -164,6 +164,42 @@ fn u21_a_packed_ring_marks_the_descriptors_it_writes_and_its_event() {
         assert_eq!(ring.marked(), [LOGGED - 1].into());
         ring.device.disarm();
         assert_eq!(ring.marked(), [LOGGED - 1].into());
+    }
+}
+
+#[test]
+fn u21_behind_an_iommu_the_guest_addresses_of_a_ring_are_marked_not_its_io_addresses() {
+    for format in [RingFormat::Split, RingFormat::Packed] {
+        let mut ring = Logged::new(format, Features::CSUM);
+        let mut iotlb = Iotlb::default();
+        let io = 200 * PAGE;
+        iotlb
+            .insert(
+                &ring.memory,
+                io,
+                64 * PAGE,
+                UserAddr(START),
+                Permission::BOTH,
+            )
+            .unwrap();
+        let memory = ring.memory.translated(iotlb);
+        let packed = match format {
+            RingFormat::Packed => Features::RING_PACKED,
+            RingFormat::Split => Features::empty(),
+        };
+        let config = QueueConfig {
+            size: SIZE,
+            desc_area: UserAddr(io),
+            driver_area: UserAddr(io + 8 * PAGE),
+            device_area: UserAddr(io + 16 * PAGE),
+            base: format.fresh_base(),
+            features: Features::VERSION_1 | packed,
+        };
+        ring.device = DeviceQueue::new(&config, &memory).unwrap();
+        ring.device
+            .log_to(&memory, &config, GuestAddr(config.device_area.0));
+        ring.device.arm();
+        assert_eq!(ring.marked(), [START / PAGE + 16].into());
     }
 }
 
