@@ -52,7 +52,7 @@ def test_every_cell_is_a_word_or_leads_to_a_test_that_exists(title):
 
 def test_what_the_device_is_said_to_do_is_offered(sockets):
     with vn.Net() as net:
-        net.vhost_user(sockets / "a", queue_pairs=2) >> net.echo()
+        net.vhost_user(sockets / "a", queue_pairs=2, mac="02:00:00:00:00:01", speed_mbps=1000) >> net.echo()
         offer = vn.probe(sockets / "a")
     offered = {
         "Network device": offer.net_features,
