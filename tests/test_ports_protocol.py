@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 ALWAYS = {"device_state", "gpa_addresses", "configure_mem_slots", "status"}
 
 
-@pytest.mark.parametrize(("option", "name"), [("postcopy", "pagefault")])
+@pytest.mark.parametrize(("option", "name"), [("postcopy", "pagefault"), ("in_band", "inband_notifications")])
 def test_what_has_a_price_is_offered_only_if_asked_for(sockets, option, name):
     with vn.VhostUserPort(sockets / "a"):
         offered = set(vn.probe(sockets / "a").protocol.names())

@@ -156,6 +156,7 @@ class Net:
         mac: str | None = None,
         speed_mbps: int | None = None,
         postcopy: bool = False,
+        in_band: bool = False,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -167,6 +168,7 @@ class Net:
             "mac": mac,
             "speed_mbps": speed_mbps,
             "postcopy": postcopy,
+            "in_band": in_band,
             "without": without,
         }
         return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)

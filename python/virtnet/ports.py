@@ -182,6 +182,8 @@ class VhostUserPort(Port):
         speed_mbps: the speed of the link to tell the guest.
         postcopy: offer to wait for pages of memory that arrive after the guest (post-copy migration). Whatever shares a
             worker with the port waits as well, so trust the other end, or give the port a worker of its own.
+        in_band: offer notifications that are messages, for other ends that have no eventfds. QEMU accepts this offer
+            and cannot keep it: leave it off there.
         without: features not to offer, as flags or names.
     """
 
@@ -195,6 +197,7 @@ class VhostUserPort(Port):
         mac: str | None = None,
         speed_mbps: int | None = None,
         postcopy: bool = False,
+        in_band: bool = False,
         without: Features | None = None,
     ) -> None:
         """Listens, or starts to connect."""
@@ -205,6 +208,7 @@ class VhostUserPort(Port):
             "mac": mac,
             "speed_mbps": speed_mbps,
             "postcopy": postcopy,
+            "in_band": in_band,
             "without": without,
         }
         super().__init__(PortSpec.of("vhost-user", str(path), **options))

@@ -273,6 +273,7 @@ KINDS: dict[str, Kind] = {
                 _mac("mac"),
                 _count("speed_mbps", 1, 0x7FFFFFFF),
                 _switch("postcopy"),
+                _switch("in_band"),
                 _WITHOUT,
             ),
         ),

@@ -81,6 +81,8 @@ pub struct VhostUserOptions {
     /// waits for the front-end, and so does everything else that this worker has: trust the front-end, or give the port a worker of
     /// its own.
     pub postcopy: bool,
+    /// Offer kicks and calls that are messages, for front-ends that have no events. Slow, and QEMU (10.0) accepts what it cannot do.
+    pub in_band: bool,
     /// Permissions of a socket that we listen on.
     pub mode: u32,
 }
@@ -98,6 +100,7 @@ impl VhostUserOptions {
             speed_mbps: None,
             without: Features::empty(),
             postcopy: false,
+            in_band: false,
             mode: 0o600,
         }
     }

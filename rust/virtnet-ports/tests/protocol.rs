@@ -20,11 +20,11 @@ use support::host::{FORMATS, Honest, Host};
 use support::{beside_others, until};
 use virtnet_mem::{GuestAddr, GuestMemory};
 use virtnet_sys::{Stream, Userfault};
-use virtnet_testkit::{Backing, Calls, FakeVm, VmMemory, frame, is_signalled};
+use virtnet_testkit::{Backing, Calls, FakeVm, FrontEnd, VmMemory, frame, is_signalled};
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{
-    DeviceState, MemoryRegion, MemoryTable, Payload, SingleRegion, VringState,
+    DeviceState, MemoryRegion, MemoryTable, Payload, SingleRegion, VringFd, VringState,
 };
 use virtnet_virtio::Features;
 
@@ -157,6 +157,98 @@ fn u26_what_is_no_state_of_this_device_is_refused_and_changes_nothing() {
         assert_eq!(number(&answer), 0x101);
     }
     drop((machine, writer));
+    host.assert_unharmed();
+}
+
+/// Tells where a ring lies and starts it without events.
+#[track_caller]
+fn start_in_band(machine: &mut FakeVm, ring: u8) {
+    let queue = usize::from(ring);
+    let size = machine.rings[queue]
+        .queue
+        .config(&machine.guest, machine.features)
+        .size;
+    let index = u32::from(ring);
+    let state = |num| VringState { index, num };
+    let addresses = machine.addresses(queue);
+    let front_end = &machine.front_end;
+    front_end.insist(&Request::SetVringNum(state(size.into())), &[]);
+    front_end.insist(&Request::SetVringAddr(addresses), &[]);
+    for request in [Request::SetVringCall, Request::SetVringErr] {
+        front_end.insist(&request(VringFd::new(ring, false)), &[]);
+    }
+    front_end.insist(&Request::SetVringEnable(state(1)), &[]);
+    // The first kick starts it.
+    front_end.insist(&Request::VringKick(state(0)), &[]);
+}
+
+#[test]
+fn u24_kicks_and_calls_may_be_messages() {
+    let _gate = beside_others();
+    let host = Host::with(|options| options.in_band = true);
+    let protocol = ACK | ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::INBAND_NOTIFICATIONS;
+    let mut machine = host.machine(Features::empty(), 1);
+    machine.agree_on(protocol);
+    let (ours, theirs) = Stream::pair().unwrap();
+    machine
+        .front_end
+        .insist(&Request::SetBackendReqFd, &[theirs.as_fd()]);
+    drop(theirs);
+    let channel = FrontEnd::over(ours);
+    machine.tell_memory();
+    for ring in 0..2 {
+        start_in_band(&mut machine, ring);
+    }
+    // Nobody polls: without a kick the worker stays asleep.
+    host.echo.assert_falls_asleep();
+    for n in 0..20 {
+        let frame = frame::pattern(300, n);
+        let FakeVm { rings, guest, .. } = &mut machine;
+        for ring in rings {
+            ring.queue.set_calls(guest, Calls::At(n as u16));
+        }
+        machine.make_room(0, 1, 2048);
+        machine.transmit(0, &frame);
+        for index in [0, 1] {
+            let state = VringState { index, num: 0 };
+            machine.front_end.insist(&Request::VringKick(state), &[]);
+        }
+        // Each ring has something to tell, in either order; the next call comes after the answer only.
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            let (header, payload) = channel.answer();
+            assert_eq!(header.request, 4, "VRING_CALL");
+            told.push(VringState::from_bytes(&payload).unwrap().index);
+            let answer: Vec<_> = [4, 5, 8, 0, 0_u32]
+                .iter()
+                .flat_map(|word| word.to_ne_bytes())
+                .collect();
+            assert!(channel.send_bytes(&answer, &[]));
+        }
+        told.sort_unstable();
+        assert_eq!(told, [0, 1]);
+        until("the frame is back", || {
+            machine.received(0) == [frame.clone()]
+        });
+        until("its buffer too", || machine.transmitted(0) == 1);
+    }
+    drop(machine);
+    host.assert_unharmed();
+}
+
+#[test]
+fn u24_messages_for_events_need_a_channel_and_answers() {
+    let _gate = beside_others();
+    let host = Host::with(|options| options.in_band = true);
+    let alone = ProtocolFeatures::INBAND_NOTIFICATIONS;
+    for accepted in [alone, alone | ACK, alone | ProtocolFeatures::BACKEND_REQ] {
+        let front_end = host.front_end();
+        front_end.tell(&Request::SetProtocolFeatures(accepted.bits()), &[]);
+        assert!(front_end.is_hung_up());
+        until("it is forgotten", || host.status().state == "listening");
+        let error = host.status().last_error.unwrap();
+        assert!(error.contains("needs REPLY_ACK and BACKEND_REQ"), "{error}");
+    }
     host.assert_unharmed();
 }
 

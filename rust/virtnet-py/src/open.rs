@@ -148,6 +148,7 @@ pub(crate) fn open(
                 mac: get::<Option<String>>(options, "mac")?.and_then(|mac| parse_mac(&mac)),
                 speed_mbps: get(options, "speed_mbps")?,
                 postcopy: get(options, "postcopy")?,
+                in_band: get(options, "in_band")?,
                 without: Features::from_bits_retain(get(options, "without")?) | owner.without(),
                 ..VhostUserOptions::new(get::<String>(options, "where")?)
             };

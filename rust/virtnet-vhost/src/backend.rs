@@ -14,6 +14,7 @@ use virtnet_sys::{EventFd, PeerCredentials, Stream};
 use crate::channel::BackChannel;
 use crate::connection::{Connection, Message};
 use crate::error::{Refusal, SessionError};
+use crate::in_band::InBand;
 use crate::message::{BackRequest, Request, RequestKind, encode_reply};
 use crate::payload::{
     Config, InflightArea, Iotlb, LogArea, MemoryRegion, MemoryTable, Payload, SingleRegion,
@@ -233,6 +234,8 @@ pub struct Backend {
     /// For requests of our own, once the front-end has handed it over.
     channel: Option<BackChannel>,
     channel_error: Option<SessionError>,
+    /// Stand-ins for events, where notifications are messages.
+    in_band: Option<InBand>,
     /// A transfer of the device's state of which has not been asked whether it worked.
     transfer: Option<Transfer>,
     ended: bool,
@@ -250,6 +253,7 @@ impl Backend {
             session: BackendSession::new(offer),
             channel: None,
             channel_error: None,
+            in_band: None,
             transfer: None,
             ended: false,
             messages: 0,
@@ -266,6 +270,7 @@ impl Backend {
         let served = self.serve_some(device);
         // Translations come over the connection, and that they have been sent over the channel: in this order they are in force.
         self.serve_channel(device);
+        self.send_calls();
         self.end_on_error(served, device)
     }
 
@@ -332,6 +337,12 @@ impl Backend {
         Some((connection.stream().as_fd(), connection.wants_write()))
     }
 
+    /// Readable when there are calls to be sent over the channel; to be waited for beside the connection.
+    #[must_use]
+    pub fn calls(&self) -> Option<BorrowedFd<'_>> {
+        self.in_band.as_ref().map(AsFd::as_fd)
+    }
+
     /// Returns why the channel was given up, if it was.
     #[must_use]
     pub fn channel_error(&self) -> Option<&SessionError> {
@@ -388,7 +399,31 @@ impl Backend {
     fn serve_channel(&mut self, device: &mut dyn BackendDevice) {
         let answers = self.with_channel(BackChannel::answers).unwrap_or_default();
         for answer in answers {
+            let next = self
+                .in_band
+                .as_mut()
+                .and_then(|in_band| in_band.answered(&answer.request));
+            if let Some(call) = next {
+                self.send_call(call);
+            }
             device.answered(&answer.request, answer.code);
+        }
+    }
+
+    /// Sends what devices have signalled that have no events of the front-end's.
+    fn send_calls(&mut self) {
+        let calls = self.in_band.as_mut().map(InBand::calls);
+        for call in calls.unwrap_or_default() {
+            self.send_call(call);
+        }
+    }
+
+    fn send_call(&mut self, call: BackRequest) {
+        // A front-end that has no channel, or gave it up, polls.
+        let sent = self.ask(call.clone());
+        let acknowledged = sent && self.session.acknowledges();
+        if let Some(in_band) = &mut self.in_band {
+            in_band.sent(&call, acknowledged);
         }
     }
 
@@ -507,6 +542,9 @@ impl Backend {
                 found,
             }));
         };
+        if let Request::SetProtocolFeatures(accepted) = &request {
+            self.session.check_in_band(*accepted)?;
+        }
         let done = match self.session.handle(&request, message.fds) {
             Ok(step) => self.make(kind, step, device)?,
             Err(refusal) => Err(refusal),
@@ -539,7 +577,10 @@ impl Backend {
                 }
                 // The request itself was right; the ring stays stopped and waits for another kick.
                 Action::StartRing(ring, setup) => {
-                    if let Err(source) = device.start_ring(ring, setup) {
+                    let started = self
+                        .with_events(ring, setup)
+                        .and_then(|setup| device.start_ring(ring, setup));
+                    if let Err(source) = started {
                         step.ring_failed(ring);
                         step.reservation = Some(by_device(source));
                     }
@@ -547,6 +588,11 @@ impl Backend {
                 Action::SetChannel(fd) => {
                     if let Err(refusal) = self.set_channel(fd) {
                         return Ok(Err(refusal));
+                    }
+                }
+                Action::Kick(ring) => {
+                    if let Some(in_band) = &self.in_band {
+                        in_band.kick(ring);
                     }
                 }
                 Action::SaveState(pipe) => {
@@ -564,7 +610,10 @@ impl Backend {
                     }
                 },
                 action => {
-                    if let Err(source) = act(action, device) {
+                    let done = self
+                        .with_stand_in(action)
+                        .and_then(|action| act(action, device));
+                    if let Err(source) = done {
                         return Ok(Err(by_device(source)));
                     }
                 }
@@ -620,6 +669,40 @@ impl Backend {
             answer,
             reservation,
         }))
+    }
+
+    /// A ring's setup with events for those that the front-end notifies of, and is notified of, by message.
+    fn with_events(&mut self, ring: usize, mut setup: RingSetup) -> Result<RingSetup, DeviceError> {
+        if self.session.is_in_band() {
+            self.in_band()?.complete(ring, &mut setup)?;
+        }
+        Ok(setup)
+    }
+
+    /// The same for one event that changes.
+    fn with_stand_in(&mut self, action: Action) -> Result<Action, DeviceError> {
+        if !self.session.is_in_band() {
+            return Ok(action);
+        }
+        Ok(match action {
+            Action::SetKick(ring, kick) => {
+                Action::SetKick(ring, self.in_band()?.kick_of(ring, kick)?)
+            }
+            Action::SetCall(ring, call) => {
+                Action::SetCall(ring, self.in_band()?.call_of(ring, call)?)
+            }
+            Action::SetErr(ring, err) => Action::SetErr(ring, self.in_band()?.err_of(ring, err)?),
+            action => action,
+        })
+    }
+
+    fn in_band(&mut self) -> Result<&mut InBand, DeviceError> {
+        let rings = self.session.rings();
+        let in_band = match self.in_band.take() {
+            Some(in_band) => in_band,
+            None => InBand::new(rings)?,
+        };
+        Ok(self.in_band.insert(in_band))
     }
 
     fn reply(&mut self, code: u32, payload: &impl Payload) -> Result<(), SessionError> {
@@ -719,6 +802,8 @@ fn act(action: Action, device: &mut dyn BackendDevice) -> Result<(), DeviceError
             Ok(())
         }
         // They are the connection's business.
-        Action::SetChannel(_) | Action::SaveState(_) | Action::LoadState(_) => Ok(()),
+        Action::SetChannel(_) | Action::Kick(_) | Action::SaveState(_) | Action::LoadState(_) => {
+            Ok(())
+        }
     }
 }

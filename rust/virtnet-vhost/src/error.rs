@@ -262,6 +262,14 @@ pub enum SessionError {
         /// The most that is read.
         most: usize,
     },
+    /// Notifications by message, without what they need.
+    #[error(
+        "SET_PROTOCOL_FEATURES accepts {found:?}: INBAND_NOTIFICATIONS needs REPLY_ACK and BACKEND_REQ"
+    )]
+    InBandAlone {
+        /// What it accepts.
+        found: ProtocolFeatures,
+    },
     /// A reply to nothing.
     #[error("a reply to request {request} came from a front-end: only requests were expected")]
     ReplyToNothing {

@@ -78,6 +78,7 @@ impl ProtocolFeatures {
         .union(Self::CONFIGURE_MEM_SLOTS)
         .union(Self::STATUS)
         .union(Self::PAGEFAULT)
+        .union(Self::INBAND_NOTIFICATIONS)
         .union(Self::DEVICE_STATE)
         .union(Self::GPA_ADDRESSES);
 

@@ -17,6 +17,7 @@ mod error;
 mod features;
 mod front_session;
 mod frontend;
+mod in_band;
 pub mod message;
 pub mod payload;
 mod probe;

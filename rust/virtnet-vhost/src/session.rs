@@ -22,7 +22,7 @@ use std::sync::Arc;
 use virtnet_sys::EventFd;
 
 use crate::bits;
-use crate::error::Refusal;
+use crate::error::{Refusal, SessionError};
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind, When};
 use crate::payload::{
@@ -151,6 +151,33 @@ impl BackendSession {
             Reply::Own => true,
             Reply::OwnWithLog => self.state.protocol.contains(ProtocolFeatures::LOG_SHMFD),
         }
+    }
+
+    /// Checks that notifications by message, where they are offered, are accepted with what they need.
+    ///
+    /// # Errors
+    /// The connection has to end. Spec: vhost-user, In-band notifications
+    pub fn check_in_band(&self, accepted: u64) -> Result<(), SessionError> {
+        let found = ProtocolFeatures::from_bits_retain(accepted) & self.offer.protocol_features;
+        let needs = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        if found.contains(ProtocolFeatures::INBAND_NOTIFICATIONS) && !found.contains(needs) {
+            return Err(SessionError::InBandAlone { found });
+        }
+        Ok(())
+    }
+
+    /// Tells whether rings without events are kicked, and call, by messages.
+    #[must_use]
+    pub fn is_in_band(&self) -> bool {
+        self.state
+            .protocol
+            .contains(ProtocolFeatures::INBAND_NOTIFICATIONS)
+    }
+
+    /// Returns how many rings the device has.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.state.rings.len()
     }
 
     /// Returns the virtio features that were accepted, without bit 30.
@@ -358,6 +385,14 @@ impl BackendSession {
                 step.if_running(ring, Action::EnableRing(ring, *num == 1));
             }
             // Nothing is ever in flight between two bursts, so nothing has to be waited for either way.
+            Request::VringKick(_) => {
+                step.next.rings[ring].state.started = true;
+                if step.next.rings[ring].runs {
+                    step.actions.push(Action::Kick(ring));
+                } else {
+                    step.start_named(name, ring)?;
+                }
+            }
             Request::GetVringBase(_) | Request::GetVringBaseSkipDrain(_) => {
                 step.answer = Answer::Base(ring);
                 step.stop(ring);

@@ -338,11 +338,12 @@ impl BackendService {
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::DEVICE_STATE
             | ProtocolFeatures::GPA_ADDRESSES;
-        let postcopy = ProtocolFeatures::PAGEFAULT;
-        let protocol = match self.options.postcopy {
-            true => protocol | postcopy,
-            false => protocol,
-        };
+        let optional = [
+            (self.options.postcopy, ProtocolFeatures::PAGEFAULT),
+            (self.options.in_band, ProtocolFeatures::INBAND_NOTIFICATIONS),
+        ];
+        let chosen = optional.iter().filter(|(wanted, _)| *wanted);
+        let protocol = chosen.fold(protocol, |all, (_, one)| all | *one);
         let peer_pid = stream.peer().ok().map(|peer| peer.pid);
         let mut offer = Offer::new(
             self.options.features().bits(),
@@ -486,18 +487,23 @@ impl Service for BackendService {
     }
 
     fn more_sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
-        let channel = self
-            .session
-            .as_ref()
-            .and_then(|session| session.backend.channel());
+        let backend = self.session.as_ref().map(|session| &session.backend);
+        let channel = backend.and_then(Backend::channel);
         let channel = channel.map(|(fd, wants_write)| (fd, Interest::of(wants_write)));
+        let calls = backend.and_then(Backend::calls);
+        let calls = calls.map(|fd| (fd, Interest::Readable));
         let bell = (self.missed.bell().as_fd(), Interest::Readable);
         let control = self
             .session
             .as_ref()
             .and_then(|session| session.device.control.wait_fd());
         let control = control.map(|fd| (fd, Interest::Readable));
-        channel.into_iter().chain([bell]).chain(control).collect()
+        channel
+            .into_iter()
+            .chain(calls)
+            .chain([bell])
+            .chain(control)
+            .collect()
     }
 
     fn interest(&self) -> Interest {

@@ -55,6 +55,8 @@ pub enum Action {
     Translate(Iotlb),
     /// Ask over this socket what the back-end has to ask.
     SetChannel(OwnedFd),
+    /// A ring was kicked by message.
+    Kick(usize),
     /// The front-end serves faults in guest memory from now on.
     CatchFaults,
     /// All pages have arrived.

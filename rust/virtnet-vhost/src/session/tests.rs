@@ -187,7 +187,7 @@ const ORDER: &str = "
     SET_INFLIGHT_FD          no    yes   yes    yes
     GPU_SET_SOCKET           no     no    no     no
     RESET_DEVICE             no    yes   yes    yes
-    VRING_KICK               no     no    no     no
+    VRING_KICK              no    yes   yes    yes
     GET_MAX_MEM_SLOTS        no    yes   yes    yes
     ADD_MEM_REG              no    yes   yes    yes
     REM_MEM_REG              no     no   yes    yes
@@ -1010,4 +1010,12 @@ fn u26_a_state_is_transferred_while_the_device_is_suspended() {
         let refused = tell(&mut session, wrong);
         assert!(matches!(refused, Err(Refusal::Value { .. })));
     }
+}
+
+#[test]
+fn u24_a_message_starts_and_kicks_a_ring() {
+    let mut session = at(2);
+    let kick = Request::VringKick(state(0));
+    assert_eq!(actions(&mut session, kick.clone()), ["StartRing"]);
+    assert_eq!(actions(&mut session, kick), ["Kick"]);
 }

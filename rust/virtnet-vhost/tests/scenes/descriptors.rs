@@ -8,7 +8,7 @@ use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::{Request, RequestKind};
 use virtnet_vhost::payload::{MemoryRegion, MemoryTable, SingleRegion, VringFd};
 
-use crate::fake::{MEMORY, Scene, bytes};
+use crate::fake::{BY_EVENTS, MEMORY, Scene, bytes};
 use crate::words::{
     Reply, Witness, base, call, enable, err, event, kick, place, raw, size, stop, whole_memory,
 };
@@ -40,8 +40,7 @@ fn acknowledged(scene: &Scene) -> bool {
 
 /// Rings 0 and 1 of four run.
 fn running() -> Scene {
-    let mut scene =
-        Scene::negotiated(ProtocolFeatures::BACKEND.difference(ProtocolFeatures::STATUS));
+    let mut scene = Scene::negotiated(BY_EVENTS.difference(ProtocolFeatures::STATUS));
     scene.exchange(&whole_memory());
     for ring in [0, 1] {
         for request in [size(ring, 256), base(ring, 0), place(ring), enable(ring, 1)] {

@@ -19,6 +19,10 @@ pub const RING_PACKED: u64 = 1 << 34;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const LOG_ALL: u64 = 1 << 26;
 
+/// All that a back-end can do, with events for all notifications.
+pub const BY_EVENTS: ProtocolFeatures =
+    ProtocolFeatures::BACKEND.difference(ProtocolFeatures::INBAND_NOTIFICATIONS);
+
 /// Writes down every call; refuses those it is told to, and panics at those that make no sense.
 #[derive(Default)]
 pub struct FakeDevice {
@@ -212,7 +216,7 @@ pub struct Scene {
 impl Scene {
     /// Two queue pairs, and every protocol feature there is.
     pub fn new() -> Self {
-        Self::with(ProtocolFeatures::BACKEND)
+        Self::with(BY_EVENTS)
     }
 
     pub fn with(protocol: ProtocolFeatures) -> Self {

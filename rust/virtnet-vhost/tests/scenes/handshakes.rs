@@ -8,16 +8,14 @@ use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{MemoryRegion, SingleRegion, VringFd};
 use virtnet_vhost::{ProtocolFeatures, RingAccess};
 
-use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, ring_at};
+use crate::fake::{BY_EVENTS, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, ring_at};
 use crate::words::{base, call, enable, err, kick, place, size, stop, whole_memory};
 
 /// Where each ring is told to begin.
 const BASE: u32 = 7;
 
 /// Protocol features as they are agreed by a front-end that knows nothing of the device status.
-const PLAIN: u64 = ProtocolFeatures::BACKEND
-    .difference(ProtocolFeatures::STATUS)
-    .bits();
+const PLAIN: u64 = BY_EVENTS.difference(ProtocolFeatures::STATUS).bits();
 
 fn features(more: u64) -> Request {
     Request::SetFeatures(VERSION_1 | more)

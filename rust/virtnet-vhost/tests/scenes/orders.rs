@@ -7,15 +7,16 @@ use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::VringFd;
 
-use crate::fake::{MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state, table};
+use crate::fake::{
+    BY_EVENTS, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state, table,
+};
 
 /// QEMU with two queue pairs: the questions of each pair, then all of them started, then stopped for a pause.
 #[test]
 fn qemu_starts_pauses_and_goes_on() {
     let mut scene = Scene::new();
     let event = EventFd::new().unwrap();
-    let all =
-        ProtocolFeatures::BACKEND.difference(ProtocolFeatures::STATUS | ProtocolFeatures::CONFIG);
+    let all = BY_EVENTS.difference(ProtocolFeatures::STATUS | ProtocolFeatures::CONFIG);
     for pair in 0..2u8 {
         scene.number(&Request::GetFeatures);
         if pair == 0 {

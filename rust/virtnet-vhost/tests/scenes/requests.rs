@@ -10,7 +10,8 @@ use virtnet_vhost::payload::{
 use virtnet_vhost::{Fault, ProtocolFeatures, Refusal, SessionError};
 
 use crate::fake::{
-    LOG_ALL, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state, table,
+    BY_EVENTS, LOG_ALL, MEMORY, PROTOCOL, RING_PACKED, Scene, VERSION_1, memory, ring_at, state,
+    table,
 };
 
 const ACK: ProtocolFeatures = ProtocolFeatures::REPLY_ACK;
@@ -22,14 +23,14 @@ fn kick() -> Request {
 
 #[test]
 fn questions_are_answered_from_the_offer() {
-    let mut scene = Scene::agreed(ProtocolFeatures::BACKEND);
+    let mut scene = Scene::agreed(BY_EVENTS);
     assert_eq!(
         scene.number(&Request::GetFeatures),
         VERSION_1 | RING_PACKED | PROTOCOL | LOG_ALL
     );
     assert_eq!(
         scene.number(&Request::GetProtocolFeatures),
-        ProtocolFeatures::BACKEND.bits()
+        BY_EVENTS.bits()
     );
     assert_eq!(scene.number(&Request::GetQueueNum), 2);
     assert_eq!(scene.number(&Request::GetMaxMemSlots), 509);
@@ -183,8 +184,7 @@ fn what_the_device_refuses_is_refused_and_changes_nothing() {
         ("rarp", Request::SendRarp(2), vec![]),
     ];
     for (word, request, fds) in cases {
-        let mut scene =
-            Scene::running(ProtocolFeatures::BACKEND.difference(ProtocolFeatures::STATUS));
+        let mut scene = Scene::running(BY_EVENTS.difference(ProtocolFeatures::STATUS));
         let before = format!("{:?}", scene.backend.session());
         scene.device.refuses = Some(word);
         assert_eq!(scene.ack(&request, &fds), 1, "{word}");

@@ -10,7 +10,7 @@ use virtnet_vhost::{
     ProtocolFeatures, Region, RingAddresses, SessionError,
 };
 
-use crate::fake::{FakeDevice, LOG_ALL, PROTOCOL, RING_PACKED, VERSION_1};
+use crate::fake::{BY_EVENTS, FakeDevice, LOG_ALL, PROTOCOL, RING_PACKED, VERSION_1};
 
 const SIZE: u64 = 0x2_0000;
 
@@ -113,7 +113,7 @@ fn offers() -> Vec<ProtocolFeatures> {
         ProtocolFeatures::STATUS,
         ProtocolFeatures::CONFIGURE_MEM_SLOTS,
         ProtocolFeatures::CONFIG,
-        ProtocolFeatures::BACKEND,
+        BY_EVENTS,
         ProtocolFeatures::all(),
     ]
 }
@@ -272,7 +272,7 @@ fn u31_a_ring_stops_and_goes_on_where_it_stopped() {
         assert_eq!(pair.run().unwrap(), []);
         assert_eq!(pair.device.rings[&1].base, STOPS_AT);
         assert!(pair.device.rings[&1].enabled, "it stays enabled");
-        if protocol.contains(ProtocolFeatures::BACKEND) {
+        if protocol.contains(BY_EVENTS) {
             pair.frontend.enable_ring(1, false).unwrap();
             pair.run().unwrap();
             assert!(!pair.device.rings[&1].enabled);
@@ -402,7 +402,7 @@ fn ten_sessions_live_side_by_side_in_one_thread() {
 
 /// Both roles, with rings that run.
 fn running() -> Pair {
-    let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), ProtocolFeatures::FRONTEND);
+    let mut pair = Pair::new(offer(BY_EVENTS), ProtocolFeatures::FRONTEND);
     pair.offered();
     pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
     assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
@@ -426,7 +426,7 @@ fn a_change_of_the_configuration_space_reaches_the_driver() {
 fn who_did_not_agree_on_it_is_not_told_of_changes() {
     for without in [ProtocolFeatures::BACKEND_REQ, ProtocolFeatures::CONFIG] {
         let wanted = ProtocolFeatures::FRONTEND.difference(without);
-        let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), wanted);
+        let mut pair = Pair::new(offer(BY_EVENTS), wanted);
         pair.offered();
         assert!(!pair.backend.config_changed());
         assert_eq!(pair.run().unwrap(), []);
@@ -443,7 +443,7 @@ fn a_device_that_needs_a_reset_is_reset_and_set_up_anew() {
     assert_eq!(pair.run().unwrap(), [FrontendEvent::NeedsReset]);
     pair.frontend.reset().unwrap();
     let offered = pair.offered();
-    assert_eq!(offered.protocol_features, ProtocolFeatures::BACKEND);
+    assert_eq!(offered.protocol_features, BY_EVENTS);
     assert!(!pair.backend.session().runs());
     pair.frontend.set_up(setup(VERSION_1, 1, 2)).unwrap();
     assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
@@ -455,7 +455,7 @@ fn a_device_that_needs_a_reset_is_reset_and_set_up_anew() {
 #[test]
 fn a_back_end_without_reset_or_status_says_so() {
     let wanted = ProtocolFeatures::REPLY_ACK;
-    let mut pair = Pair::new(offer(ProtocolFeatures::BACKEND), wanted);
+    let mut pair = Pair::new(offer(BY_EVENTS), wanted);
     pair.offered();
     let error = pair.frontend.reset().unwrap_err();
     assert!(matches!(error, SessionError::Misuse { .. }), "{error}");

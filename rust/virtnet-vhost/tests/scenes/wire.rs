@@ -7,7 +7,7 @@ use virtnet_vhost::message::{Reply as Form, Request, RequestKind};
 use virtnet_vhost::payload::Config;
 use virtnet_vhost::{Backend, Offer, ProtocolFeatures, SessionError};
 
-use crate::fake::{FakeDevice, RING_PACKED, Scene, VERSION_1, bytes};
+use crate::fake::{BY_EVENTS, FakeDevice, RING_PACKED, Scene, VERSION_1, bytes};
 use crate::words::{
     Reply, Witness, base, call, enable, events_for, kick, place, raw, size, stop, whole_memory,
 };
@@ -53,7 +53,7 @@ fn u1_answers_have_exactly_these_bytes() {
         (stop(4), numbers(&[11, 5, 0])),
     ];
     for need_reply in [false, true] {
-        let mut scene = Scene::negotiated(ProtocolFeatures::BACKEND);
+        let mut scene = Scene::negotiated(BY_EVENTS);
         scene.device.config = (0..40).collect();
         for (request, expected) in &cases {
             let found = scene.exchange_with(request, need_reply, &[]);
@@ -64,8 +64,7 @@ fn u1_answers_have_exactly_these_bytes() {
 
 #[test]
 fn u1_acknowledgements_have_exactly_these_bytes() {
-    let mut scene =
-        Scene::negotiated(ProtocolFeatures::BACKEND.difference(ProtocolFeatures::STATUS));
+    let mut scene = Scene::negotiated(BY_EVENTS.difference(ProtocolFeatures::STATUS));
     let mut ask = |request: &Request| scene.exchange_with(request, true, &events_for(request));
     assert_eq!(ask(&size(0, 256)), numbers(&[8, 5, 8, 0, 0]));
     assert_eq!(ask(&size(0, 255)), numbers(&[8, 5, 8, 1, 0]));
@@ -89,7 +88,7 @@ fn u3_tb8_every_request_is_answered_by_the_rules_and_once() {
     for ack in [false, true] {
         for need_reply in [false, true] {
             for kind in RequestKind::ALL {
-                let mut protocol = ProtocolFeatures::BACKEND;
+                let mut protocol = BY_EVENTS;
                 protocol.set(ProtocolFeatures::REPLY_ACK, ack);
                 let mut scene = Scene::negotiated(protocol);
                 let zeros = (0..=64).find_map(|n| Request::decode(*kind, &vec![0; n]));
@@ -143,8 +142,7 @@ fn what_the_device_refuses_of_a_running_ring_leaves_it_as_it_was() {
 
 /// Rings 0 and 1 run.
 fn running() -> Scene {
-    let mut scene =
-        Scene::negotiated(ProtocolFeatures::BACKEND.difference(ProtocolFeatures::STATUS));
+    let mut scene = Scene::negotiated(BY_EVENTS.difference(ProtocolFeatures::STATUS));
     scene.exchange(&whole_memory());
     for ring in [0, 1] {
         for request in [size(ring, 256), base(ring, 3), place(ring)] {
