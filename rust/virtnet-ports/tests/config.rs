@@ -13,7 +13,7 @@ use virtnet_ports::{Control, VhostUserOptions, VhostUserPort};
 use virtnet_testkit::frame::Endpoint;
 use virtnet_testkit::{TempDir, receive, send};
 use virtnet_virtio::Features;
-use virtnet_virtio::net::NetConfig;
+use virtnet_virtio::net::{NetConfig, RssConfig};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
@@ -33,6 +33,13 @@ fn connect(change: impl FnOnce(&mut VhostUserOptions)) -> Pair {
     pair
 }
 
+/// What a device with hashes tells of them. Spec: virtio 1.4, 5.1.4.
+const RSS: RssConfig = RssConfig {
+    max_key_len: 40,
+    max_table_len: 128,
+    hash_types: 0x3f,
+};
+
 #[test]
 fn the_driver_reads_what_the_device_is_told_to_say() {
     let _gate = beside_others();
@@ -49,7 +56,7 @@ fn the_driver_reads_what_the_device_is_told_to_say() {
         mtu: Some(9000),
         speed_mbps: Some(25_000),
         full_duplex: Some(true),
-        rss: None,
+        rss: Some(RSS),
     };
     let status = pair.driver.status().unwrap();
     assert_eq!(status.config, Some(expected));
@@ -65,6 +72,7 @@ fn a_device_without_options_says_what_holds_for_any() {
     let expected = NetConfig {
         link_up: Some(true),
         mtu: Some(1500),
+        rss: Some(RSS),
         ..NetConfig::default()
     };
     assert_eq!(pair.driver.status().unwrap().config, Some(expected));

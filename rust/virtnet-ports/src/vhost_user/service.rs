@@ -14,7 +14,8 @@ use virtnet_vhost::{
     Backend, BackendDevice, DeviceError, InflightFile, LogFile, Offer, ProtocolFeatures, Refusal,
     RingAddresses, RingSetup, SessionError,
 };
-use virtnet_virtio::net::NetConfig;
+use virtnet_virtio::net::rss::{HashTypes, KEY_MAX, TABLE_MAX};
+use virtnet_virtio::net::{NetConfig, RssConfig};
 use virtnet_virtio::{Features, RingFormat};
 
 use super::controlq::ControlHalf;
@@ -398,7 +399,11 @@ impl BackendService {
             mtu: Some(self.options.mtu.unwrap_or(MTU)),
             speed_mbps: self.options.speed_mbps,
             full_duplex: self.options.speed_mbps.map(|_| true),
-            rss: None,
+            rss: Some(RssConfig {
+                max_key_len: u8::try_from(KEY_MAX).unwrap_or(u8::MAX),
+                max_table_len: u16::try_from(TABLE_MAX).unwrap_or(u16::MAX),
+                hash_types: HashTypes::SUPPORTED.bits(),
+            }),
         }
     }
 
