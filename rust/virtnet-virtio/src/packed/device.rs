@@ -145,7 +145,8 @@ impl PackedDevice {
         };
         // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
         let (mut at, mut held, mut hint, mut n) = (self.next_avail, self.held, self.hint, 0);
-        while n < max && held < self.size {
+        let size = self.size;
+        while n < max && held < size {
             let Some((id, desc)) = self.available(at) else {
                 break;
             };
@@ -153,27 +154,23 @@ impl PackedDevice {
                 self.prefetch_ahead(at, access);
             }
             let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
-            match memory.translate(
-                GuestAddr(desc.addr),
-                desc.len,
-                access.permission(),
-                &mut hint,
-            ) {
-                Some(segment) if is_plain && desc.len > 0 => {
-                    chains.push_one(id, 1, segment);
-                    held += 1;
-                    at = at.advance(1, self.size);
-                }
-                _ => {
-                    let slots = self.walk(memory, access, (at, held), id, desc, chains);
-                    if memory.has_missed() {
-                        // It stays where it is, and what is behind it, until its place is known.
-                        chains.pop(1);
-                        break;
-                    }
-                    held += slots;
-                    at = at.advance(slots, self.size);
-                }
+            let wanted = access.permission();
+            if is_plain
+                && desc.len > 0
+                && let Some(segment) =
+                    memory.translate(GuestAddr(desc.addr), desc.len, wanted, &mut hint)
+            {
+                chains.push_one(id, 1, segment);
+                held += 1;
+                at = at.advance(1, size);
+            } else {
+                let from = (at, held);
+                let Some(slots) = self.walk_unless_missed(memory, access, from, id, desc, chains)
+                else {
+                    break;
+                };
+                held += slots;
+                at = at.advance(slots, size);
             }
             n += 1;
         }
@@ -251,21 +248,22 @@ impl PackedDevice {
     #[inline]
     pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
         let (mut at, mut slots) = (self.next_used, 0);
-        let mut used = chains.entries().iter().skip(first).zip(lens);
+        let mut entries = chains.entries().get(first..).unwrap_or_default();
+        let mut lens_left = lens;
         while !self.first_is_noted
-            && let Some((entry, &len)) = used.next()
+            && let ([entry, rest @ ..], [len, rest_lens @ ..]) = (entries, lens_left)
         {
-            self.write_used_noting(at, entry.slots, used_word(at, entry.id, len));
+            self.write_used_noting(at, entry.slots, used_word(at, entry.id, *len));
             slots += entry.slots;
             at = at.advance(entry.slots, self.size);
+            (entries, lens_left) = (rest, rest_lens);
         }
-        for (entry, &len) in used {
+        for (entry, &len) in entries.iter().zip(lens_left) {
             let rest = used_word(at, entry.id, len);
-            if entry.slots == 1 {
-                self.store_rest(at.slot, rest);
-            } else {
-                self.write_used_noting(at, entry.slots, rest);
+            if entry.slots > 1 {
+                self.note_span(at, entry.slots, rest);
             }
+            self.store_rest(at.slot, rest);
             slots += entry.slots;
             at = at.advance(entry.slots, self.size);
         }
@@ -301,9 +299,7 @@ impl PackedDevice {
     #[inline(never)]
     fn write_used_noting(&mut self, at: Position, slots: u16, rest: u64) {
         if slots > 1 {
-            let last = at.advance(slots - 1, self.size);
-            self.note(last.slot, rest);
-            self.store_rest(last.slot, last_word(last, slots, rest));
+            self.note_span(at, slots, rest);
         }
         let Some((_, first)) = self.first else {
             self.first = Some((at.slot, rest));
@@ -314,6 +310,15 @@ impl PackedDevice {
             self.note(at.slot, first);
         }
         self.store_rest(at.slot, rest);
+    }
+
+    /// Says in the last of several slots that were used as a whole how many they are, and what the first of them says.
+    #[cold]
+    #[inline(never)]
+    fn note_span(&self, at: Position, slots: u16, rest: u64) {
+        let last = at.advance(slots - 1, self.size);
+        self.note(last.slot, rest);
+        self.store_rest(last.slot, last_word(last, slots, rest));
     }
 
     fn note(&self, slot: u16, rest: u64) {
@@ -457,6 +462,26 @@ impl PackedDevice {
     fn store_rest(&self, slot: u16, rest: u64) {
         self.desc
             .store(slot.into(), Word::Second, rest, Ordering::Release);
+    }
+
+    /// As [`walk`](Self::walk), unless a place was missed: then the chain stays where it is, and what is behind it, until its place
+    /// is known.
+    #[inline(never)]
+    fn walk_unless_missed(
+        &self,
+        memory: &impl Translate,
+        access: Access,
+        from: (Position, u16),
+        id: u16,
+        desc: Descriptor,
+        chains: &mut Chains,
+    ) -> Option<u16> {
+        let slots = self.walk(memory, access, from, id, desc, chains);
+        if memory.has_missed() {
+            chains.pop(1);
+            return None;
+        }
+        Some(slots)
     }
 
     /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense. How
