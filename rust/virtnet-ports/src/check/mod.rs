@@ -1,13 +1,13 @@
 //! Puts somebody else's vhost-user back-end to the test: what the specifications demand of one, tried out one by one.
 //!
 //! A [`Check`] is one demand with its source. It runs in a session of its own (or a few), as a front-end that says what it means
-//! to say, right or wrong ([`Session`]), with rings and buffers where packets are concerned ([`Rig`]). Every wait has an end, and
+//! to say, right or wrong (`Session`), with rings and buffers where packets are concerned (`Rig`). Every wait has an end, and
 //! after every check somebody who behaves asks whether the back-end is still there. So one check costs the others nothing.
 //!
 //! It guarantees that the back-end gets nothing that could kill a process which maps what it is given and checks what it reads:
 //! memory files are as long as they are said to be, and stay so.
 //!
-//! Reading order: [`talk`] has the messages, [`rings`] the states of a ring, [`traffic`] the packets, [`hostile`] what no driver does.
+//! Reading order: `talk` has the messages, `rings` the states of a ring, `traffic` the packets, `hostile` what no driver does.
 
 mod hostile;
 mod rig;

@@ -94,7 +94,7 @@ impl SplitRecord {
     /// Chains have been taken.
     pub(crate) fn take(&mut self, heads: impl Iterator<Item = u16>) {
         for head in heads {
-            // One that was in flight before the device was killed keeps its place.
+            // One that was in flight before the device was killed, or was put back, keeps its place.
             if std::mem::replace(&mut self.in_flight[usize::from(head)], true) {
                 continue;
             }
@@ -102,14 +102,6 @@ impl SplitRecord {
                 .store_u64(at(head, COUNTER), self.counter, Relaxed);
             self.counter = self.counter.wrapping_add(1);
             self.mark(head, true);
-        }
-    }
-
-    /// Chains have been put back.
-    pub(crate) fn untake(&mut self, heads: impl Iterator<Item = u16>) {
-        for head in heads {
-            self.in_flight[usize::from(head)] = false;
-            self.mark(head, false);
         }
     }
 
@@ -131,7 +123,10 @@ impl SplitRecord {
     /// After the used index has moved to `used`.
     pub(crate) fn after_publish(&mut self, used: u16) {
         let given = std::mem::take(&mut self.given);
-        self.untake(given.iter().copied());
+        for &head in &given {
+            self.in_flight[usize::from(head)] = false;
+            self.mark(head, false);
+        }
         self.region.store_u16(USED_INDEX, used, Release);
         self.given = given;
         self.given.clear();
