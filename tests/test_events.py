@@ -35,7 +35,8 @@ def test_a_session_is_told_from_its_beginning_to_its_end(sockets):
         gone = device.wait_event("disconnected", 5)
         assert gone is not None
         assert gone.data == {}
-        story = kinds(device)
+        # Drivers reset a device when they begin.
+        story = [kind for kind in kinds(device) if kind != "reset"]
         assert story[:3] == ["connected", "features", "memory"]
         assert story.count("ring_started") == 2
         events = device.events
@@ -44,7 +45,7 @@ def test_a_session_is_told_from_its_beginning_to_its_end(sockets):
         assert all(a.at_ns <= b.at_ns for a, b in itertools.pairwise(events))
         assert before <= events[0].at_ns <= time.monotonic_ns()
         assert abs(events[0].time.timestamp() - time.time()) < 60
-        connected, features, memory = events[:3]
+        connected, features, memory = [event for event in events if event.kind != "reset"][:3]
         assert connected.data == {"pid": os.getpid()}
         assert str(os.getpid()) in connected.text
         assert features.data["features"] & vn.RingFeature.VERSION_1.value
@@ -53,7 +54,7 @@ def test_a_session_is_told_from_its_beginning_to_its_end(sockets):
         started = events.of("ring_started")
         assert {(event.data["ring"], event.data["size"]) for event in started} == {(0, 256), (1, 256)}
     # It can be read when the port is closed, too.
-    assert kinds(device)[:3] == ["connected", "features", "memory"]
+    assert [kind for kind in kinds(device) if kind != "reset"][:3] == ["connected", "features", "memory"]
     text = str(device.events)
     assert "connected: a front-end has come" in text
     assert "<table>" in device.events._repr_html_()

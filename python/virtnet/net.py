@@ -123,7 +123,8 @@ class Net:
         #: What the network was before each change that can be taken back.
         self._history: list[Spec] = []
         self._last = NetStats()
-        self._last_engine: _virtnet.Engine | None = None
+        #: What had happened at each port when the network was stopped.
+        self._last_events: dict[str, tuple[list[dict[str, Any]], int]] = {}
         #: Not an event: its lock could be held by what a signal interrupts.
         self._ended = False
 
@@ -533,7 +534,8 @@ class Net:
                 engine.stop()
                 raise
             self._ended = False
-            self._engine = self._last_engine = engine
+            self._engine = engine
+            self._last_events = {}
         return self
 
     def stop(self) -> None:
@@ -543,6 +545,8 @@ class Net:
             if engine is not None:
                 engine.stop()
                 self._last = _snapshot(engine.stats())
+                ports = (name for name, node in self._plan.nodes.items() if isinstance(node.spec, PortSpec))
+                self._last_events = {name: engine.events(name, 0) for name in ports}
             self._ended = True
 
     def serve(self, seconds: float | None = None) -> None:
@@ -583,6 +587,19 @@ class Net:
     def running(self) -> bool:
         """Whether it is started."""
         return self._engine is not None
+
+    def _events(self, port: str, first: int) -> tuple[list[dict[str, Any]], int]:
+        """What has happened at a port from event number ``first`` on, and how many events were lost."""
+        with self._lock:
+            if self._engine is not None:
+                return self._engine.events(port, first)
+            events, dropped = self._last_events.get(port, ([], 0))
+            return [event for event in events if event["number"] >= first], dropped
+
+    def _rings(self, port: str) -> list[dict[str, Any]]:
+        """How the rings of a port stand."""
+        with self._lock:
+            return self._engine.rings(port) if self._engine is not None else []
 
     def stats(self) -> NetStats:
         """The counters now; of a network that was stopped, those at its end."""

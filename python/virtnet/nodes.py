@@ -162,14 +162,12 @@ class PortNode(Node):
         return wait_for_event(self._read_events, kind, timeout_s, since)
 
     def _read_events(self, first: int) -> tuple[list[dict[str, Any]], int]:
-        engine = self.net._last_engine  # noqa: SLF001 - a part of the network
-        return engine.events(self.name, first) if engine is not None else ([], 0)
+        return self.net._events(self.name, first)  # noqa: SLF001 - a part of the network
 
     @property
     def rings(self) -> tuple[RingState, ...]:
         """How its rings stand, in order of their numbers; none where there are no rings."""
-        engine = self.net._last_engine  # noqa: SLF001 - the same
-        return tuple(RingState(**ring) for ring in engine.rings(self.name)) if engine is not None else ()
+        return tuple(RingState(**ring) for ring in self.net._rings(self.name))  # noqa: SLF001 - the same
 
     def explain(self) -> Explanation:
         """How the port stands, in words: how far the other end has come, what was agreed on, what is missing.
