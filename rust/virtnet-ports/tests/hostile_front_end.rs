@@ -533,8 +533,10 @@ fn tb90_front_ends_that_come_and_go_leave_nothing() {
             drop(host.running(format, 1));
         }
     }
+    // The worker lets go of the first one's memory a moment after it has left: there may be less now.
     until("everybody has left", || {
-        host.status().state == "listening" && open_things() == before
+        let (fds, mappings) = open_things();
+        host.status().state == "listening" && fds <= before.0 && mappings <= before.1
     });
     host.assert_unharmed();
 }
