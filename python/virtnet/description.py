@@ -35,6 +35,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnet.errors import ConfigError
+from virtnet.kinds import FUNCTIONS
 from virtnet.spec import KINDS, Option, PortSpec, meant
 
 if TYPE_CHECKING:
@@ -47,53 +48,6 @@ Poll = Literal["adaptive", "busy", "interrupt"]
 
 #: Names need to be told apart in tables and texts.
 NAME_MAX = 64
-
-#: The shortest and the longest frame there is, without Ethernet's checksum.
-FRAME_MIN = 14
-FRAME_MAX = 65_535
-
-#: A source holds a burst.
-SOURCE_PACKETS_MAX = 64
-
-#: How many cables each kind of function takes.
-CABLES: dict[str, tuple[int, str]] = {
-    "switch": (4096, "many"),
-    "wire": (2, "two"),
-    "tee": (3, "three"),
-    "sink": (4096, "many"),
-    "source": (1, "one"),
-    "echo": (4096, "many"),
-}
-
-#: The options of each kind of function: JSON Schema, and the default.
-FUNCTIONS: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
-    "switch": {"ageing_s": ({"type": "number", "exclusiveMinimum": 0}, 300.0)},
-    "wire": {},
-    "tee": {"branch": ({"type": "string"}, ""), "filter": ({"type": "string"}, "")},
-    "sink": {"copy": ({"type": "boolean"}, False)},
-    "source": {
-        "frames": (
-            {
-                "type": "array",
-                "items": {
-                    "type": "string",
-                    "pattern": "^([0-9a-fA-F]{2}){14,65535}(/([0-9a-fA-F]{2}){10})?$",
-                    "description": "a frame in hexadecimal, a slash and its offload metadata behind if it has some",
-                },
-                "minItems": 1,
-                "maxItems": SOURCE_PACKETS_MAX,
-            },
-            None,
-        ),
-        "size": ({"type": "integer", "minimum": FRAME_MIN, "maximum": FRAME_MAX}, None),
-        "rate_pps": ({"type": "number", "exclusiveMinimum": 0}, None),
-        "count": ({"type": "integer", "minimum": 0}, None),
-    },
-    "echo": {},
-}
-
-#: What can be changed while it runs, without losing a function's state.
-CHANGEABLE: dict[str, set[str]] = {"switch": {"ageing_s"}, "source": {"rate_pps", "count"}}
 
 
 @dataclass(frozen=True)
@@ -114,10 +68,13 @@ class FunctionSpec:
 
     def __str__(self) -> str:
         """Its kind, and what is not default."""
-        options = ",".join(
-            f"{name}={value}" for name, value in sorted(self.options.items()) if value != FUNCTIONS[self.kind][name][1]
-        )
+        options = ",".join(f"{name}={value}" for name, value in sorted(self.chosen().items()))
         return f"{self.kind}:{options}" if options else self.kind
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that are not default."""
+        defaults = FUNCTIONS[self.kind].options
+        return {name: value for name, value in self.options.items() if value != defaults[name][1]}
 
 
 @dataclass(frozen=True)
@@ -238,11 +195,7 @@ class Spec:
         net = {"cpus": list(self.cpus)} if self.cpus else {}
         document["net"] = net | ({"poll": self.poll} if self.poll != "adaptive" else {})
         document["ports"] = {name: {"port": str(spec)} for name, spec in self.ports.items()}
-        document["functions"] = {
-            name: {"kind": spec.kind}
-            | {key: value for key, value in spec.options.items() if value != FUNCTIONS[spec.kind][key][1]}
-            for name, spec in self.functions.items()
-        }
+        document["functions"] = {name: {"kind": spec.kind} | spec.chosen() for name, spec in self.functions.items()}
         return {key: value for key, value in document.items() if value}
 
     def to_toml(self) -> str:
@@ -360,7 +313,7 @@ class Plan:
         if not isinstance(before, FunctionSpec) or not isinstance(after, FunctionSpec) or before.kind != after.kind:
             return False
         differing = {key for key in before.options if before.options[key] != after.options.get(key)}
-        return differing <= CHANGEABLE.get(before.kind, set())
+        return differing <= FUNCTIONS[before.kind].changeable
 
 
 def _check_ends(a: str, b: str, known: Mapping[str, Any]) -> None:
@@ -379,7 +332,7 @@ def _check_room(ports: Iterable[str], functions: Mapping[str, FunctionSpec], cab
         plugged[b].append(a)
     for name, others in plugged.items():
         kind = functions[name].kind if name in functions else "port"
-        most, words = CABLES.get(kind, (1, "one"))
+        most, words = FUNCTIONS[kind].cables if name in functions else (1, "one")
         if len(others) > most:
             raise ConfigError(
                 f"cables: a {kind} takes {words} cable{'s' if most > 1 else ''}, and {name!r} is joined to "
@@ -391,7 +344,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of the form that :meth:`Spec.from_dict` reads, draft 2020-12."""
     name = {"type": "string", "minLength": 1, "maxLength": NAME_MAX}
     ports = {kind.name: {option.name: _option_schema(option) for option in kind.options} for kind in KINDS.values()}
-    functions = {kind: {key: one for key, (one, _) in options.items()} for kind, options in FUNCTIONS.items()}
+    functions = {name: {key: one for key, (one, _) in kind.options.items()} for name, kind in FUNCTIONS.items()}
     where = {"where": {"type": "string", "minLength": 1}}
     by_kind = [_of_kind(kind, where | options, ["kind", "where"]) for kind, options in ports.items()]
     text = {
@@ -472,11 +425,11 @@ def whole(spec: FunctionSpec) -> FunctionSpec:
     """With its defaults, and numbers as they are used."""
     if spec.kind not in FUNCTIONS:
         raise ConfigError(f"there is no function {spec.kind!r}{meant(spec.kind, FUNCTIONS)}")
-    options = {name: default for name, (_, default) in FUNCTIONS[spec.kind].items()}
+    options = {name: default for name, (_, default) in FUNCTIONS[spec.kind].options.items()}
     for name, value in spec.options.items():
         if name not in options:
             raise ConfigError(f"a {spec.kind} has no option {name!r}{meant(name, options)}")
-        is_number = FUNCTIONS[spec.kind][name][0].get("type") == "number"
+        is_number = FUNCTIONS[spec.kind].options[name][0].get("type") == "number"
         options[name] = float(value) if is_number and value is not None else value
     return FunctionSpec(spec.kind, MappingProxyType(options))
 

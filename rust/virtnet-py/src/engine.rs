@@ -9,16 +9,14 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Change, Echo, Engine as RustEngine, EngineOptions, Filter, Instruction, NetBalance, Node,
-    NodeId, Place, Poll, Sink, Snapshot, Source, SourceOrders, Switch, SwitchOptions, SwitchOrders,
-    Tee, Update, Wire, WorkerStats,
+    Change, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Snapshot,
+    Update, WorkerStats,
 };
 use virtnet_ports::Control;
 
 use crate::errors::{ConfigError, StateError, engine_error, port_error};
-use crate::open::{Opened, Owner, Watch, get, open};
-use crate::packets::offload_from;
-use crate::{history, stats};
+use crate::open::{Opened, Owner, Watch, open};
+use crate::{functions, history, stats};
 
 /// Workers, and the graph they run.
 #[pyclass(frozen, module = "virtnet._virtnet")]
@@ -391,30 +389,28 @@ impl Known {
             return Ok(Fate::Stays);
         }
         // Everything else has to be as it was.
-        let changeable: &[&str] = match kind.as_str() {
-            "switch" => &["ageing_s"],
-            "source" => &["rate_pps", "count"],
-            _ => return Ok(Fate::Goes),
+        let Some(changeable) = options.get_item("changeable")? else {
+            return Ok(Fate::Goes);
         };
         for (name, value) in options {
-            let name: String = name.extract()?;
-            if !changeable.contains(&name.as_str()) && !value.eq(before.get_item(&name)?)? {
+            if !changeable.contains(&name)? && !value.eq(before.get_item(&name)?)? {
                 return Ok(Fate::Goes);
             }
         }
-        Ok(Fate::Changes(match kind.as_str() {
-            "switch" => switch_orders(options)?.into(),
-            _ => source_orders(options)?.into(),
-        }))
+        Ok(functions::update(kind, options)?.map_or(Fate::Goes, Fate::Changes))
     }
 
     /// The gates that a cable from `other` may be plugged into.
     fn gates_for(&self, py: Python<'_>, other: &str) -> PyResult<RangeInclusive<u16>> {
-        if self.kind != "tee" {
+        let Some(branches) = self.options.bind(py).get_item("gates")? else {
             return Ok(0..=u16::MAX);
-        }
-        let branch: String = get(self.options.bind(py), "branch")?;
-        Ok(if branch == other { 2..=2 } else { 0..=1 })
+        };
+        let branches: BTreeMap<String, u16> = branches.extract()?;
+        let first = branches.values().min().copied().unwrap_or(u16::MAX);
+        Ok(match branches.get(other) {
+            Some(&gate) => gate..=gate,
+            None => 0..=first.saturating_sub(1),
+        })
     }
 
     fn clone_ref(&self, py: Python<'_>) -> Self {
@@ -427,28 +423,6 @@ impl Known {
     }
 }
 
-fn switch_orders(options: &Bound<'_, PyDict>) -> PyResult<SwitchOrders> {
-    let ageing = Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
-    Ok(SwitchOrders { ageing })
-}
-
-/// A filter as libpcap has compiled it.
-fn filter(options: &Bound<'_, PyDict>) -> PyResult<Filter> {
-    let program: Vec<(u16, u8, u8, u32)> = get(options, "program")?;
-    let program: Vec<_> = program
-        .into_iter()
-        .map(|(code, jt, jf, k)| Instruction { code, jt, jf, k })
-        .collect();
-    Filter::new(&program).map_err(|error| ConfigError::new_err(error.to_string()))
-}
-
-fn source_orders(options: &Bound<'_, PyDict>) -> PyResult<SourceOrders> {
-    Ok(SourceOrders {
-        rate: rate(options)?,
-        count: get(options, "count")?,
-    })
-}
-
 /// Makes a function, or opens a port.
 fn make(
     kind: &str,
@@ -456,43 +430,9 @@ fn make(
     workers: usize,
     control: &Control,
 ) -> PyResult<(Node, Option<Watch>)> {
-    let invalid = |error| engine_error(&error);
-    let function: Node = match kind {
-        "switch" => Switch::new(SwitchOptions {
-            ageing: switch_orders(options)?.ageing,
-            ..SwitchOptions::default()
-        })
-        .map_err(invalid)?
-        .into(),
-        "wire" => Wire::new().into(),
-        "tee" => Tee::new(filter(options)?).into(),
-        "sink" if get(options, "copy")? => Sink::copying().into(),
-        "sink" => Sink::new().into(),
-        "source" => {
-            let packets: Vec<(Vec<u8>, Vec<u8>)> = get(options, "packets")?;
-            let packets = packets
-                .iter()
-                .map(|(frame, offload)| (&frame[..], offload_from(offload)));
-            Source::of_packets(packets, source_orders(options)?)
-                .map_err(invalid)?
-                .into()
-        }
-        "echo" => Echo::new().into(),
-        _ => {
-            let Opened { lanes, watch } = open(kind, options, Owner::Workers(workers), control)?;
-            return Ok((Node::Lanes(lanes), Some(watch)));
-        }
-    };
-    Ok((function, None))
-}
-
-/// Packets per second as a whole number, at least one.
-fn rate(options: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
-    let rate: Option<f64> = get(options, "rate_pps")?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float becomes the nearest number there is"
-    )]
-    Ok(rate.map(|rate| rate.max(1.0).round() as u64))
+    if let Some(function) = functions::make(kind, options)? {
+        return Ok((function, None));
+    }
+    let Opened { lanes, watch } = open(kind, options, Owner::Workers(workers), control)?;
+    Ok((Node::Lanes(lanes), Some(watch)))
 }

@@ -14,6 +14,7 @@ mod columns;
 mod commands;
 mod engine;
 mod errors;
+mod functions;
 mod history;
 mod host;
 mod open;

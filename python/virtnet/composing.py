@@ -1,0 +1,415 @@
+"""Composing a network: adding ports and functions, cabling them, changes that belong together."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast
+
+from virtnet.description import NAME_MAX, FunctionSpec, whole
+from virtnet.errors import ConfigError
+from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, SOURCE_PACKETS_MAX
+from virtnet.nodes import Capture, Function, Node, PortNode
+from virtnet.plans import PlannedNode, Plans, planned
+from virtnet.spec import PortSpec
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+    from virtnet.burst import Burst, Frame
+    from virtnet.net import Net
+    from virtnet.ports import Features
+
+__all__ = ["Composing"]
+
+
+class Composing:
+    """The half of :class:`~virtnet.Net` that describes: what there is, and how it is cabled."""
+
+    def __init__(self) -> None:
+        """Begins with nothing."""
+        self._lock = threading.RLock()
+        self._plan = Plans()
+        self._before_change: Plans | None = None
+
+    def _changed(self, before: Plans) -> None:
+        """Makes what runs follow the description; what cannot be done raises, and then nothing has changed."""
+        raise NotImplementedError
+
+    # Ports.
+
+    def port(self, spec: str | PortSpec, *, name: str | None = None) -> PortNode:
+        """Adds a port of any kind, by its textual form or specification.
+
+        Args:
+            spec: such as ``"vhost-user:vm1.sock,queue_pairs=2"``.
+            name: what to call it; made from what it is if not given.
+
+        Raises:
+            ConfigError: the text is no port, or the name is taken.
+            PortError: the network runs and the system refused.
+        """
+        if isinstance(spec, str):
+            spec = PortSpec.parse(spec)
+        handle = PortNode(cast("Net", self), self._name(name, Path(spec.where).stem or spec.kind), spec)
+        self._add(planned(handle, spec))
+        return handle
+
+    def vhost_user(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        client: bool = False,
+        queue_pairs: int = 1,
+        mtu: int | None = None,
+        mac: str | None = None,
+        speed_mbps: int | None = None,
+        postcopy: bool = False,
+        in_band: bool = False,
+        without: Features | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a network device that a driver attaches to; options as for :class:`~virtnet.VhostUserPort`."""
+        options = {
+            "client": client,
+            "queue_pairs": queue_pairs,
+            "mtu": mtu,
+            "mac": mac,
+            "speed_mbps": speed_mbps,
+            "postcopy": postcopy,
+            "in_band": in_band,
+            "without": without,
+        }
+        return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)
+
+    def virtio_user(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        server: bool = False,
+        queue_pairs: int = 1,
+        queue_size: int = 256,
+        ring: Literal["split", "packed"] = "split",
+        in_order: bool = True,
+        without: Features | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a driver that attaches to a vhost-user back-end; options as for :class:`~virtnet.VirtioUserPort`."""
+        options = {
+            "server": server,
+            "queue_pairs": queue_pairs,
+            "queue_size": queue_size,
+            "ring": ring,
+            "in_order": in_order,
+            "without": without,
+        }
+        return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)
+
+    def tap(self, interface: str, *, mtu: int | None = None, name: str | None = None) -> PortNode:
+        """Adds an interface of the kernel; options as for :class:`~virtnet.TapPort`."""
+        return self.port(PortSpec.of("tap", interface, mtu=mtu), name=name)
+
+    def af_packet(self, interface: str, *, promiscuous: bool = True, name: str | None = None) -> PortNode:
+        """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
+        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous), name=name)
+
+    def pcap(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["write", "read"] = "write",
+        overwrite: bool = False,
+        loop: bool = False,
+        timed: bool = False,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a capture file; options as for :class:`~virtnet.PcapPort`. It is read from when it is plugged in."""
+        spec = PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed)
+        return self.port(spec, name=name)
+
+    def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
+        """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""
+        return self.port(PortSpec.of("memory", name, capacity=capacity), name=name)
+
+    # Functions.
+
+    def switch(self, *, ageing_s: float = 300.0, name: str | None = None) -> Function:
+        """Adds a switch, which learns who is behind which cable and floods what is for nobody it knows.
+
+        Args:
+            ageing_s: seconds after which a station that was not heard of is forgotten.
+            name: what to call it.
+        """
+        if not 0 < ageing_s < float("inf"):
+            raise ConfigError(f"ageing_s is a number of seconds above 0, found {ageing_s!r}")
+        return self._function(name, FunctionSpec("switch", {"ageing_s": float(ageing_s)}))
+
+    def wire(self, a: Node | None = None, b: Node | None = None, *, name: str | None = None) -> Function:
+        """Adds a wire, which hands what comes in at one end out at the other, and plugs in the nodes given."""
+        with self.change():
+            wire = self._function(name, FunctionSpec("wire"))
+            for node in (a, b):
+                if node is not None:
+                    self.cable(node, wire)
+        return wire
+
+    def tee(self, branch: Node, *, filter: str = "", name: str | None = None) -> Function:  # noqa: A002
+        """Adds a tee: a wire between two other nodes that copies what passes, either way, to ``branch``.
+
+        Args:
+            branch: who gets the copies, by a cable that is plugged in here. What it sends ends at the tee.
+            filter: which packets are copied, in the language of tcpdump (``"tcp port 80"``); all if empty.
+            name: what to call it.
+
+        Raises:
+            ConfigError: it is no filter, or there is no libpcap to compile it.
+        """
+        with self.change():
+            self._known(branch.name)
+            tee = self._function(name, FunctionSpec("tee", {"branch": branch.name, "filter": filter}))
+            self.cable(branch, tee)
+        return tee
+
+    def capture(
+        self,
+        where: Node | tuple[Node, Node],
+        path: str | os.PathLike[str],
+        *,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+        name: str | None = None,
+    ) -> Capture:
+        """Writes what passes a place of the network, in both directions, to a file until it is stopped.
+
+        Args:
+            where: a node with one cable, or the two nodes at the ends of a cable.
+            path: the file, pcapng unless it ends in ``.pcap``.
+            filter: which packets, in the language of tcpdump (``"arp or udp port 53"``); all if empty.
+            overwrite: write over a file that exists.
+            name: what to call the file's port.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     vm1, vm2 = net.memory("vm1"), net.memory("vm2")
+            ...     _ = vm1 >> net.switch() << vm2
+            ...     with net.capture(vm1, "/tmp/virtnet-doc.pcapng", overwrite=True) as capture:
+            ...         _ = vm1.end.tx([bytes(60)])
+            ...         while not capture.packets:
+            ...             pass
+
+        Raises:
+            ConfigError: there is no such place, no such filter, or the file exists.
+            PortError: the file cannot be written.
+        """
+        with self.change():
+            a, b = self._cable_at(where)
+            file = self.pcap(path, overwrite=overwrite, name=self._name(name, f"capture-{Path(path).stem}"))
+            self.unplug(a, b)
+            tee = self.tee(file, filter=filter, name=self._name(None, f"tee-{file.name}"))
+            self.cable(a, tee)
+            self.cable(tee, b)
+        return Capture(file, tee)
+
+    def _cable_at(self, where: Node | tuple[Node, Node]) -> tuple[Node, Node]:
+        """The ends of the cable that is meant."""
+        if isinstance(where, Node):
+            others = self._plan.cables_of(self._known(where.name).handle.name)
+            if len(others) != 1:
+                raise ConfigError(
+                    f"{where.name!r} has {len(others)} cables: say which one by the nodes at its ends, (a, b)"
+                )
+            return where, self[others[0]]
+        a, b = where
+        if b.name not in self._plan.cables_of(self._known(a.name).handle.name):
+            raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
+        return a, b
+
+    def sink(self, *, copy: bool = False, name: str | None = None) -> Function:
+        """Adds a sink, which takes all packets and counts them.
+
+        Args:
+            copy: copy whole packets out of their senders' memory first, as a program that keeps them would.
+            name: what to call it.
+        """
+        return self._function(name, FunctionSpec("sink", {"copy": bool(copy)}))
+
+    def source(
+        self,
+        frame: Frame | Iterable[Frame] | Burst | None = None,
+        *,
+        size: int | None = None,
+        rate_pps: float | None = None,
+        count: int | None = None,
+        name: str | None = None,
+    ) -> Function:
+        """Adds a source, which makes the same packet again and again, or the same few in turn.
+
+        What arrives at it ends there and is counted as consumed.
+
+        Args:
+            frame: the packet; a broadcast UDP datagram to port 9 (discard) if not given. Or 1 to 64 packets that take
+                turns; those of a :class:`~virtnet.Burst` keep their offload metadata.
+            size: bytes of each, without Ethernet's checksum; frames are cut or filled up with zeros.
+            rate_pps: packets a second, as many as its port takes if not given.
+            count: how many packets in all, without end if not given.
+            name: what to call it.
+        """
+        if rate_pps is not None and not 0 < rate_pps < float("inf"):
+            raise ConfigError(f"rate_pps is a number above 0, or None for no limit, found {rate_pps!r}")
+        if count is not None and count < 0:
+            raise ConfigError(f"count is a number from 0, or None for no end, found {count!r}")
+        if size is not None and not FRAME_MIN <= size <= FRAME_MAX:
+            raise ConfigError(f"a frame has {FRAME_MIN} to {FRAME_MAX} bytes, found {size}")
+        options: dict[str, Any] = {
+            "rate_pps": None if rate_pps is None else float(rate_pps),
+            "count": count,
+            "size": size,
+        }
+        if frame is not None:
+            options["frames"] = frames = []
+            for packet, offload in _packets(frame):
+                if not FRAME_MIN <= len(packet if size is None else packet[:size].ljust(size)) <= FRAME_MAX:
+                    raise ConfigError(f"a frame has {FRAME_MIN} to {FRAME_MAX} bytes, found {len(packet)}")
+                frames.append(packet.hex() + (f"/{offload.hex()}" if offload != PLAIN else ""))
+            if not 1 <= len(frames) <= SOURCE_PACKETS_MAX:
+                raise ConfigError(f"a source makes copies of 1 to {SOURCE_PACKETS_MAX} packets, found {len(frames)}")
+        return self._function(name, FunctionSpec("source", options))
+
+    def echo(self, *, name: str | None = None) -> Function:
+        """Adds an echo, which swaps the MAC addresses of every packet and sends it back."""
+        return self._function(name, FunctionSpec("echo"))
+
+    # Cables and changes.
+
+    def cable(self, a: Node, b: Node) -> None:
+        """Plugs a cable between two nodes, as ``a >> b`` does. Between two ports it is a wire of its own.
+
+        Raises:
+            ConfigError: a node is of another network, or has no free end for a cable.
+        """
+        with self.change():
+            for node in (a, b):
+                if node.net is not self:
+                    raise ConfigError(f"a cable joins nodes of one network, {node.name!r} belongs to another")
+                self._known(node.name)
+            if a.name == b.name:
+                raise ConfigError(f"a cable joins two nodes, found {a.name!r} at both ends")
+            if isinstance(a, PortNode) and isinstance(b, PortNode):
+                self.wire(a, b, name=f"{a.name}-{b.name}")
+                return
+            if a.name in self._plan.cables_of(b.name):
+                raise ConfigError(f"{a.name!r} and {b.name!r} are joined already")
+            for node in (a, b):
+                most, words = FUNCTIONS[node.kind].cables if isinstance(node, Function) else (1, "one")
+                plugged = self._plan.cables_of(node.name)
+                if len(plugged) >= most:
+                    raise ConfigError(
+                        f"a {node.kind} takes {words} cable{'s' if most > 1 else ''}, and {node.name!r} is joined to "
+                        f"{' and '.join(map(repr, plugged))} already: put a switch between, or unplug it first"
+                    )
+            self._plan = replace(self._plan, cables=(*self._plan.cables, (a.name, b.name)))
+
+    def unplug(self, a: Node, b: Node) -> None:
+        """Takes the cable between two nodes away.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self.change():
+            ends = {a.name, b.name}
+            cables = tuple(cable for cable in self._plan.cables if set(cable) != ends)
+            if len(cables) == len(self._plan.cables):
+                raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
+            self._plan = replace(self._plan, cables=cables)
+
+    def remove(self, node: Node | str) -> None:
+        """Takes a node and its cables away; a port is closed. Its packets stay in the balance of :meth:`stats`.
+
+        Raises:
+            ConfigError: there is no such node.
+        """
+        name = node if isinstance(node, str) else node.name
+        with self.change():
+            self._known(name)
+            nodes = {other: node for other, node in self._plan.nodes.items() if other != name}
+            cables = tuple(cable for cable in self._plan.cables if name not in cable)
+            self._plan = Plans(nodes, cables)
+
+    @contextmanager
+    def change(self) -> Iterator[Self]:
+        """Makes what is done in the block one change: it takes effect at the end, whole or not at all.
+
+        Raises:
+            VirtnetError: it cannot be done; the network is and runs as before.
+        """
+        with self._lock:
+            if self._before_change is not None:
+                yield self  # part of a larger change
+                return
+            self._before_change = before = self._plan
+            try:
+                yield self
+                if self._plan != before:
+                    self._changed(before)
+            except BaseException:
+                self._plan = before
+                raise
+            finally:
+                self._before_change = None
+
+    def __getitem__(self, name: str) -> Node:
+        """The node of that name."""
+        with self._lock:
+            return self._known(name).handle
+
+    # Inside.
+
+    def _name(self, given: str | None, base: str) -> str:
+        """The name given, or one made from ``base`` that is free."""
+        if given is not None:
+            return given
+        base = base[: NAME_MAX - 8]
+        names = [base, *(f"{base}-{i}" for i in range(2, len(self._plan.nodes) + 3))]
+        return next(name for name in names if name not in self._plan.nodes)
+
+    def _function(self, name: str | None, spec: FunctionSpec) -> Function:
+        spec = whole(spec)
+        handle = Function(cast("Net", self), self._name(name, spec.kind), spec)
+        self._add(planned(handle, spec))
+        return handle
+
+    def _add(self, node: PlannedNode) -> None:
+        name = node.handle.name
+        with self.change():
+            if not name or len(name) > NAME_MAX or not name.isprintable():
+                raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
+            if name in self._plan.nodes:
+                taken = self._plan.nodes[name].handle
+                raise ConfigError(f"the name {name!r} is taken by a {taken.kind}: give another with name=")
+            self._plan = replace(self._plan, nodes={**self._plan.nodes, name: node})
+
+    def _known(self, name: str) -> PlannedNode:
+        if name not in self._plan.nodes:
+            there = ", ".join(self._plan.nodes) or "nothing yet"
+            raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
+        return self._plan.nodes[name]
+
+    def _handle(self, name: str, spec: PortSpec | FunctionSpec) -> PortNode | Function:
+        """What a program holds of a node."""
+        net = cast("Net", self)
+        return PortNode(net, name, spec) if isinstance(spec, PortSpec) else Function(net, name, spec)
+
+
+def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
+    """Frames with their offload metadata."""
+    if isinstance(frames, bytes | bytearray | memoryview | SupportsBytes):
+        return [(bytes(frames), PLAIN)]
+    from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+
+    if isinstance(frames, Burst):
+        return list(zip(map(bytes, frames), map(bytes, frames.columns.offload.copy()), strict=True))
+    return [(bytes(frame), PLAIN) for frame in frames]

@@ -1,0 +1,130 @@
+"""The kinds of function there are: their options, how many cables they take, what can change while they run.
+
+Every kind is one entry of :data:`FUNCTIONS`; files, :class:`~virtnet.Spec` and the engine follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtnet.filters import compile_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["FUNCTIONS", "FunctionKind"]
+
+#: The shortest and the longest frame there is, without Ethernet's checksum.
+FRAME_MIN = 14
+FRAME_MAX = 65_535
+
+#: What a frame is filled up to where nothing is said: the shortest that a cable of copper carries.
+FRAME_USUAL = 60
+
+#: A source holds a burst.
+SOURCE_PACKETS_MAX = 64
+
+#: The offload metadata of a packet with nothing left to do.
+PLAIN = bytes(10)
+
+MANY = (4096, "many")
+
+
+@dataclass(frozen=True)
+class FunctionKind:
+    """One kind of function.
+
+    Attributes:
+        cables: how many it takes at most, as a number and in words.
+        options: JSON Schema and default of each.
+        changeable: options that can change while it runs, without losing its state.
+        branches: options that name a node, and the gate that its cable goes to; others take the gates below.
+        prepare: options as the engine takes them.
+    """
+
+    cables: tuple[int, str]
+    options: Mapping[str, tuple[dict[str, Any], Any]] = field(default_factory=dict)
+    changeable: frozenset[str] = frozenset()
+    branches: Mapping[str, int] = field(default_factory=dict)
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+    def for_engine(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as the engine takes them."""
+        prepared = self.prepare(dict(options))
+        gates = {options[name]: gate for name, gate in self.branches.items()}
+        return prepared | ({"gates": gates} if gates else {}) | {"changeable": sorted(self.changeable)}
+
+
+def _filtered(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"program": compile_filter(options["filter"])}
+
+
+def _source(options: dict[str, Any]) -> dict[str, Any]:
+    size = options.pop("size")
+    packets = []
+    for text in options.pop("frames") or [discard_frame(size or FRAME_USUAL).hex()]:
+        packet, _, offload = text.partition("/")
+        frame = bytes.fromhex(packet)
+        packets.append((frame if size is None else frame[:size].ljust(size, b"\0"), bytes.fromhex(offload) or PLAIN))
+    return options | {"packets": packets}
+
+
+FUNCTIONS: dict[str, FunctionKind] = {
+    "switch": FunctionKind(
+        MANY,
+        {"ageing_s": ({"type": "number", "exclusiveMinimum": 0}, 300.0)},
+        changeable=frozenset({"ageing_s"}),
+    ),
+    "wire": FunctionKind((2, "two")),
+    "tee": FunctionKind(
+        (3, "three"),
+        {"branch": ({"type": "string"}, ""), "filter": ({"type": "string"}, "")},
+        branches={"branch": 2},
+        prepare=_filtered,
+    ),
+    "sink": FunctionKind(MANY, {"copy": ({"type": "boolean"}, False)}),
+    "source": FunctionKind(
+        (1, "one"),
+        {
+            "frames": (
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "string",
+                        "pattern": "^([0-9a-fA-F]{2}){14,65535}(/([0-9a-fA-F]{2}){10})?$",
+                        "description": "a frame in hexadecimal, a slash and its offload metadata behind if it has some",
+                    },
+                    "minItems": 1,
+                    "maxItems": SOURCE_PACKETS_MAX,
+                },
+                None,
+            ),
+            "size": ({"type": "integer", "minimum": FRAME_MIN, "maximum": FRAME_MAX}, None),
+            "rate_pps": ({"type": "number", "exclusiveMinimum": 0}, None),
+            "count": ({"type": "integer", "minimum": 0}, None),
+        },
+        changeable=frozenset({"rate_pps", "count"}),
+        prepare=_source,
+    ),
+    "echo": FunctionKind(MANY),
+}
+
+
+def discard_frame(size: int) -> bytes:
+    """A broadcast UDP datagram from nobody to the discard port, in a frame of ``size`` bytes at least."""
+    ip_len = max(size, FRAME_USUAL) - FRAME_MIN
+    udp = b"".join(n.to_bytes(2, "big") for n in (9, 9, ip_len - 20, 0))
+    header = bytearray.fromhex("4500000000000000401100000000000000000000")
+    header[2:4] = ip_len.to_bytes(2, "big")
+    header[12:20] = bytes([198, 18, 0, 1, 198, 18, 0, 2])  # kept for benchmarks, RFC 2544
+    header[10:12] = _checksum(header).to_bytes(2, "big")
+    ethernet = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00"
+    return (ethernet + header + udp).ljust(size, b"\0")
+
+
+def _checksum(data: bytes | bytearray) -> int:
+    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -1,0 +1,70 @@
+"""A network's description, immutable: what a change starts from and what it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtnet import _virtnet
+from virtnet.kinds import FUNCTIONS
+from virtnet.nodes import Function, PortNode
+from virtnet.ports import MemoryPort
+from virtnet.spec import PortSpec
+
+if TYPE_CHECKING:
+    from virtnet.description import FunctionSpec
+
+__all__ = ["PlannedNode", "Plans", "planned"]
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """One node of the description, and what a program holds of it."""
+
+    handle: PortNode | Function
+    spec: PortSpec | FunctionSpec
+    #: As the engine takes them.
+    options: dict[str, Any]
+    #: Of a memory port, the other end.
+    end: MemoryPort | None = None
+
+
+@dataclass(frozen=True)
+class Plans:
+    """A network's description: immutable, so that a change that fails leaves it as it was."""
+
+    nodes: dict[str, PlannedNode] = field(default_factory=dict)
+    cables: tuple[tuple[str, str], ...] = ()
+
+    def waits(self, name: str) -> bool:
+        """Whether a node is left out until it is plugged in: a capture would be over before anybody hears it."""
+        node = self.nodes[name]
+        return node.handle.kind == "pcap" and node.options["mode"] == "read" and not self.cables_of(name)
+
+    def cables_of(self, name: str) -> list[str]:
+        """Who is at the other ends of a node's cables."""
+        return [b if a == name else a for a, b in self.cables if name in {a, b}]
+
+    def without(self, names: set[str]) -> Plans:
+        """The same without some nodes and their cables."""
+        nodes = {name: node for name, node in self.nodes.items() if name not in names}
+        return Plans(nodes, tuple(cable for cable in self.cables if names.isdisjoint(cable)))
+
+    def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
+        """Nodes and cables as the engine takes them."""
+        nodes = [(name, node.handle.kind, node.options) for name, node in self.nodes.items() if not self.waits(name)]
+        return nodes, self.cables
+
+
+def planned(handle: PortNode | Function, spec: PortSpec | FunctionSpec) -> PlannedNode:
+    """A node of a description, with what the engine needs to make it."""
+    if isinstance(spec, PortSpec):
+        options = {**spec.options, "where": spec.where}
+        if spec.kind != "memory":
+            return PlannedNode(handle, spec, options)
+        inner, outer = _virtnet.memory_pair(spec.options["capacity"])
+        end = MemoryPort(spec, outer)
+        if isinstance(handle, PortNode) and handle.end is None:
+            handle.end = end
+        return PlannedNode(handle, spec, options | {"port": inner}, end)
+    return PlannedNode(handle, spec, FUNCTIONS[spec.kind].for_engine(spec.options))
