@@ -99,6 +99,45 @@ impl Mapping {
         }
     }
 
+    /// Registers the `len` bytes from `start` on with an AF_XDP socket.
+    pub(crate) fn register_umem(
+        &self,
+        socket: BorrowedFd<'_>,
+        start: *mut u8,
+        len: u64,
+        chunk: u32,
+    ) -> io::Result<()> {
+        let offset = start.addr().checked_sub(self.memory.as_ptr().addr());
+        let room = offset.and_then(|offset| self.memory.size().checked_sub(offset));
+        if room.is_none_or(|room| len > room as u64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // As kernels before 5.4 know it too.
+        let umem = libc::xdp_umem_reg_v1 {
+            addr: start.addr() as u64,
+            len,
+            chunk_size: chunk,
+            headroom: 0,
+        };
+        let size = size_of_val(&umem);
+        // SAFETY: the kernel reads the struct during the call. What it names lies in this mapping (checked above), whose bytes may
+        // change at any time for everybody who uses it; the kernel holds the pages itself, so they may even be unmapped first.
+        let done = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_XDP,
+                libc::XDP_UMEM_REG,
+                (&raw const umem).cast(),
+                libc::socklen_t::try_from(size).unwrap_or_default(),
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
     /// Whether a page of it had to be replaced.
     pub(crate) fn is_lost(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::is_lost)

@@ -150,6 +150,16 @@ impl Region {
         self.mapping.catch_faults(userfault, false)
     }
 
+    /// Registers all of it with an AF_XDP socket, in chunks of `chunk` bytes: the kernel and its drivers read and write them from
+    /// now on, as long as the socket is open.
+    ///
+    /// # Errors
+    /// What the kernel says: the size is no multiple of the chunk's, or more memory would be locked than is allowed (ENOBUFS).
+    pub fn register_umem(&self, socket: BorrowedFd<'_>, chunk: u32) -> io::Result<()> {
+        self.mapping
+            .register_umem(socket, self.host.0, self.size, chunk)
+    }
+
     /// Whether a page of it is gone, because its file was shortened or there was no room for it; zeros have taken its place.
     #[must_use]
     pub fn is_lost(&self) -> bool {

@@ -36,9 +36,11 @@ reasons! {
     BadOffload = "bad_offload",
     /// Received on a queue that is started but not enabled.
     Disabled = "disabled",
+    /// Received by the host and lost there, because the port was not emptied fast enough.
+    Overrun = "overrun",
     /// To be sent: the receiver has no room (its ring is full, or the socket's buffer is).
     NoRoom = "no_room",
-    /// To be sent: longer than the receiver's buffers or MTU.
+    /// To be sent: longer than the receiver's buffers or MTU; received by the host: longer than ours.
     TooBig = "too_big",
     /// To be sent: the port is not up (nobody attached, ring stopped).
     PortDown = "port_down",

@@ -115,6 +115,30 @@ pub enum What {
         /// Why, if it did not simply leave.
         why: Option<String>,
     },
+    /// The port has an interface of the host.
+    Attached {
+        /// The driver hands its packets over, not the network stack.
+        native: bool,
+        /// The card shares our memory.
+        zero_copy: bool,
+        /// Over so many queues.
+        queues: usize,
+    },
+    /// An interface of the host is up, and so is the other end of its cable.
+    LinkUp {
+        /// Its name.
+        interface: String,
+    },
+    /// It is not.
+    LinkDown {
+        /// Its name.
+        interface: String,
+    },
+    /// It is gone for good.
+    Removed {
+        /// Its name.
+        interface: String,
+    },
     /// Nobody can be reached; it is tried again and again. Told once for each reason.
     Nobody {
         /// Why.
@@ -151,6 +175,10 @@ impl What {
             Self::Reset => "reset",
             Self::Running { .. } => "running",
             Self::Disconnected { .. } => "disconnected",
+            Self::Attached { .. } => "attached",
+            Self::LinkUp { .. } => "link_up",
+            Self::LinkDown { .. } => "link_down",
+            Self::Removed { .. } => "removed",
             Self::Nobody { .. } => "nobody",
         }
     }
@@ -194,6 +222,18 @@ impl What {
             Self::Running { queue_pairs } => vec![("queue_pairs", count(*queue_pairs))],
             Self::Disconnected { why, .. } => why.iter().map(|why| ("why", text(why))).collect(),
             Self::Refused { why } | Self::Nobody { why } => vec![("why", text(why))],
+            Self::Attached {
+                native,
+                zero_copy,
+                queues,
+            } => vec![
+                ("native", Datum::Flag(*native)),
+                ("zero_copy", Datum::Flag(*zero_copy)),
+                ("queues", count(*queues)),
+            ],
+            Self::LinkUp { interface }
+            | Self::LinkDown { interface }
+            | Self::Removed { interface } => vec![("interface", text(interface))],
             Self::Reset => Vec::new(),
         }
     }
@@ -266,6 +306,32 @@ impl fmt::Display for What {
                 why: Some(why),
             } => write!(f, "the {peer} has gone: {why}"),
             Self::Disconnected { peer, why: None } => write!(f, "the {peer} has gone"),
+            Self::Attached {
+                native,
+                zero_copy,
+                queues,
+            } => {
+                let place = if *native {
+                    "its driver"
+                } else {
+                    "the network stack"
+                };
+                let memory = if *zero_copy {
+                    "shares our memory"
+                } else {
+                    "copies"
+                };
+                let s = if *queues == 1 { "" } else { "s" };
+                write!(
+                    f,
+                    "attached to the interface by {place}, which {memory}, with {queues} queue{s}"
+                )
+            }
+            Self::LinkUp { interface } => write!(f, "{interface} is up"),
+            Self::LinkDown { interface } => write!(f, "{interface} is down"),
+            Self::Removed { interface } => {
+                write!(f, "{interface} is gone, and does not come back")
+            }
             Self::Nobody { why } => {
                 write!(f, "nobody is there: {why}; it is tried again and again")
             }

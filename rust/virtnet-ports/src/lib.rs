@@ -1,4 +1,4 @@
-//! Every port to the outside: tap, packet socket, pcap, and what vhost-user and virtio-user ports are built on.
+//! Every port to the outside: tap, packet socket, AF_XDP, pcap, and what vhost-user and virtio-user ports are built on.
 //!
 //! A port has two halves. The data half moves packets and belongs to one worker at a time; the control half answers sockets
 //! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`AfPacketPort`], [`PcapPort`]) have no
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod af_packet;
+mod af_xdp;
 pub mod check;
 mod control;
 mod error;
@@ -27,6 +28,7 @@ mod vhost_user;
 mod virtio_user;
 
 pub use af_packet::AfPacketPort;
+pub use af_xdp::{AfXdpOptions, AfXdpPort, AfXdpWatch, XDP_QUEUES_MAX};
 pub use control::{Control, REST, Served, Service};
 pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};
@@ -39,5 +41,5 @@ pub use vhost_user::{
     OFFLOADS, Step, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch,
 };
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
-pub use virtnet_sys::Fault;
+pub use virtnet_sys::{Fault, XdpAttach, XdpMode};
 pub use virtnet_vhost::{Offered, SessionError, probe};

@@ -118,6 +118,16 @@ pub enum SysError {
         /// What it is.
         found: &'static str,
     },
+    /// A refusal of the kernel that something can be done about.
+    #[error("cannot {operation}: {source}; {remedy}")]
+    Refused {
+        /// The operation, with its object, as the end of a sentence that starts with "cannot".
+        operation: String,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do.
+        remedy: String,
+    },
     /// Any other refusal of the kernel.
     #[error("cannot {operation}: {source}")]
     Os {
@@ -156,8 +166,35 @@ impl SysError {
             | Self::InterfaceName { .. }
             | Self::UnalignedSize { .. }
             | Self::WrongKind { .. } => io::ErrorKind::InvalidInput,
-            Self::Os { source, .. } => source.kind(),
+            Self::Os { source, .. } | Self::Refused { source, .. } => source.kind(),
         }
+    }
+
+    /// A refusal, with what to do about it.
+    pub fn refused(
+        operation: impl Into<String>,
+        remedy: impl Into<String>,
+        source: io::Error,
+    ) -> Self {
+        Self::Refused {
+            operation: operation.into(),
+            source,
+            remedy: remedy.into(),
+        }
+    }
+
+    /// A refusal to have `bytes` more of memory locked.
+    pub fn locking(operation: impl Into<String>, bytes: u64, source: io::Error) -> Self {
+        if source.raw_os_error() != Some(libc::ENOBUFS) {
+            return Self::os(operation, source);
+        }
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+        let limit = limit.map_or_else(|| "without end".to_owned(), |limit| limit.to_string());
+        let remedy = format!(
+            "it needs {bytes} bytes of locked memory, and RLIMIT_MEMLOCK is {limit}: raise that (`ulimit -l`), run with \
+             CAP_IPC_LOCK, or make the rings smaller"
+        );
+        Self::refused(operation, remedy, source)
     }
 
     pub(crate) fn os(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {

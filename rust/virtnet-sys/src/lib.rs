@@ -1,5 +1,5 @@
 //! Linux for virtnet: eventfd, pipes, epoll, timers, unix sockets with descriptors, memfd, userfaultfd, tun, packet
-//! sockets, threads and the clock.
+//! sockets, AF_XDP, threads and the clock.
 //!
 //! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
 //! here is close-on-exec and non-blocking where it can be. Nothing here knows virtio: these are the system calls the
@@ -12,6 +12,7 @@ mod clock;
 mod error;
 mod event;
 mod line;
+mod link;
 pub mod memfd;
 mod packet;
 mod pipe;
@@ -21,13 +22,16 @@ mod timer;
 mod tun;
 mod unix;
 mod userfault;
+mod xdp;
 
 pub use clock::monotonic_ns;
 pub use error::{Fault, SysError};
 pub use event::EventFd;
 pub use line::line_cost;
+pub use link::{LinkNews, LinkState, LinkWatch};
 pub use packet::{
     PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
+    Promiscuous,
 };
 pub use pipe::PipeEnd;
 pub use poll::{Event, Events, Interest, Poller};
@@ -36,3 +40,7 @@ pub use timer::Timer;
 pub use tun::{Tap, TapOffloads, TapQueue};
 pub use unix::{Listener, MAX_FDS, PeerCredentials, Stream};
 pub use userfault::Userfault;
+pub use xdp::{
+    Consumer, Producer, XDP_HEADROOM, XdpAttach, XdpBound, XdpDesc, XdpMode, XdpProgram, XdpRings,
+    XdpSocket, XdpStatistics, receive_queues,
+};

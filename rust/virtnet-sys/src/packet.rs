@@ -146,23 +146,7 @@ impl PacketSocket {
     /// [`SysError::Os`]: there is no such interface, or the right to look at all packets (CAP_NET_RAW) is missing.
     pub fn open(interface: &str, promiscuous: bool) -> Result<Self, SysError> {
         let what = |what: &str| format!("{what} a packet socket on {interface}");
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: a plain system call; protocol 0 receives nothing before it is bound.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            let remedy = match error.kind() {
-                io::ErrorKind::PermissionDenied => " (needs root or CAP_NET_RAW)",
-                _ => "",
-            };
-            return Err(SysError::os(what("open") + remedy, error));
-        }
-        // SAFETY: the descriptor was just made and is nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let socket = Self { fd };
-        let index = rustix::net::netdevice::name_to_index(&socket.fd, interface)
-            .map_err(|errno| SysError::os(format!("find interface {interface:?}"), errno))?;
-        let index = i32::try_from(index).unwrap_or_default();
+        let (socket, index) = Self::unbound(interface)?;
         for option in [
             libc::PACKET_VNET_HDR,
             libc::PACKET_AUXDATA,
@@ -173,18 +157,39 @@ impl PacketSocket {
                 .map_err(|error| SysError::os(what("set up"), error))?;
         }
         if promiscuous {
-            // SAFETY: all zeros is a valid value of this plain struct.
-            let mut membership: libc::packet_mreq = unsafe { zeroed() };
-            membership.mr_ifindex = index;
-            membership.mr_type = u16::try_from(libc::PACKET_MR_PROMISC).unwrap_or_default();
             socket
-                .set(libc::PACKET_ADD_MEMBERSHIP, &membership)
+                .join_all(index)
                 .map_err(|error| SysError::os(what("have all frames on"), error))?;
         }
         socket
             .bind(index)
             .map_err(|error| SysError::os(what("bind"), error))?;
         Ok(socket)
+    }
+
+    /// A socket that receives nothing yet, and the interface's number.
+    fn unbound(interface: &str) -> Result<(Self, i32), SysError> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: a plain system call; protocol 0 receives nothing before it is bound.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => " (needs root or CAP_NET_RAW)",
+                _ => "",
+            };
+            return Err(SysError::os(
+                format!("open a packet socket on {interface}") + remedy,
+                error,
+            ));
+        }
+        // SAFETY: the descriptor was just made and is nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = Self { fd };
+        let index = rustix::net::netdevice::name_to_index(&socket.fd, interface)
+            .map_err(|errno| SysError::os(format!("find interface {interface:?}"), errno))?;
+        let index = i32::try_from(index).unwrap_or_default();
+        Ok((socket, index))
     }
 
     /// Receives frames that have arrived, up to `max` and to [`PACKET_BATCH`], instead of what is in `batch`; how many.
@@ -298,6 +303,15 @@ impl PacketSocket {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Has the interface receive what is for other stations too, as long as the socket is open.
+    fn join_all(&self, index: i32) -> io::Result<()> {
+        // SAFETY: all zeros is a valid value of this plain struct.
+        let mut membership: libc::packet_mreq = unsafe { zeroed() };
+        membership.mr_ifindex = index;
+        membership.mr_type = u16::try_from(libc::PACKET_MR_PROMISC).unwrap_or_default();
+        self.set(libc::PACKET_ADD_MEMBERSHIP, &membership)
+    }
+
     fn set<T>(&self, option: i32, value: &T) -> io::Result<()> {
         let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
         let (fd, value) = (self.fd.as_raw_fd(), std::ptr::from_ref(value).cast());
@@ -314,6 +328,26 @@ impl PacketSocket {
         let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
         // SAFETY: the kernel reads `len` bytes of the address during the call.
         check(unsafe { libc::bind(self.fd.as_raw_fd(), (&raw const address).cast(), len) })
+    }
+}
+
+/// Has an interface receive frames for other stations too, for as long as this value lives.
+#[derive(Debug)]
+pub struct Promiscuous {
+    _socket: PacketSocket,
+}
+
+impl Promiscuous {
+    /// Switches it on for the interface of this name.
+    ///
+    /// # Errors
+    /// As [`PacketSocket::open`].
+    pub fn on(interface: &str) -> Result<Self, SysError> {
+        let (socket, index) = PacketSocket::unbound(interface)?;
+        socket.join_all(index).map_err(|error| {
+            SysError::os(format!("have all frames of {interface} received"), error)
+        })?;
+        Ok(Self { _socket: socket })
     }
 }
 
