@@ -47,17 +47,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device-without", default="")
     parser.add_argument("--ring", default="split")
-    parser.add_argument("--ends", choices=["tap", "af-packet"], default="tap")
+    parser.add_argument("--ends", choices=["tap", "af-packet", "af-xdp"], default="tap")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, vn.Net() as net:
         place = Path(directory) / "s"
         without = f",without={options.device_without}" if options.device_without else ""
-        if options.ends == "af-packet":
+        if options.ends != "tap":
             for name in ("near", "far"):
                 ip(f"link add {name}0 type veth peer name {name}1")
                 ip(f"link set {name}1 up")
+                if options.ends == "af-xdp":
+                    # What is received there has to have its checksums.
+                    subprocess.run(["ethtool", "-K", f"{name}0", "tx", "off"], check=True, stdout=subprocess.DEVNULL)
         near, far_end = (
-            net.tap(f"{name}0", name=name) if options.ends == "tap" else net.af_packet(f"{name}1", name=name)
+            net.tap(f"{name}0", name=name) if options.ends == "tap" else net.port(f"{options.ends}:{name}1", name=name)
             for name in ("near", "far")
         )
         near >> net.port(f"vhost-user:{place}{without}", name="device")

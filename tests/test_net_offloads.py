@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("kernel_tcp.py")
 
-UNSHARE = ["unshare", "--map-root-user", "--net"]
+#: As root, with root's rights: that of a user namespace may load no programs.
+UNSHARE = ["unshare", "--net"] if not os.geteuid() else ["unshare", "--map-root-user", "--net"]
 
 #: Every way in which frames can be left unfinished.
 ALL = "csum+guest_csum"
@@ -71,3 +73,15 @@ def test_packet_sockets_get_segments_for_a_driver_that_takes_nothing():
     told = between_kernels("--ends", "af-packet", "--device-without", ALL)
     assert exact(told)
     assert told["ports"]["device"]["segmented"] > 100
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_kernels_talk_through_af_xdp_on_veth_pairs_which_leaves_nothing_undone(ring):
+    if os.geteuid() or not shutil.which("ethtool"):
+        pytest.skip("loads a program into the kernel: needs root, and ethtool")
+    told = between_kernels("--ends", "af-xdp", "--ring", ring)
+    assert exact(told)
+    assert told["ports"]["near"]["xdp"] == "native, copy"
+    assert told["ports"]["near"]["link_up"]
+    assert told["bytes_a_packet"] < 1515

@@ -16,6 +16,8 @@ import virtnet as vn
         ("vhost-user:vm1.sock,client=on,queue_pairs=2", "vhost-user", "vm1.sock", {"client": True, "queue_pairs": 2}),
         ("virtio-user:/run/vm1.sock,ring=packed", "virtio-user", "/run/vm1.sock", {"ring": "packed"}),
         ("tap:tap0", "tap", "tap0", {}),
+        ("af-xdp:eth0", "af-xdp", "eth0", {"queues": None, "ring_size": 2048, "mode": "auto", "promiscuous": True}),
+        ("af-xdp:eth0,queues=2,mode=zero-copy", "af-xdp", "eth0", {"queues": 2, "mode": "zero-copy"}),
         ("pcap:out.pcap", "pcap", "out.pcap", {"mode": "write"}),
         ("pcap:a:b,,c.pcap,mode=read", "pcap", "a:b,c.pcap", {"mode": "read"}),
         ("vhost-user:x,without=mrg_rxbuf+event_idx", "vhost-user", "x", {"without": 1 << 15 | 1 << 29}),
@@ -33,7 +35,7 @@ def test_a_port_is_read(text, kind, where, options):
     [
         ("vm1.sock", "expected KIND:WHERE"),
         ("vhostuser:vm1.sock", "did you mean vhost-user?"),
-        ("ethernet:eth0", "expected vhost-user, virtio-user, tap, af-packet, pcap or memory"),
+        ("ethernet:eth0", "expected vhost-user, virtio-user, tap, af-packet, af-xdp, pcap or memory"),
         ("tap:", "needs an interface's name after the colon"),
         ("vhost-user:vm1.sock,queues=2", "did you mean queue_pairs?"),
         ("tap:tap0,ring=packed", "it takes mtu"),
@@ -48,6 +50,8 @@ def test_a_port_is_read(text, kind, where, options):
         ("vhost-user:" + "x" * 108, "at most 107 bytes"),
         ("tap:an_interface_name", "at most 15 bytes"),
         ("tap:a b", "neither spaces"),
+        ("af-xdp:eth0,ring_size=100", "a power of two from 8 to 32768, found '100'"),
+        ("af-xdp:eth0,mode=fast", "expected auto, copy or zero-copy"),
     ],
 )
 def test_a_mistake_is_answered_with_what_was_expected(text, says):

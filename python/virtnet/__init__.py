@@ -22,6 +22,7 @@ from virtnet.net import Net
 from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs
 from virtnet.ports import (
     AfPacketPort,
+    AfXdpPort,
     MemoryPort,
     PcapPort,
     Port,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AfPacketPort",
+    "AfXdpPort",
     "Balance",
     "Burst",
     "Capture",

@@ -116,6 +116,21 @@ class Composing:
         """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
         return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous), name=name)
 
+    def af_xdp(
+        self,
+        interface: str,
+        *,
+        queues: int | None = None,
+        ring_size: int = 2048,
+        mode: Literal["auto", "copy", "zero-copy"] = "auto",
+        attach: Literal["auto", "native", "generic"] = "auto",
+        promiscuous: bool = True,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds an interface taken away from the host's network stack; options as for :class:`~virtnet.AfXdpPort`."""
+        options = {"queues": queues, "ring_size": ring_size, "mode": mode, "attach": attach, "promiscuous": promiscuous}
+        return self.port(PortSpec.of("af-xdp", interface, **options), name=name)
+
     def pcap(
         self,
         path: str | os.PathLike[str],

@@ -25,6 +25,9 @@ __all__ = ["Event", "Events"]
 #: The kinds of events, in the order in which they mostly come.
 EVENT_KINDS = (
     "nobody",
+    "attached",
+    "link_up",
+    "link_down",
     "connected",
     "offered",
     "features",
@@ -38,6 +41,7 @@ EVENT_KINDS = (
     "ring_stopped",
     "reset",
     "disconnected",
+    "removed",
 )
 
 #: How often a wait looks.
@@ -55,7 +59,8 @@ class Event:
         kind: one of :attr:`KINDS`.
         text: a sentence.
         data: values that belong to it, by name: ``pid``, ``features``, ``protocol_features``, ``regions``, ``bytes``,
-            ``ring``, ``size``, ``base`` (as in SET_VRING_BASE), ``enabled``, ``queue_pairs``, ``why``.
+            ``ring``, ``size``, ``base`` (as in SET_VRING_BASE), ``enabled``, ``queue_pairs``, ``why``, ``interface``,
+            ``native``, ``zero_copy``, ``queues``.
     """
 
     #: The kinds there are, in the order in which they mostly come.

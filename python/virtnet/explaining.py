@@ -102,6 +102,8 @@ def _explain(stats: PortStats, spec: PortSpec, *, runs: bool) -> Explanation:
         return _device(stats, spec)
     if stats.kind == "virtio-user":
         return _driver(stats, spec)
+    if stats.kind == "af-xdp":
+        return _interface(stats, spec)
     return Explanation(f"{spec} is open; there is nothing to agree on.", _traffic(stats))
 
 
@@ -146,6 +148,23 @@ def _driver(stats: PortStats, spec: PortSpec) -> Explanation:
         )
     return Explanation(
         f"No back-end serves {spec.where}; it is tried again and again.", why, "start one that listens there"
+    )
+
+
+def _interface(stats: PortStats, spec: PortSpec) -> Explanation:
+    facts = (f"Attached: {stats.xdp}.", *_traffic(stats))
+    if stats.connected:
+        return Explanation(f"The interface {spec.where} is up.", facts)
+    if stats.last_error:
+        return Explanation(
+            f"The interface {spec.where} is gone, deleted or moved to another network namespace.",
+            facts,
+            "make the port anew when it is there again",
+        )
+    return Explanation(
+        f"The interface {spec.where} is down.",
+        facts,
+        f"ip link set {spec.where} up, and look at the other end of its cable",
     )
 
 

@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
 
-__all__ = ["MemoryPort", "PcapPort", "Port", "TapPort", "VhostUserPort", "VirtioUserPort", "memory_pair", "open_port"]
+__all__ = [
+    "AfPacketPort",
+    "AfXdpPort",
+    "MemoryPort",
+    "PcapPort",
+    "Port",
+    "TapPort",
+    "VhostUserPort",
+    "VirtioUserPort",
+    "memory_pair",
+    "open_port",
+]
 
 #: What one ``rx`` brings at most, when nothing else is said.
 RX_MAX = 256
@@ -396,6 +407,42 @@ class AfPacketPort(Port):
         super().__init__(PortSpec.of("af-packet", interface, promiscuous=promiscuous))
 
 
+class AfXdpPort(Port):
+    """A network interface of the host, taken away from its network stack: an uplink by AF_XDP.
+
+    A program on the interface hands what arrives to this port, and the host sees none of it; with the port, or with the
+    process, the program is gone. Needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and Linux 5.9. Frames are whole on both
+    sides: an interface whose other end leaves checksums to be done (a veth pair) must not (``ethtool -K PEER tx off``),
+    and tags of VLANs must stay in frames (``ethtool -K INTERFACE rxvlan off``).
+
+    Args:
+        interface: the interface.
+        queues: how many of its receive queues to take, from the first on; all of them if not given. What arrives on
+            others stays with the host. In a network each worker has some of them.
+        ring_size: entries of each ring, a power of two from 8 to 32768; 4096 bytes of locked memory each, twice for the
+            queue of a worker that sends.
+        mode: ``copy`` has the kernel copy, ``zero-copy`` the card share the port's memory or fail, ``auto`` whichever
+            works.
+        attach: ``native`` has the driver hand packets over, ``generic`` the network stack behind it (slower, for every
+            driver), ``auto`` whichever works.
+        promiscuous: receive frames for other stations too, as whoever bridges has to.
+    """
+
+    def __init__(
+        self,
+        interface: str,
+        *,
+        queues: int | None = None,
+        ring_size: int = 2048,
+        mode: Literal["auto", "copy", "zero-copy"] = "auto",
+        attach: Literal["auto", "native", "generic"] = "auto",
+        promiscuous: bool = True,
+    ) -> None:
+        """Attaches to the interface."""
+        options = {"queues": queues, "ring_size": ring_size, "mode": mode, "attach": attach, "promiscuous": promiscuous}
+        super().__init__(PortSpec.of("af-xdp", interface, **options))
+
+
 class PcapPort(Port):
     """A capture file: what is sent is written, or what was written is received.
 
@@ -460,6 +507,8 @@ _CLASSES: dict[str, type[Port]] = {
     "vhost-user": VhostUserPort,
     "virtio-user": VirtioUserPort,
     "tap": TapPort,
+    "af-packet": AfPacketPort,
+    "af-xdp": AfXdpPort,
     "pcap": PcapPort,
 }
 
@@ -492,6 +541,8 @@ def describe(stats: PortStats) -> str:
         if stats.ring:
             pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
             parts.append(f"{stats.ring}, {pairs}")
+    if stats.kind == "af-xdp":
+        parts += ["link up" if stats.link_up else stats.last_error or "link down", str(stats.xdp)]
     parts += [f"{stats.received} received", f"{stats.sent} sent"]
     if dropped := sum(stats.drops.values()):
         parts.append(f"{dropped} dropped")

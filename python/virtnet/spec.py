@@ -7,6 +7,7 @@ One form serves the command line, :class:`~virtnet.Net` and files alike::
     virtio-user:vm1.sock,ring=packed
     tap:tap0
     af-packet:eth0
+    af-xdp:eth0
     pcap:out.pcap
 
 A comma that belongs to a name is written twice. Every option has a default, and what is written back leaves defaults
@@ -74,7 +75,7 @@ class PortSpec:
     """What a port is to be. Make one with :meth:`parse` or :meth:`of`, which check it; ``str()`` writes it back.
 
     Attributes:
-        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``af-packet``, ``pcap`` or ``memory``.
+        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``af-packet``, ``af-xdp``, ``pcap`` or ``memory``.
         where: the socket, interface or file.
         options: every option of the kind with its value, defaults included.
 
@@ -188,6 +189,18 @@ def _count(name: str, low: int, high: int, default: int | None = None) -> Option
     return Option(name, f"a whole number from {low} to {high}", check, str, default, schema)
 
 
+def _power_of_two(name: str, low: int, high: int, default: int) -> Option:
+    """An option that is a power of two in a range."""
+
+    def check(value: Any) -> int:
+        number: int = whole.check(value)
+        return _no() if number & (number - 1) else number
+
+    whole = _count(name, low, high, default)
+    powers = [1 << bit for bit in range(low.bit_length() - 1, high.bit_length())]
+    return Option(name, f"a power of two from {low} to {high}", check, str, default, {"enum": powers})
+
+
 def _choice(name: str, choices: tuple[str, ...], default: str) -> Option:
     """An option that is one of a few words."""
     schema = {"enum": list(choices)}
@@ -294,6 +307,18 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535),)),
         Kind("af-packet", "an interface's name", _interface_name, (_switch("promiscuous", default=True),)),
+        Kind(
+            "af-xdp",
+            "an interface's name",
+            _interface_name,
+            (
+                _count("queues", 1, 256),
+                _power_of_two("ring_size", 8, 32768, 2048),
+                _choice("mode", ("auto", "copy", "zero-copy"), "auto"),
+                _choice("attach", ("auto", "native", "generic"), "auto"),
+                _switch("promiscuous", default=True),
+            ),
+        ),
         Kind(
             "pcap",
             "a file's path",

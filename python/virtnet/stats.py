@@ -51,9 +51,11 @@ class PortStats:
         last_step: how far the last one had come that left.
         peer_pid: the process at the other end, where the system tells.
         refusals: requests of front-ends that were refused.
+        xdp: of an AF_XDP port, where its program runs and who copies: ``native, zero-copy``, ``native, copy`` or
+            ``generic, copy``.
         mac: the MAC address that the device tells its driver, ``None`` where it tells none.
-        link_up: whether the device says that the link is up, ``None`` where it does not say.
-        mtu: the largest payload of a frame that the device tells, likewise.
+        link_up: whether the device says that the link is up, or the interface is; ``None`` where nobody says.
+        mtu: the largest payload of a frame that the device tells, or the interface has, likewise.
         speed_mbps: the speed that it tells, likewise.
     """
 
@@ -79,6 +81,7 @@ class PortStats:
     last_step: str | None = None
     peer_pid: int | None = None
     refusals: int = 0
+    xdp: str | None = None
     mac: str | None = None
     link_up: bool | None = None
     mtu: int | None = None
@@ -131,6 +134,7 @@ class PortStats:
             "step": self.step,
             "refusals": self.refusals,
             "logging": self.logging,
+            "xdp": self.xdp,
             "mac": self.mac,
             "link_up": self.link_up,
             "mtu": self.mtu,

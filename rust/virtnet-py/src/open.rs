@@ -6,9 +6,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    AfPacketPort, Control, Event, OFFLOADS, Pace, PcapMode, PcapPort, RingStatus, TapPort,
-    VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort,
-    VirtioUserWatch,
+    AfPacketPort, AfXdpOptions, AfXdpPort, AfXdpWatch, Control, Event, OFFLOADS, Pace, PcapMode,
+    PcapPort, RingStatus, TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch,
+    VirtioUserOptions, VirtioUserPort, VirtioUserWatch, XdpAttach, XdpMode,
 };
 use virtnet_virtio::{Features, RingFormat};
 
@@ -37,6 +37,7 @@ impl Opened {
 pub(crate) enum Watch {
     VhostUser(VhostUserWatch),
     VirtioUser(VirtioUserWatch),
+    AfXdp(AfXdpWatch),
     /// There is no session: the other end is there as long as the port is.
     Always,
 }
@@ -51,6 +52,7 @@ impl Watch {
             Self::VirtioUser(watch) => watch
                 .status()
                 .map_or_else(|_| Session::default(), Session::from),
+            Self::AfXdp(watch) => Session::from(watch),
             Self::Always => Session::always(),
         }
     }
@@ -60,6 +62,7 @@ impl Watch {
         match self {
             Self::VhostUser(watch) => watch.events().since(first),
             Self::VirtioUser(watch) => watch.events().since(first),
+            Self::AfXdp(watch) => watch.events().since(first),
             Self::Always => (Vec::new(), 0),
         }
     }
@@ -69,7 +72,7 @@ impl Watch {
         match self {
             Self::VhostUser(watch) => watch.rings().unwrap_or_default(),
             Self::VirtioUser(watch) => watch.rings().unwrap_or_default(),
-            Self::Always => Vec::new(),
+            Self::AfXdp(_) | Self::Always => Vec::new(),
         }
     }
 
@@ -77,7 +80,7 @@ impl Watch {
     pub(crate) fn set_link(&self, up: bool) -> PyResult<()> {
         match self {
             Self::VhostUser(watch) => watch.set_link(up).map_err(port_error),
-            Self::VirtioUser(_) | Self::Always => Err(ConfigError::new_err(
+            Self::VirtioUser(_) | Self::AfXdp(_) | Self::Always => Err(ConfigError::new_err(
                 "only vhost-user ports have a link that can be taken down: that of others is the other end's",
             )),
         }
@@ -90,7 +93,7 @@ impl Watch {
             match watch {
                 Self::VhostUser(watch) => backs.push(watch.clone()),
                 Self::VirtioUser(watch) => fronts.push(watch.clone()),
-                Self::Always => {}
+                Self::AfXdp(_) | Self::Always => {}
             }
         }
         let mut backs = VhostUserWatch::status_of_all(&backs).into_iter();
@@ -98,6 +101,7 @@ impl Watch {
         let session = |watch: &Self| match watch {
             Self::VhostUser(_) => backs.next()?.ok().map(Session::from),
             Self::VirtioUser(_) => fronts.next()?.ok().map(Session::from),
+            Self::AfXdp(watch) => Some(Session::from(watch)),
             Self::Always => Some(Session::always()),
         };
         watches
@@ -211,6 +215,7 @@ pub(crate) fn open(
                 .map_err(port_error)?;
             Ok(Opened::whole(port, Watch::Always))
         }
+        "af-xdp" => open_af_xdp(options, workers, control),
         "pcap" => open_pcap(options),
         "memory" => {
             let end: Bound<'_, ports::Port> = get(options, "port")?;
@@ -223,6 +228,35 @@ pub(crate) fn open(
             "there is no kind of port {kind:?}"
         ))),
     }
+}
+
+fn open_af_xdp(options: &Bound<'_, PyDict>, workers: usize, control: &Control) -> PyResult<Opened> {
+    let wanted = AfXdpOptions {
+        queues: get(options, "queues")?,
+        ring_size: get(options, "ring_size")?,
+        mode: match get::<String>(options, "mode")?.as_str() {
+            "copy" => XdpMode::Copy,
+            "zero-copy" => XdpMode::ZeroCopy,
+            _ => XdpMode::Auto,
+        },
+        attach: match get::<String>(options, "attach")?.as_str() {
+            "native" => XdpAttach::Native,
+            "generic" => XdpAttach::Generic,
+            _ => XdpAttach::Auto,
+        },
+        promiscuous: get(options, "promiscuous")?,
+        ..AfXdpOptions::new(get::<String>(options, "where")?)
+    };
+    let lanes = options
+        .py()
+        .detach(|| AfXdpPort::in_lanes(&wanted, workers, control))
+        .map_err(port_error)?;
+    let watch = lanes.first().map(AfXdpPort::watch);
+    let boxed = |lane| -> Box<dyn Port> { Box::new(lane) };
+    Ok(Opened {
+        lanes: lanes.into_iter().map(boxed).collect(),
+        watch: watch.map_or(Watch::Always, Watch::AfXdp),
+    })
 }
 
 /// Reads the form that `virtnet.spec` gives a MAC address.

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{FunctionStats, NetBalance};
 use virtnet_packet::{DropCounters, PortCounters};
-use virtnet_ports::{Step, VhostUserStatus, VirtioUserStatus};
+use virtnet_ports::{AfXdpWatch, Step, VhostUserStatus, VirtioUserStatus};
 use virtnet_virtio::net::NetConfig;
 
 /// How a port and whoever is at its other end get on.
@@ -24,6 +24,7 @@ pub(crate) struct Session {
     peer_pid: Option<i32>,
     refusals: u64,
     config: NetConfig,
+    xdp: Option<&'static str>,
 }
 
 impl Session {
@@ -31,6 +32,22 @@ impl Session {
     pub(crate) fn always() -> Self {
         Self {
             connected: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&AfXdpWatch> for Session {
+    fn from(watch: &AfXdpWatch) -> Self {
+        Self {
+            connected: watch.is_up(),
+            last_error: watch.is_gone().then(|| "the interface is gone".to_owned()),
+            config: NetConfig {
+                link_up: Some(watch.is_up()),
+                mtu: u16::try_from(watch.mtu()).ok(),
+                ..NetConfig::default()
+            },
+            xdp: Some(watch.how()),
             ..Self::default()
         }
     }
@@ -53,6 +70,7 @@ impl From<VhostUserStatus> for Session {
             last_step: status.last_step.map(Step::name),
             peer_pid: status.peer_pid,
             refusals: status.refusals,
+            xdp: None,
             config: NetConfig {
                 link_up: Some(status.link_up),
                 ..status.config.unwrap_or_default()
@@ -109,6 +127,7 @@ pub(crate) fn port<'py>(
     stats.set_item("last_step", session.last_step)?;
     stats.set_item("peer_pid", session.peer_pid)?;
     stats.set_item("refusals", session.refusals)?;
+    stats.set_item("xdp", session.xdp)?;
     config(&stats, &session.config)?;
     Ok(stats)
 }

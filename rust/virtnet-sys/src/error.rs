@@ -171,7 +171,7 @@ impl SysError {
     }
 
     /// A refusal, with what to do about it.
-    pub fn refused(
+    pub(crate) fn refused(
         operation: impl Into<String>,
         remedy: impl Into<String>,
         source: io::Error,
