@@ -18,6 +18,7 @@ from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortErr
 from virtnet.events import Event, Events
 from virtnet.explaining import Explanation
 from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
+from virtnet.handlers import BurstHandler
 from virtnet.net import Net
 from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs
 from virtnet.ports import (
@@ -54,6 +55,7 @@ __all__ = [
     "AfXdpPort",
     "Balance",
     "Burst",
+    "BurstHandler",
     "Capture",
     "Chain",
     "CheckReport",

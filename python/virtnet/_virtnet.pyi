@@ -20,6 +20,7 @@ __all__ = [
     "Port",
     "__version__",
     "build_info",
+    "edit",
     "line_cost_ns",
     "memory_pair",
     "probe",
@@ -61,6 +62,20 @@ class Headers:
     def __new__(cls, data: bytearray, starts: NDArray[Any], lengths: NDArray[Any]) -> Self: ...
     def column(self, name: str) -> bytes:
         """A column of `virtnet.Columns` but for ``length`` and ``offload``, as a packed native-endian array."""
+
+def edit(
+    data: bytearray,
+    starts: NDArray[Any],
+    lengths: NDArray[Any],
+    offloads: bytes,
+    field: str,
+    values: NDArray[Any],
+) -> int:
+    """Writes a field of packets, whose values are ``uint64[n]``, or ``uint64[2 * n]`` of an IPv6 address.
+
+    Returns:
+        How many packets have it.
+    """
 
 def probe(path: str, timeout_s: float) -> dict[str, Any]:
     """Attaches to a back-end as a front-end and tells what it offers, then leaves.

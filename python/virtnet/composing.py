@@ -8,18 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast
 
-from virtnet.description import NAME_MAX, FunctionSpec, whole
+from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
-from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, SOURCE_PACKETS_MAX
+from virtnet.handlers import BurstHandler, ways_of
+from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Capture, Function, Node, PortNode
 from virtnet.plans import PlannedNode, Plans, planned
 from virtnet.spec import PortSpec
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from virtnet.burst import Burst, Frame
+    from virtnet.handlers import Late, OnBurst
     from virtnet.net import Net
     from virtnet.ports import Features
 
@@ -243,6 +245,114 @@ class Composing:
             raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
         return a, b
 
+    def on_burst(
+        self,
+        where: Node | tuple[Node, Node],
+        filter: str = "",  # noqa: A002 - as above
+        *,
+        to: Sequence[Node] = (),
+        direction: Literal["both", "from", "to"] = "both",
+        size: int = 256,
+        queue: int = 1024,
+        late: Late = "pass",
+        name: str | None = None,
+    ) -> Callable[[OnBurst], BurstHandler]:
+        """Leads packets by the Python function it decorates, which looks at them, changes them, says where they go.
+
+        The function is called with a :class:`~virtnet.Burst`, whose columns are parsed already and whose bytes can be
+        written; ``burst.came_from`` is the name of the node the packets come from. It answers with ``None`` (all pass),
+        or an array with one of these for each packet: ``True`` or ``"pass"``, ``False`` or ``"drop"``, or the name of a
+        node of ``to``. It runs in a thread of its own and never holds a worker up: packets wait for it in a queue, and
+        what finds that full is late. What does not pass the filter, or is late and passes, may overtake what waits.
+
+        Args:
+            where: a node with one cable, or the two nodes at the ends of a cable.
+            filter: which packets, in the language of tcpdump (``"tcp[tcpflags] == tcp-syn"``); all if empty.
+            to: nodes that packets can be sent to instead: functions that take another cable, or ports.
+            direction: packets ``from`` the node (the first of two), ``to`` it, or both.
+            size: packets the function gets at most at a time.
+            queue: packets that may wait for it in each direction, 64 to 64_512.
+            late: what becomes of others: they ``pass`` by, are dropped (``drop``), or the port they come from is left
+                alone (``hold``) until there is room; those that come from elsewhere than a port are dropped then.
+            name: what to call it; the function's name if not given.
+
+        Returns:
+            A decorator, which makes a :class:`~virtnet.BurstHandler` of the function.
+
+        Raises:
+            ConfigError: there is no such place, no such filter, or a number is out of its range.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     vm1, vm2 = net.memory("vm1"), net.memory("vm2")
+            ...     _ = vm1 >> net.switch() << vm2
+            ...
+            ...     @net.on_burst(vm1, direction="from")
+            ...     def no_runts(burst):
+            ...         return burst.columns.length >= 60
+            ...
+            ...     _ = vm1.end.tx([bytes(14), bytes(60)])
+            ...     vm2.end.rx(timeout_s=5)
+            <Burst of 1 packets, 60 bytes>
+        """
+        if size < 1:
+            raise ConfigError(f"size is a number of packets from 1, found {size!r}")
+        if direction not in {"both", "from", "to"}:
+            raise ConfigError(f"direction is both, from or to, found {direction!r}")
+        names = ways_of(to)
+
+        def decorate(handle: OnBurst) -> BurstHandler:
+            with self.change():
+                a, b = self._cable_at(where)
+                options: dict[str, Any] = {"filter": filter, "late": late, "queue": queue, "a": a.name}
+                check_options(FunctionSpec("divert", options))
+                called = self._name(name, getattr(handle, "__name__", "on_burst"))
+                sides: dict[str, PortNode] = {}
+                for branch, node, said in (("forth", a, "from"), ("back", b, "to")):
+                    if direction in {"both", said}:
+                        port = self.memory(self._name(None, f"{called}-{said}"), capacity=queue + QUEUE_SPARE)
+                        sides[node.name], options[branch] = port, port.name
+                divert = self._function(called, FunctionSpec("divert", options))
+                self.unplug(a, b)
+                for end in (a, b, *sides.values()):
+                    self.cable(end, divert)
+                elsewhere = {other: self._injector(self[other], called) for other in names}
+            return BurstHandler(handle, divert, sides, elsewhere, size)
+
+        return decorate
+
+    def _injector(self, node: Node, base: str) -> PortNode:
+        """A memory port whose packets go to a node, which may be joined to something else already."""
+        port = self.memory(self._name(None, f"{base}-to-{node.name}"), capacity=QUEUE_MAX)
+        others = self._plan.cables_of(node.name)
+        if isinstance(node, Function) or not others:
+            self.cable(port, node)
+            return port
+        options = {"a": node.name, "back": port.name, "enabled": False}
+        injector = self._function(self._name(None, f"{base}-at-{node.name}"), FunctionSpec("divert", options))
+        self.unplug(node, self[others[0]])
+        for end in (node, self[others[0]], port):
+            self.cable(end, injector)
+        return port
+
+    def _take_injector_out(self, port: PortNode) -> None:
+        for name in self._plan.cables_of(port.name):
+            function = self[name]
+            if isinstance(function, Function) and function.kind == "divert":
+                self._take_out(function)
+            elif function.kind == "wire":
+                self.remove(function)
+        self.remove(port)
+
+    def _take_out(self, function: Function) -> None:
+        """Takes a function out of a cable, which is whole again."""
+        branches = {function.spec.options[branch] for branch in FUNCTIONS[function.kind].branches if branch != "a"}
+        ends = [name for name in self._plan.cables_of(function.name) if name not in branches]
+        self.remove(function)
+        if len(ends) == 2:  # noqa: PLR2004 - the ends of a cable
+            self.cable(self[ends[0]], self[ends[1]])
+
     def sink(self, *, copy: bool = False, name: str | None = None) -> Function:
         """Adds a sink, which takes all packets and counts them.
 
@@ -412,6 +522,15 @@ class Composing:
             there = ", ".join(self._plan.nodes) or "nothing yet"
             raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
         return self._plan.nodes[name]
+
+    def _set(self, function: Function, options: Mapping[str, Any]) -> None:
+        """Changes options of a function."""
+        with self.change():
+            node = self._known(function.name)
+            spec = whole(FunctionSpec(function.kind, {**function.spec.options, **options}))
+            check_options(spec)
+            self._plan = replace(self._plan, nodes={**self._plan.nodes, function.name: planned(node.handle, spec)})
+        function.spec = spec
 
     def _handle(self, name: str, spec: PortSpec | FunctionSpec) -> PortNode | Function:
         """What a program holds of a node."""

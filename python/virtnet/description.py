@@ -421,6 +421,22 @@ def _validate(document: Mapping[str, Any]) -> None:
     raise ConfigError(f"{place}: {message}" if place else message)
 
 
+def check_options(spec: FunctionSpec) -> None:
+    """Checks the values of a function's options.
+
+    Raises:
+        ConfigError: one does not fit; the message names it.
+    """
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
+    from jsonschema.exceptions import best_match  # noqa: PLC0415
+
+    kind = FUNCTIONS[spec.kind]
+    for name, value in spec.options.items():
+        described, default = kind.options[name]
+        if value != default and (error := best_match(Draft202012Validator(described).iter_errors(value))):
+            raise ConfigError(f"{spec.kind} option {name}: {error.message}")
+
+
 def whole(spec: FunctionSpec) -> FunctionSpec:
     """With its defaults, and numbers as they are used."""
     if spec.kind not in FUNCTIONS:

@@ -25,6 +25,12 @@ FRAME_USUAL = 60
 #: A source holds a burst.
 SOURCE_PACKETS_MAX = 64
 
+#: Packets that may wait for Python: a burst of a worker at least, and what a memory port holds less some bursts that
+#: several workers may send at once.
+QUEUE_MIN = 64
+QUEUE_SPARE = 1024
+QUEUE_MAX = 65536 - QUEUE_SPARE
+
 #: The offload metadata of a packet with nothing left to do.
 PLAIN = bytes(10)
 
@@ -52,8 +58,10 @@ class FunctionKind:
     def for_engine(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the engine takes them."""
         prepared = self.prepare(dict(options))
-        gates = {options[name]: gate for name, gate in self.branches.items()}
-        return prepared | ({"gates": gates} if gates else {}) | {"changeable": sorted(self.changeable)}
+        gates = {options[name]: gate for name, gate in self.branches.items() if options[name]}
+        # What was made of options that can change changes with them.
+        changeable = self.changeable | (prepared.keys() - options.keys())
+        return prepared | {"gates": gates, "changeable": sorted(changeable)}
 
 
 def _filtered(options: dict[str, Any]) -> dict[str, Any]:
@@ -61,9 +69,9 @@ def _filtered(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(options: dict[str, Any]) -> dict[str, Any]:
-    size = options.pop("size")
+    size = options["size"]
     packets = []
-    for text in options.pop("frames") or [discard_frame(size or FRAME_USUAL).hex()]:
+    for text in options["frames"] or [discard_frame(size or FRAME_USUAL).hex()]:
         packet, _, offload = text.partition("/")
         frame = bytes.fromhex(packet)
         packets.append((frame if size is None else frame[:size].ljust(size, b"\0"), bytes.fromhex(offload) or PLAIN))
@@ -81,6 +89,22 @@ FUNCTIONS: dict[str, FunctionKind] = {
         (3, "three"),
         {"branch": ({"type": "string"}, ""), "filter": ({"type": "string"}, "")},
         branches={"branch": 2},
+        prepare=_filtered,
+    ),
+    "divert": FunctionKind(
+        (4, "four"),
+        {
+            "filter": ({"type": "string"}, ""),
+            "late": ({"enum": ["pass", "drop", "hold"]}, "pass"),
+            "queue": ({"type": "integer", "minimum": QUEUE_MIN, "maximum": QUEUE_MAX}, 1024),
+            "enabled": ({"type": "boolean"}, True),
+            # The node whose packets leave by the first branch, and the memory ports at the branches.
+            "a": ({"type": "string"}, ""),
+            "forth": ({"type": "string"}, ""),
+            "back": ({"type": "string"}, ""),
+        },
+        changeable=frozenset({"filter", "late", "enabled"}),
+        branches={"a": 0, "forth": 2, "back": 3},
         prepare=_filtered,
     ),
     "sink": FunctionKind(MANY, {"copy": ({"type": "boolean"}, False)}),

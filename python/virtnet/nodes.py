@@ -94,6 +94,16 @@ class Function(Node):
         super().__init__(net, name, spec.kind)
         self.spec = spec
 
+    def set(self, **options: Any) -> None:
+        """Changes options of it, in place where its kind can, such as ``switch.set(ageing_s=60)``.
+
+        What else is changed makes it anew: what it has learnt and counted is lost.
+
+        Raises:
+            ConfigError: its kind has no such option, or the value is none.
+        """
+        self.net._set(self, options)  # noqa: SLF001 - the network holds what runs
+
     def stats(self) -> FunctionStats:
         """What it did so far."""
         return self.net.stats().functions.get(self.name, FunctionStats(self.kind))
@@ -254,13 +264,9 @@ class Capture:
         with net.change():
             if self.tee.name not in net:
                 return
-            ends = [name for cable in net.cables if self.tee.name in cable for name in cable if name != self.tee.name]
-            net.remove(self.tee)
+            net._take_out(self.tee)  # noqa: SLF001 - a part of the network
             if self.file.name in net:
                 net.remove(self.file)
-            through = [net[name] for name in ends if name in net]
-            if len(through) == 2:  # noqa: PLR2004 - the ends of a cable
-                net.cable(*through)
 
     def __enter__(self) -> Self:
         """The capture."""

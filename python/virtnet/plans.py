@@ -52,8 +52,19 @@ class Plans:
 
     def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
         """Nodes and cables as the engine takes them."""
-        nodes = [(name, node.handle.kind, node.options) for name, node in self.nodes.items() if not self.waits(name)]
+        nodes = [
+            (name, node.handle.kind, node.options | self._ends(node))
+            for name, node in self.nodes.items()
+            if not self.waits(name)
+        ]
         return nodes, self.cables
+
+    def _ends(self, node: PlannedNode) -> dict[str, Any]:
+        """Python's ends of the ports at a divert's branches, which it asks how much waits there."""
+        if node.handle.kind != "divert":
+            return {}
+        ports = [self.nodes.get(node.options[branch]) for branch in ("forth", "back")]
+        return {"ends": [port.end.native if port and port.end else None for port in ports]}
 
 
 def planned(handle: PortNode | Function, spec: PortSpec | FunctionSpec) -> PlannedNode:

@@ -75,6 +75,11 @@ class Port:
         self._closed = False
         self._native = native or _virtnet.Port(spec.kind, spec.where, dict(spec.options))
 
+    @property
+    def native(self) -> _virtnet.Port:
+        """The compiled half, for the rest of the package."""
+        return self._native
+
     def rx(self, timeout_s: float | None = 0.0, *, max_packets: int = RX_MAX) -> Burst:
         """Takes packets that have arrived.
 

@@ -253,6 +253,9 @@ class FunctionStats:
         consumed: packets it took for good.
         copied: packets it made from others, such as a flood's second and further copies.
         drops: packets it dropped, by reason.
+        detail: what only its kind counts. Of a switch: ``entries`` (stations in its table), ``learned``, ``moved``,
+            ``aged``, ``table_full`` (packets whose sender found no place), ``flooded``. Of what :meth:`Net.on_burst`
+            puts in: ``late`` (packets that Python had no time for).
     """
 
     kind: str = "switch"
@@ -260,6 +263,7 @@ class FunctionStats:
     consumed: int = 0
     copied: int = 0
     drops: dict[str, int] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

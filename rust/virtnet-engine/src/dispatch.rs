@@ -11,8 +11,8 @@
 //! A packet that was flooded is one packet in several places: a function that changes packets works on a copy then.
 
 use virtnet_packet::{
-    BURST_MAX, Burst, DropCounters, DropReason, Offload, Offloads, Picks, Port, PortCounters,
-    Resolver,
+    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offload, Offloads, Picks, Port,
+    PortCounters, Resolver,
 };
 
 use crate::function::{Fate, Fates, Function, Verdict};
@@ -42,6 +42,18 @@ pub(crate) struct PortNode {
     pub(crate) heard: u64,
     /// The worker waits for its descriptor, and does not ask it until then.
     pub(crate) dozes: bool,
+    /// It is not asked while there is no room here for a burst of its packets.
+    pub(crate) held_by: Option<Backlog>,
+}
+
+impl PortNode {
+    /// Whether its packets are to stay where they are for now.
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.held_by
+            .as_ref()
+            .is_some_and(|backlog| backlog.room() < BURST_MAX)
+    }
 }
 
 /// A function in its place in the network.
@@ -145,6 +157,21 @@ impl Network {
             node.counters.generated += taken as u64;
         }
         taken
+    }
+
+    /// Looks up anew which ports have to wait for a function.
+    pub(crate) fn find_held(&mut self) {
+        for (slot, node) in self.ports.iter_mut().enumerate() {
+            let Some(node) = node else { continue };
+            let target = self.routes.ports.get(slot).copied().unwrap_or_default();
+            node.held_by = match target {
+                Target::Function(slot, gate) => {
+                    let function = self.functions.get(slot).and_then(Option::as_ref);
+                    function.and_then(|node| node.function.holds(gate)).cloned()
+                }
+                Target::Port(_) | Target::Nothing => None,
+            };
+        }
     }
 
     /// What is cabled to the first gate of function `slot`.

@@ -73,6 +73,8 @@ pub enum NodeKind {
     Wire,
     /// Does that, and copies some to a third gate.
     Tee,
+    /// A wire that leads some packets by a program.
+    Divert,
     /// A learning switch.
     Switch,
     /// Takes packets and counts them.
@@ -93,6 +95,7 @@ impl NodeKind {
             Self::Port => "port",
             Self::Wire => "wire",
             Self::Tee => "tee",
+            Self::Divert => "divert",
             Self::Switch => "switch",
             Self::Sink => "sink",
             Self::Source => "source",
@@ -108,6 +111,7 @@ impl NodeKind {
             Self::Port | Self::Source | Self::Host => 1,
             Self::Wire => 2,
             Self::Tee => 3,
+            Self::Divert => 4,
             Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,
         }
     }

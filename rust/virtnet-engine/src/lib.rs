@@ -27,9 +27,9 @@ pub use change::{Change, Node};
 pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
-    Blast, Echo, Filter, FilterError, Function, FunctionDetail, Host, HostCounters, HostOptions,
-    HostOrders, Instruction, Ping, Sink, Source, SourceOptions, SourceOrders, Switch,
-    SwitchCounters, SwitchOptions, SwitchOrders, Tee, Update, Wire,
+    Blast, Divert, DivertOrders, Echo, Filter, FilterError, Function, FunctionDetail, Host,
+    HostCounters, HostOptions, HostOrders, Instruction, Late, Ping, Sink, Source, SourceOptions,
+    SourceOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders, Tee, Update, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

@@ -111,6 +111,10 @@ impl Bed {
             let Some(node) = worker.port_mut(slot).filter(|node| fits(node)) else {
                 continue;
             };
+            if node.is_held() {
+                kept.blind = true;
+                continue;
+            }
             let is_waiting = node.port.arm();
             // One without a descriptor, for which nothing waits, is never ready.
             let fd = node.port.wait_fd();

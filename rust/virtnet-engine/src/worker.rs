@@ -184,6 +184,7 @@ impl Worker {
                 node.function.update(update, now);
             }
         }
+        self.network.find_held();
         self.graph = plan.graph;
         given_back
     }
@@ -220,6 +221,7 @@ impl Worker {
                     segmented: 0,
                     heard: now,
                     dozes: false,
+                    held_by: None,
                 };
                 self.awake.push(slot);
                 *place_in(&mut self.network.ports, slot) = Some(place);
@@ -298,6 +300,9 @@ impl Worker {
             return 0;
         };
         node.port.sync();
+        if node.is_held() {
+            return 0;
+        }
         self.burst.clear();
         let n = node.port.rx(&mut self.burst);
         if n > 0 {
@@ -328,7 +333,11 @@ impl Worker {
                 switch.sweep(now);
                 0
             }
-            Function::Wire(_) | Function::Tee(_) | Function::Sink(_) | Function::Echo(_) => 0,
+            Function::Wire(_)
+            | Function::Tee(_)
+            | Function::Divert(_)
+            | Function::Sink(_)
+            | Function::Echo(_) => 0,
         }
     }
 

@@ -56,6 +56,8 @@ reasons! {
     SamePort = "same_port",
     /// In the network: forwarded from function to function too many times.
     Loop = "loop",
+    /// In the network: a program that wanted to see the packet had no time for it.
+    Late = "late",
     /// In the network: a function decided so (a rule, a filter).
     Filtered = "filtered",
 }

@@ -25,5 +25,5 @@ pub use counters::{DropCounters, PortCounters};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, PacketHash, flow_hash};
 pub use offload::{Offload, Offloads};
-pub use port::{MemoryPort, Port, PortPair, memory_pair};
+pub use port::{Backlog, MemoryPort, Port, PortPair, memory_pair};
 pub use resolve::{Resolver, Unresolvable};

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Burst, DropReason, Offload, Offloads, Picks, PortCounters};
@@ -78,7 +79,7 @@ pub type PortPair = (MemoryPort, MemoryPort);
 #[must_use]
 pub fn memory_pair(capacity: usize) -> PortPair {
     let (left, right) = (Arc::default(), Arc::default());
-    let port = |inbox: &Arc<_>, outbox: &Arc<_>| MemoryPort {
+    let port = |inbox: &Arc<Way>, outbox: &Arc<Way>| MemoryPort {
         inbox: Arc::clone(inbox),
         outbox: Arc::clone(outbox),
         capacity,
@@ -86,6 +87,50 @@ pub fn memory_pair(capacity: usize) -> PortPair {
         counters: PortCounters::default(),
     };
     (port(&left, &right), port(&right, &left))
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Way {
+    lane: Mutex<Lane>,
+    /// How many packets are on their way, for who only wants to know that.
+    waiting: AtomicUsize,
+}
+
+impl Way {
+    fn lock(&self) -> MutexGuard<'_, Lane> {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_waiting(&self, lane: &Lane) {
+        self.waiting.store(lane.packets.len(), Ordering::Relaxed);
+    }
+}
+
+/// Asks how many packets the other end of a [`MemoryPort`] has not taken yet, from anywhere.
+#[derive(Clone, Debug)]
+pub struct Backlog {
+    way: Arc<Way>,
+    limit: usize,
+}
+
+impl Backlog {
+    /// The same where `limit` packets are enough.
+    #[must_use]
+    pub fn limited(&self, limit: usize) -> Self {
+        Self {
+            way: Arc::clone(&self.way),
+            limit,
+        }
+    }
+
+    /// How many more may come before there are enough. Others may send meanwhile.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let waiting = self.way.waiting.load(Ordering::Relaxed);
+        self.limit.saturating_sub(waiting)
+    }
 }
 
 /// What is on its way in one direction, and how its receiver wants to hear of it.
@@ -99,24 +144,29 @@ struct Lane {
     rung: bool,
 }
 
-fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// One of two ports back to back in memory; see [`memory_pair`].
 #[derive(Debug)]
 pub struct MemoryPort {
-    inbox: Arc<Mutex<Lane>>,
-    outbox: Arc<Mutex<Lane>>,
+    inbox: Arc<Way>,
+    outbox: Arc<Way>,
     capacity: usize,
     bell: Option<PipeReader>,
     counters: PortCounters,
 }
 
 impl MemoryPort {
+    /// What this end has not taken yet.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        Backlog {
+            way: Arc::clone(&self.inbox),
+            limit: self.capacity,
+        }
+    }
+
     /// Has the sender ring when something comes. At most one byte is ever in the pipe, so that neither end blocks.
     fn listen(&mut self) -> io::Result<()> {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         if self.bell.is_none() {
             let (reader, writer) = io::pipe()?;
             inbox.bell = Some(writer);
@@ -129,13 +179,14 @@ impl MemoryPort {
 
 impl Port for MemoryPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         let n = burst.room().min(inbox.packets.len());
         for (offload, frame) in inbox.packets.drain(..n) {
             self.counters.received += 1;
             self.counters.received_bytes += frame.len() as u64;
             burst.push_bytes(&frame, offload);
         }
+        self.inbox.tell_waiting(&inbox);
         n
     }
 
@@ -144,7 +195,7 @@ impl Port for MemoryPort {
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox.lock();
         let room = self.capacity.saturating_sub(outbox.packets.len());
         for i in picks.iter().take(room) {
             let mut frame = vec![0; burst.frame_len(i)];
@@ -153,11 +204,12 @@ impl Port for MemoryPort {
             self.counters.sent_bytes += frame.len() as u64;
             outbox.packets.push_back((burst.offload(i), frame));
         }
+        self.outbox.tell_waiting(&outbox);
         picks.len().min(room)
     }
 
     fn flush(&mut self) {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox.lock();
         if outbox.armed && !outbox.rung && !outbox.packets.is_empty() {
             outbox.rung = outbox
                 .bell
@@ -177,11 +229,11 @@ impl Port for MemoryPort {
 
     fn arm(&mut self) -> bool {
         // Out of descriptors, it cannot be woken: better not to sleep.
-        self.listen().is_err() || !lock(&self.inbox).packets.is_empty()
+        self.listen().is_err() || !self.inbox.lock().packets.is_empty()
     }
 
     fn disarm(&mut self) {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         inbox.armed = false;
         if inbox.rung
             && let Some(bell) = &mut self.bell
@@ -197,7 +249,7 @@ impl Port for MemoryPort {
 
 impl Drop for MemoryPort {
     fn drop(&mut self) {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         inbox.armed = false;
         inbox.bell = None;
     }

@@ -41,5 +41,5 @@ pub use vhost_user::{
     OFFLOADS, Step, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch,
 };
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
-pub use virtnet_sys::{Fault, XdpAttach, XdpMode};
+pub use virtnet_sys::{Fault, XdpAttach, XdpMode, wait_readable};
 pub use virtnet_vhost::{Offered, SessionError, probe};

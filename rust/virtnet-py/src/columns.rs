@@ -95,13 +95,13 @@ fn halves(address: u128) -> [u8; 16] {
 
 /// The fields of one packet.
 #[derive(Debug)]
-struct Row {
+pub(crate) struct Row {
     eth_dst: u64,
     eth_src: u64,
     eth_type: u16,
     vlan: i16,
-    ip_version: u8,
-    ip_proto: u8,
+    pub(crate) ip_version: u8,
+    pub(crate) ip_proto: u8,
     ip_ttl: u8,
     ip_src: u32,
     ip_dst: u32,
@@ -111,10 +111,14 @@ struct Row {
     l4_dst: u16,
     tcp_flags: u8,
     payload: u32,
+    /// Where the number of the outer VLAN, the network's and the transport's header begin; 0 without.
+    pub(crate) vlan_at: usize,
+    pub(crate) ip_at: usize,
+    pub(crate) l4_at: usize,
 }
 
 impl Row {
-    fn parse(frame: &[u8]) -> Self {
+    pub(crate) fn parse(frame: &[u8]) -> Self {
         let mut row = Self {
             eth_dst: 0,
             eth_src: 0,
@@ -131,6 +135,9 @@ impl Row {
             l4_dst: 0,
             tcp_flags: 0,
             payload: 0,
+            vlan_at: 0,
+            ip_at: 0,
+            l4_at: 0,
         };
         // Each step leaves in the row what it found; a packet that ends early ends the parsing, not the row.
         let _whole = row.ethernet(&mut Reader { frame, at: 0 });
@@ -142,8 +149,10 @@ impl Row {
         self.eth_src = from.mac()?;
         self.eth_type = from.u16()?;
         while matches!(self.eth_type, 0x8100 | 0x88a8 | 0x9100) {
+            let at = from.at;
             let tag = from.u16()?;
             if self.vlan < 0 {
+                self.vlan_at = at;
                 self.vlan = i16::try_from(tag & 0x0fff).unwrap_or_default();
             }
             self.eth_type = from.u16()?;
@@ -171,6 +180,7 @@ impl Row {
         self.ip_src = from.u32()?;
         self.ip_dst = from.u32()?;
         self.ip_version = 4;
+        self.ip_at = start;
         from.at = start;
         from.skip(header_len)?;
         self.payload = from.position();
@@ -181,6 +191,7 @@ impl Row {
     }
 
     fn ipv6(&mut self, from: &mut Reader<'_>) -> Option<()> {
+        let start = from.at;
         if from.u8()? >> 4 != 6 {
             return None;
         }
@@ -190,6 +201,7 @@ impl Row {
         self.ip6_src = from.u128()?;
         self.ip6_dst = from.u128()?;
         self.ip_version = 6;
+        self.ip_at = start;
         self.payload = from.position();
         for _ in 0..EXTENSIONS_MAX {
             let fragment = match self.ip_proto {
@@ -225,6 +237,7 @@ impl Row {
 
     fn transport(&mut self, from: &mut Reader<'_>) -> Option<()> {
         let start = from.at;
+        self.l4_at = start;
         match self.ip_proto {
             6 => {
                 self.l4_src = from.u16()?;

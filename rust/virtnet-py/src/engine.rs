@@ -1,7 +1,6 @@
 //! The engine that a `virtnet.Net` runs on: the graph by name, made what Python describes, whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -400,17 +399,16 @@ impl Known {
         Ok(functions::update(kind, options)?.map_or(Fate::Goes, Fate::Changes))
     }
 
-    /// The gates that a cable from `other` may be plugged into.
-    fn gates_for(&self, py: Python<'_>, other: &str) -> PyResult<RangeInclusive<u16>> {
-        let Some(branches) = self.options.bind(py).get_item("gates")? else {
-            return Ok(0..=u16::MAX);
-        };
-        let branches: BTreeMap<String, u16> = branches.extract()?;
-        let first = branches.values().min().copied().unwrap_or(u16::MAX);
-        Ok(match branches.get(other) {
-            Some(&gate) => gate..=gate,
-            None => 0..=first.saturating_sub(1),
-        })
+    /// The gates that a cable from `other` may be plugged into, in order.
+    fn gates_for(&self, py: Python<'_>, other: &str) -> PyResult<impl Iterator<Item = u16>> {
+        let branches = self.options.bind(py).get_item("gates")?;
+        let branches: BTreeMap<String, u16> =
+            branches.map_or(Ok(BTreeMap::new()), |b| b.extract())?;
+        let own = branches.get(other).copied();
+        Ok((0..=u16::MAX).filter(move |gate| match own {
+            Some(own) => *gate == own,
+            None => !branches.values().any(|taken| taken == gate),
+        }))
     }
 
     fn clone_ref(&self, py: Python<'_>) -> Self {

@@ -5,13 +5,15 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Echo, Filter, Instruction, Node, Sink, Source, SourceOrders, Switch, SwitchOptions,
-    SwitchOrders, Tee, Update, Wire,
+    Divert, DivertOrders, Echo, Filter, Instruction, Late, Node, Sink, Source, SourceOrders,
+    Switch, SwitchOptions, SwitchOrders, Tee, Update, Wire,
 };
+use virtnet_packet::Backlog;
 
 use crate::errors::{ConfigError, engine_error};
 use crate::open::get;
 use crate::packets::offload_from;
+use crate::ports::Port;
 
 /// Makes a function; none if that is no kind of function.
 pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<Node>> {
@@ -25,6 +27,7 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
         .into(),
         "wire" => Wire::new().into(),
         "tee" => Tee::new(filter(options)?).into(),
+        "divert" => Divert::new(divert_orders(options)?, backlogs(options)?).into(),
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
         "source" => {
@@ -45,6 +48,7 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
 /// What is to change at a function that runs, if its kind can change at all.
 pub(crate) fn update(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<Update>> {
     Ok(match kind {
+        "divert" => Some(divert_orders(options)?.into()),
         "switch" => Some(switch_orders(options)?.into()),
         "source" => Some(source_orders(options)?.into()),
         _ => None,
@@ -54,6 +58,26 @@ pub(crate) fn update(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option
 fn switch_orders(options: &Bound<'_, PyDict>) -> PyResult<SwitchOrders> {
     let ageing = Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
     Ok(SwitchOrders { ageing })
+}
+
+fn divert_orders(options: &Bound<'_, PyDict>) -> PyResult<DivertOrders> {
+    let late = match get::<String>(options, "late")?.as_str() {
+        "drop" => Late::Drop,
+        "hold" => Late::Hold,
+        _ => Late::Pass,
+    };
+    Ok(DivertOrders {
+        filter: filter(options)?,
+        late,
+        enabled: get(options, "enabled")?,
+    })
+}
+
+/// What the programs behind a divert have not taken yet, by direction.
+fn backlogs(options: &Bound<'_, PyDict>) -> PyResult<[Option<Backlog>; 2]> {
+    let queue: usize = get(options, "queue")?;
+    let ends: [Option<Bound<'_, Port>>; 2] = get(options, "ends")?;
+    Ok(ends.map(|end| Some(end?.get().backlog()?.limited(queue))))
 }
 
 /// A filter as libpcap has compiled it.

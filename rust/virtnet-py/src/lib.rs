@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 mod build;
 mod columns;
 mod commands;
+mod edit;
 mod engine;
 mod errors;
 mod functions;
@@ -31,6 +32,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
     module.add_class::<probe::Checker>()?;
     module.add_class::<columns::Headers>()?;
+    module.add_function(wrap_pyfunction!(edit::edit, module)?)?;
     module.add_function(wrap_pyfunction!(host::line_cost_ns, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;

@@ -13,7 +13,7 @@ use virtnet_packet::{Burst, Offload};
 use crate::columns::frame_at;
 
 /// Bytes of a packet's offload metadata: the first ten of the virtio-net header.
-const OFFLOAD_LEN: usize = 10;
+pub(crate) const OFFLOAD_LEN: usize = 10;
 
 /// Bytes of the hash that a packet came with: its value, and what was hashed.
 const HASH_LEN: usize = 6;

@@ -7,6 +7,7 @@
 //! when it next looks.
 
 use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyTuple};
-use virtnet_packet::{Burst, Picks, PortCounters, memory_pair as packet_memory_pair};
-use virtnet_ports::Control;
+use virtnet_packet::{
+    Backlog, Burst, MemoryPort, Picks, PortCounters, memory_pair as packet_memory_pair,
+};
+use virtnet_ports::{Control, wait_readable};
 use virtnet_virtio::net::control::Command;
 
 use crate::commands;
@@ -35,7 +38,13 @@ const NAP_MAX: Duration = Duration::from_millis(2);
 #[pyfunction]
 pub(crate) fn memory_pair(capacity: usize) -> (Port, Port) {
     let (left, right) = packet_memory_pair(capacity);
-    let port = |port| Port::new("memory", Box::new(port), Watch::Always, None);
+    let port = |port: MemoryPort| {
+        let backlog = Some(port.backlog());
+        Port {
+            backlog,
+            ..Port::new("memory", Box::new(port), Watch::Always, None)
+        }
+    };
     (port(left), port(right))
 }
 
@@ -47,6 +56,8 @@ pub(crate) struct Port {
     hand: Mutex<Hand>,
     watch: Watch,
     closed: AtomicBool,
+    /// What a memory port has not taken yet.
+    backlog: Option<Backlog>,
 }
 
 /// The port itself, the burst that it fills, and what was taken beyond what was asked for; without a port after closing.
@@ -187,7 +198,13 @@ impl Port {
             hand: Mutex::new(hand),
             watch,
             closed: AtomicBool::new(false),
+            backlog: None,
         }
+    }
+
+    /// What this end of a memory port has not taken yet.
+    pub(crate) fn backlog(&self) -> Option<&Backlog> {
+        self.backlog.as_ref()
     }
 
     /// Gives the port itself to somebody who will run it; this end is closed.
@@ -243,9 +260,35 @@ impl Port {
             if packets.len() > 0 || now >= until {
                 return Ok(packets);
             }
-            std::thread::sleep(nap.min(until - now));
-            nap = (nap * 2).min(NAP_MAX);
+            let listened = if nap > NAP_MIN { self.listen() } else { None };
+            match listened {
+                Some(bell) => {
+                    // Whatever ended the wait, the port is looked at again.
+                    drop(wait_readable(bell.as_fd(), until - now));
+                    self.hand().hush();
+                }
+                None => {
+                    std::thread::sleep(nap.min(until - now));
+                    nap = (nap * 2).min(NAP_MAX);
+                }
+            }
         }
+    }
+
+    /// Asks for a sign when something comes, of a port that nobody else looks after between two calls.
+    fn listen(&self) -> Option<OwnedFd> {
+        if !matches!(self.watch, Watch::Always) {
+            return None;
+        }
+        let mut hand = self.hand();
+        let port = hand.port.as_mut()?;
+        let is_waiting = port.arm();
+        let bell = port.wait_fd().filter(|_| !is_waiting);
+        let bell = bell.and_then(|fd| fd.try_clone_to_owned().ok());
+        if bell.is_none() {
+            port.disarm();
+        }
+        bell
     }
 
     fn give(&self, packets: &Packets) -> PyResult<usize> {
@@ -296,6 +339,12 @@ impl Hand {
         port.flush();
         port.detach();
         Ok(given)
+    }
+
+    fn hush(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.disarm();
+        }
     }
 
     fn counters(&self) -> PortCounters {

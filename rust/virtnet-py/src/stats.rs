@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use virtnet_engine::{FunctionStats, NetBalance};
+use virtnet_engine::{FunctionDetail, FunctionStats, NetBalance};
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{AfXdpWatch, Step, VhostUserStatus, VirtioUserStatus};
 use virtnet_virtio::net::NetConfig;
@@ -154,7 +154,26 @@ pub(crate) fn function<'py>(
     stats.set_item("consumed", function.counters.consumed)?;
     stats.set_item("copied", function.counters.copied)?;
     stats.set_item("drops", drops(py, &function.counters.drops)?)?;
+    stats.set_item("detail", detail(py, &function.detail)?)?;
     Ok(stats)
+}
+
+/// What only one kind of function counts.
+fn detail<'py>(py: Python<'py>, detail: &FunctionDetail) -> PyResult<Bound<'py, PyDict>> {
+    let counts = PyDict::new(py);
+    match detail {
+        FunctionDetail::Divert { late } => counts.set_item("late", late)?,
+        FunctionDetail::Switch(switch) => {
+            counts.set_item("entries", switch.entries)?;
+            counts.set_item("learned", switch.learned)?;
+            counts.set_item("moved", switch.moved)?;
+            counts.set_item("aged", switch.aged)?;
+            counts.set_item("table_full", switch.table_full)?;
+            counts.set_item("flooded", switch.flooded)?;
+        }
+        _ => {}
+    }
+    Ok(counts)
 }
 
 /// Both sides of the books.

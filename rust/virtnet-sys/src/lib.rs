@@ -34,7 +34,7 @@ pub use packet::{
     Promiscuous,
 };
 pub use pipe::PipeEnd;
-pub use poll::{Event, Events, Interest, Poller};
+pub use poll::{Event, Events, Interest, Poller, wait_readable};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
 pub use timer::Timer;
 pub use tun::{Tap, TapOffloads, TapQueue};

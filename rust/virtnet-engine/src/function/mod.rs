@@ -6,6 +6,7 @@
 //!
 //! They never touch a port, never wait, and take the time as an argument.
 
+mod divert;
 mod echo;
 mod filter;
 mod frame;
@@ -18,6 +19,7 @@ mod switch;
 mod tee;
 mod wire;
 
+pub use divert::{Divert, DivertOrders, Late};
 pub use echo::Echo;
 pub use filter::{Filter, FilterError, Instruction};
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
@@ -28,7 +30,7 @@ pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchOrders};
 pub use tee::Tee;
 pub use wire::Wire;
 
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Picks};
+use virtnet_packet::{BURST_MAX, Backlog, Burst, DropReason, Picks};
 
 use crate::EngineError;
 use crate::change::Node;
@@ -66,6 +68,8 @@ pub enum Function {
     Wire(Wire),
     /// A wire that copies some packets to a branch.
     Tee(Tee),
+    /// A wire that leads some packets by a program.
+    Divert(Divert),
     /// A learning switch.
     Switch(Box<Switch>),
     /// Takes packets and counts them.
@@ -85,6 +89,7 @@ impl Function {
         match self {
             Self::Wire(_) => NodeKind::Wire,
             Self::Tee(_) => NodeKind::Tee,
+            Self::Divert(_) => NodeKind::Divert,
             Self::Switch(_) => NodeKind::Switch,
             Self::Sink(_) => NodeKind::Sink,
             Self::Source(_) => NodeKind::Source,
@@ -109,6 +114,7 @@ impl Function {
         Some(match self {
             Self::Wire(_) => Self::Wire(Wire::new()),
             Self::Tee(tee) => Self::Tee(tee.clone()),
+            Self::Divert(divert) => Self::Divert(divert.part()),
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
@@ -129,6 +135,7 @@ impl Function {
         match self {
             Self::Wire(_) => Verdict::All(Wire::fate(gate)),
             Self::Tee(tee) => tee.classify(burst, picks, gate, fates),
+            Self::Divert(divert) => divert.classify(burst, picks, gate, fates),
             Self::Switch(switch) => switch.classify(burst, picks, gate, now, fates),
             Self::Sink(sink) => Verdict::All(sink.take(burst, picks)),
             // Nobody can send to a source; what comes down its cable ends there.
@@ -144,13 +151,21 @@ impl Function {
         matches!(self, Self::Echo(_))
     }
 
+    /// What a port cabled to `gate` has to wait for.
+    pub(crate) fn holds(&self, gate: Gate) -> Option<&Backlog> {
+        match self {
+            Self::Divert(divert) => divert.holds(gate),
+            _ => None,
+        }
+    }
+
     /// When it wants to be asked again even if no packet arrives, in the worker's time.
     pub(crate) fn due(&self) -> Option<u64> {
         match self {
             Self::Switch(switch) => switch.due(),
             Self::Source(source) => source.due(),
             Self::Host(host) => host.due(),
-            Self::Wire(_) | Self::Tee(_) | Self::Sink(_) | Self::Echo(_) => None,
+            Self::Wire(_) | Self::Tee(_) | Self::Divert(_) | Self::Sink(_) | Self::Echo(_) => None,
         }
     }
 
@@ -164,6 +179,7 @@ impl Function {
     /// Takes new orders; those for another kind of function were refused before.
     pub(crate) fn update(&mut self, update: Update, now: u64) {
         match (self, update) {
+            (Self::Divert(divert), Update::Divert(orders)) => divert.order(orders),
             (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders),
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
@@ -176,6 +192,9 @@ impl Function {
         match self {
             Self::Wire(_) => FunctionDetail::Wire,
             Self::Tee(_) => FunctionDetail::Tee,
+            Self::Divert(divert) => FunctionDetail::Divert {
+                late: divert.late(),
+            },
             Self::Switch(switch) => FunctionDetail::Switch(switch.counters()),
             Self::Sink(sink) => FunctionDetail::Sink {
                 bytes: sink.bytes(),
@@ -198,6 +217,11 @@ pub enum FunctionDetail {
     Wire,
     /// A tee.
     Tee,
+    /// A divert.
+    Divert {
+        /// Packets for which its program had no time.
+        late: u64,
+    },
     /// A switch.
     Switch(SwitchCounters),
     /// A sink.
@@ -236,6 +260,7 @@ impl FunctionDetail {
                 *bytes += more;
                 *copied_bytes += more_copied;
             }
+            (Self::Divert { late }, Self::Divert { late: more }) => *late += more,
             // Others count nothing, or are with one worker.
             _ => {}
         }
@@ -246,6 +271,8 @@ impl FunctionDetail {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
+    /// For a divert.
+    Divert(DivertOrders),
     /// For a switch.
     Switch(SwitchOrders),
     /// For a source.
@@ -257,6 +284,7 @@ pub enum Update {
 impl Update {
     pub(crate) fn kind(&self) -> NodeKind {
         match self {
+            Self::Divert(_) => NodeKind::Divert,
             Self::Switch(_) => NodeKind::Switch,
             Self::Source(_) => NodeKind::Source,
             Self::Host(_) => NodeKind::Host,
@@ -265,10 +293,17 @@ impl Update {
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         match self {
+            Self::Divert(_) => Ok(()),
             Self::Switch(orders) => orders.check(),
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
         }
+    }
+}
+
+impl From<DivertOrders> for Update {
+    fn from(orders: DivertOrders) -> Self {
+        Self::Divert(orders)
     }
 }
 
@@ -299,7 +334,7 @@ macro_rules! node_from {
         }
     )*};
 }
-node_from!(Wire, Tee, Sink, Source, Echo);
+node_from!(Wire, Tee, Divert, Sink, Source, Echo);
 
 impl From<Switch> for Node {
     fn from(switch: Switch) -> Self {
