@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where networks with a name listen: not where those of the user do who runs the tests."""
+    with tempfile.TemporaryDirectory(prefix="vn-run-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
 @pytest.fixture
 def sockets() -> Iterator[Path]:
     """A directory for sockets, whose paths must be short."""

@@ -34,6 +34,7 @@ from virtnet.ports import (
     open_port,
 )
 from virtnet.probing import Offer, probe
+from virtnet.remote import AttachedNet, attach, networks
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
 from virtnet.stats import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AfPacketPort",
     "AfXdpPort",
+    "AttachedNet",
     "Balance",
     "Burst",
     "BurstHandler",
@@ -105,10 +107,12 @@ __all__ = [
     "VirtnetError",
     "WorkerStats",
     "__version__",
+    "attach",
     "build_info",
     "check_back_end",
     "line_cost_ns",
     "memory_pair",
+    "networks",
     "open_port",
     "probe",
     "queue_pair",

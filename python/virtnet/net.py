@@ -25,7 +25,7 @@ import html
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from virtnet import _virtnet
@@ -34,8 +34,10 @@ from virtnet.description import FunctionSpec, Plan, Poll, Spec
 from virtnet.errors import ConfigError, StateError
 from virtnet.nodes import Node, PortNode
 from virtnet.plans import Plans, planned
+from virtnet.remote.place import Listener, check_name
+from virtnet.remote.server import Server
 from virtnet.spec import PortSpec
-from virtnet.stats import Balance, FunctionStats, NetStats, PortStats, WorkerStats
+from virtnet.stats import NetStats, PortStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,15 +58,23 @@ class Net(Composing):
             pairs of a vhost-user port are spread over the workers, and so are ports of one queue pair.
         poll: what workers do when there is nothing to do: ``adaptive`` looks again while traffic flows and sleeps when
             it stops, ``busy`` never sleeps, ``interrupt`` always does.
+        name: what others find it by while it runs: processes of the same user and of root look at it and change it
+            with :func:`~virtnet.attach` and ``virtnet show NAME``. With a slash it is the path of a socket for that.
+            Without a name nobody can.
+
+    Raises:
+        ConfigError: an argument makes no sense.
     """
 
-    def __init__(self, *, cpus: Sequence[int] = (), poll: Poll = "adaptive") -> None:
+    def __init__(self, *, cpus: Sequence[int] = (), poll: Poll = "adaptive", name: str | None = None) -> None:
         """Begins a description; nothing is opened."""
         if poll not in POLLS:
             raise ConfigError(f"poll is adaptive, busy or interrupt, found {poll!r}")
         super().__init__()
         self._cpus = [_cpu(number) for number in cpus]
         self._poll: Poll = poll
+        self._called = None if name is None else check_name(name)
+        self._server: Server | None = None
         self._engine: _virtnet.Engine | None = None
         #: What the network was before each change that can be taken back.
         self._history: list[Spec] = []
@@ -90,9 +100,9 @@ class Net(Composing):
             )
 
     @classmethod
-    def of(cls, spec: Spec) -> Net:
+    def of(cls, spec: Spec, *, name: str | None = None) -> Net:
         """A network as specified; nothing is opened before :meth:`start`."""
-        net = cls(cpus=spec.cpus, poll=spec.poll)
+        net = cls(cpus=spec.cpus, poll=spec.poll, name=name)
         net.apply(spec)
         return net
 
@@ -146,17 +156,20 @@ class Net(Composing):
 
         Raises:
             StateError: it runs already.
-            PortError: the system refused a port; nothing runs, nothing is open.
+            PortError: the system refused a port, or a network of that name runs; nothing runs, nothing is open.
         """
-        with self._lock:
+        with self._lock, ExitStack() as undo:
             if self._engine is not None:
                 raise StateError("the network runs already")
+            listener = Listener.open(self._called) if self._called is not None else None
+            if listener is not None:
+                undo.callback(listener.close)
             engine = _virtnet.Engine(self._cpus, self._poll)
-            try:
-                self._apply(engine, Plans())
-            except BaseException:
-                engine.stop()
-                raise
+            undo.callback(engine.stop)
+            self._apply(engine, Plans())
+            if listener is not None:
+                self._server = Server(self, listener)
+            undo.pop_all()
             self._ended = False
             self._engine = engine
             self._last_events = {}
@@ -164,11 +177,14 @@ class Net(Composing):
 
     def stop(self) -> None:
         """Stops the workers and closes the ports. The last counters stay readable; again does nothing."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()  # before the lock, which those that are being answered may need
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
                 engine.stop()
-                self._last = _snapshot(engine.stats())
+                self._last = NetStats.from_dict(engine.stats())
                 ports = (name for name, node in self._plan.nodes.items() if isinstance(node.spec, PortSpec))
                 self._last_events = {name: engine.events(name, 0) for name in ports}
             self._ended = True
@@ -208,6 +224,11 @@ class Net(Composing):
             self._engine.set_link(port.name, up)
 
     @property
+    def name(self) -> str | None:
+        """What others find it by while it runs, ``None`` if they cannot."""
+        return self._called
+
+    @property
     def running(self) -> bool:
         """Whether it is started."""
         return self._engine is not None
@@ -228,7 +249,7 @@ class Net(Composing):
     def stats(self) -> NetStats:
         """The counters now; of a network that was stopped, those at its end."""
         with self._lock:
-            return _snapshot(self._engine.stats()) if self._engine is not None else self._last
+            return NetStats.from_dict(self._engine.stats()) if self._engine is not None else self._last
 
     def __enter__(self) -> Self:
         """Starts it; the end of the block stops it."""
@@ -339,17 +360,6 @@ def _cpu(number: int) -> int:
     if type(number) is not int or number < 0:
         raise ConfigError(f"cpus are numbers of processors from 0, found {number!r}")
     return number
-
-
-def _snapshot(raw: dict[str, Any]) -> NetStats:
-    return NetStats(
-        {name: PortStats(**port) for name, port in raw["ports"].items()},
-        {name: FunctionStats(**function) for name, function in raw["functions"].items()},
-        Balance(**raw["gone"]),
-        WorkerStats(**raw["worker"]),
-        tuple(WorkerStats(**worker) for worker in raw["workers"]),
-        raw["in_transit"],
-    )
 
 
 def _html_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

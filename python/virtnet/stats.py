@@ -367,6 +367,22 @@ class NetStats:
             in_transit=self.in_transit,
         )
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> NetStats:
+        """Makes a snapshot of plain values, named like the fields of these classes; others are left out."""
+
+        def made(of: type[Any], values: Mapping[str, Any]) -> Any:
+            return of(**{name: value for name, value in values.items() if name in of.__dataclass_fields__})
+
+        return cls(
+            {name: made(PortStats, port) for name, port in fields["ports"].items()},
+            {name: made(FunctionStats, function) for name, function in fields["functions"].items()},
+            made(Balance, fields["gone"]),
+            made(WorkerStats, fields["worker"]),
+            tuple(made(WorkerStats, worker) for worker in fields["workers"]),
+            fields["in_transit"],
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from virtnet import __version__
-from virtnet.cli import demo, doctor, file, functions, probe
+from virtnet.cli import attached, demo, doctor, file, functions, probe
 from virtnet.errors import ConfigError, VirtnetError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,12 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(file.run)
+app.command("list")(attached.list_)
+app.command()(attached.show)
+app.command()(attached.stats)
+app.command()(attached.apply)
+app.command()(attached.rollback)
+app.command()(attached.stop)
 app.command()(functions.switch)
 app.command()(functions.wire)
 app.command()(functions.sink)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import sys
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations
 from typing import Annotated
@@ -23,6 +24,15 @@ def run(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A network in TOML, such as lab.toml.", show_default=False)
     ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="What `virtnet show NAME` and others find it by; the file's name if not given, none if empty.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say whether the file is good, and run nothing.")] = False,
     seconds: Seconds = None,
     json: Json = False,
@@ -32,13 +42,18 @@ def run(
     if check:
         print(f"{file}: {len(spec.ports)} ports, {len(spec.functions)} functions, {len(spec.cables)} cables")
         return
-    net = Net.of(spec)
+    net = Net.of(spec, name=(_name_of(file) if name is None else name) or None)
     run_net("run", net, seconds=seconds, as_json=json, reload=lambda: _reload(net, file))
 
 
 def schema() -> None:
     """Print the JSON Schema of the files that `run` takes."""
     print(json_module.dumps(schema_of(), indent=2))
+
+
+def _name_of(file: Path) -> str:
+    """What a network from a file is called, with nothing in it that names do not have."""
+    return re.sub("[^A-Za-z0-9_.-]", "_", file.stem).lstrip(".-")[:64]
 
 
 def _read(file: Path) -> Spec:

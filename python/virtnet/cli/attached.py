@@ -1,0 +1,176 @@
+"""``list``, ``show``, ``stats``, ``apply``, ``rollback`` and ``stop``: a network that runs in another process."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import time
+from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from virtnet.cli.running import Meter, interruptible
+from virtnet.cli.tables import ports_table, totals_line
+from virtnet.description import Spec
+from virtnet.errors import ConfigError, VirtnetError
+from virtnet.nodes import PortNode
+from virtnet.remote import AttachedNet, attach, networks
+
+__all__ = ["apply", "list_", "rollback", "show", "stats", "stop"]
+
+NetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NET", help="A network that runs: its name (see `virtnet list`), or its socket.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+WATCH_S = 1.0
+
+
+def list_(json: Json = False) -> None:
+    """List this user's networks that run and have a name."""
+    found: list[dict[str, Any]] = []
+    for name in networks():
+        with contextlib.suppress(VirtnetError):  # it may end meanwhile
+            net = attach(name, timeout_s=5)
+            spec = net.spec
+            found.append(
+                {
+                    "name": name,
+                    "pid": net.pid,
+                    "ports": len(spec.ports),
+                    "functions": len(spec.functions),
+                    "directory": net.directory,
+                    "socket": str(net.path),
+                }
+            )
+    if json:
+        print(json_module.dumps(found))
+        return
+    for net_found in found:
+        print("{name}: process {pid}, {ports} ports, {functions} functions, in {directory}".format(**net_found))
+
+
+def show(
+    net: NetName,
+    port: Annotated[
+        str | None,
+        typer.Argument(metavar="[PORT]", help="Only this port, and what has happened there.", show_default=False),
+    ] = None,
+    json: Json = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print it as the file that `virtnet run` takes.")] = False,
+) -> None:
+    """Show how a network's ports and their rings stand."""
+    lab = attach(net)
+    if toml:
+        print(lab.spec.to_toml(), end="")
+        return
+    nodes = [_port(lab, port)] if port is not None else [node for node in lab if isinstance(node, PortNode)]
+    if json:
+        about = {"name": lab.name, "pid": lab.pid, "directory": lab.directory, "spec": lab.spec.to_dict()}
+        print(json_module.dumps(about | {"ports": {node.name: _told(node) for node in nodes}}))
+        return
+    if port is not None:
+        (node,) = nodes
+        print(f"{node.name}: {node.spec}\n{node.explain()}")
+        print("\n".join(f"  {event}" for event in node.events))
+        return
+    console = Console()
+    console.print(ports_table(lab.stats(), None, title=f"{lab.name}: process {lab.pid}, in {lab.directory}"))
+    for node in nodes:
+        for ring in node.rings:
+            if ring.started or ring.broken:
+                console.print(f"{node.name} {ring}", highlight=False)
+    for cable in sorted(lab.spec.cables):
+        console.print(f"cable {cable[0]} to {cable[1]}", highlight=False)
+
+
+def stats(
+    net: NetName,
+    json: Json = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again every second, with rates, until Ctrl-C or its end.")
+    ] = False,
+) -> None:
+    """Show what has passed a network's ports, and whether it adds up."""
+    lab = attach(net)
+    if watch:
+        _watch(lab, as_json=json)
+        return
+    found = lab.stats()
+    if json:
+        print(json_module.dumps(found.to_dict()))
+        return
+    console = Console()
+    console.print(ports_table(found, None, title=lab.name))
+    console.print(totals_line(found))
+
+
+def apply(
+    net: NetName,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What the network is to be: TOML, as for `run`.", show_default=False),
+    ],
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+) -> None:
+    """Make a network what a file says, wholly or not at all; what stays loses no packet."""
+    wanted = Spec.read(file)
+    lab = attach(net)
+    print(lab.plan(wanted) if plan else lab.apply(wanted))
+
+
+def rollback(net: NetName) -> None:
+    """Take back the last change that was applied to a network."""
+    print(attach(net).rollback())
+
+
+def stop(net: NetName) -> None:
+    """Stop a network."""
+    attach(net).stop()
+
+
+def _port(lab: AttachedNet, name: str) -> PortNode:
+    node = lab[name]
+    if not isinstance(node, PortNode):
+        raise ConfigError(f"{name!r} is a {node.kind} and no port")
+    return node
+
+
+def _told(node: PortNode) -> dict[str, Any]:
+    return {
+        "spec": str(node.spec),
+        "state": node.state,
+        "stats": node.stats().to_dict(),
+        "rings": [ring.to_dict() for ring in node.rings],
+        "events": [event.to_dict() for event in node.events],
+        "explanation": str(node.explain()),
+    }
+
+
+def _watch(lab: AttachedNet, *, as_json: bool) -> None:
+    meter = Meter()
+    console = Console()
+    with interruptible(), contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
+        live: Live | None = None
+        if not as_json and console.is_terminal:
+            live = shown.enter_context(Live(console=console, auto_refresh=False))
+        while True:
+            try:
+                found = lab.stats()
+            except VirtnetError:
+                if lab.running:
+                    raise
+                return
+            meter.sample(found)
+            if as_json:
+                print(json_module.dumps(found.to_dict()), flush=True)
+            else:
+                table = ports_table(found, meter.now, title=f"{lab.name}; Ctrl-C ends it")
+                live.update(table, refresh=True) if live else console.print(table)
+            time.sleep(WATCH_S)

@@ -1,0 +1,210 @@
+"""The side that asks: a handle of a network in another process, which looks like :class:`~virtnet.Net` where it can."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from virtnet.description import Plan, Spec
+from virtnet.errors import ConfigError, PeerError, PortError, StateError, VirtnetError
+from virtnet.nodes import Function, Node, PortNode
+from virtnet.remote.lines import Answers, request
+from virtnet.remote.place import find
+from virtnet.stats import NetStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from virtnet.net import Net
+
+__all__ = ["AttachedNet", "attach"]
+
+#: How often an end is looked for.
+LOOK_S = 0.1
+
+
+def attach(name: str, *, timeout_s: float = 30.0) -> AttachedNet:
+    """A handle of a network that runs in another process of the same user.
+
+    Args:
+        name: its name, or the path of its socket, which has a slash in it.
+        timeout_s: seconds that it may take to answer, each time it is asked.
+
+    Raises:
+        ConfigError: there can be no such name.
+        StateError: no network of that name runs, or it does not answer.
+
+    Example:
+        >>> import virtnet as vn
+        >>> with vn.Net(name="doc-attach") as net:
+        ...     _ = net.memory("a") >> net.switch(name="sw")
+        ...     lab = vn.attach("doc-attach")  # works from any process
+        ...     print(lab["a"].state, lab.stats().balance().exact)
+        0 received, 0 sent True
+    """
+    attached = AttachedNet(name, find(name), timeout_s)
+    attached.refresh()
+    return attached
+
+
+class AttachedNet:
+    """A network that runs in another process. Nothing is kept open: every use asks anew.
+
+    ``lab["vm1"]`` is a handle of a port or function there: its ``stats()``, ``events``, ``rings`` and ``explain()`` are
+    those of :class:`~virtnet.PortNode`.
+
+    Attributes:
+        name: its name.
+        path: its socket.
+        pid: the process that runs it.
+        directory: where relative paths in its description begin.
+        timeout_s: seconds that it may take to answer.
+    """
+
+    def __init__(self, name: str, path: Path, timeout_s: float) -> None:
+        """Made by :func:`attach`."""
+        self.name = name
+        self.path = path
+        self.timeout_s = timeout_s
+        self.pid = 0
+        self.directory = ""
+
+    def refresh(self) -> None:
+        """Asks who it is; done by :func:`attach`."""
+        about = self._ask("about")
+        self.pid, self.directory = int(about["pid"]), str(about["directory"])
+
+    @property
+    def spec(self) -> Spec:
+        """What the network is described as now."""
+        return Spec.from_dict(self._ask("spec"))
+
+    def plan(self, spec: Spec) -> Plan:
+        """What :meth:`apply` would do; nothing is done."""
+        return Plan(self.spec, spec)
+
+    def apply(self, spec: Spec) -> Plan:
+        """Makes the network what a specification says, wholly or not at all; see :meth:`virtnet.Net.apply`.
+
+        Relative paths in it begin in :attr:`directory`.
+        """
+        return self._planned(self._ask("apply", spec=spec.to_dict()))
+
+    def rollback(self) -> Plan:
+        """Takes back the last change that was applied; see :meth:`virtnet.Net.rollback`."""
+        return self._planned(self._ask("rollback"))
+
+    def stats(self) -> NetStats:
+        """The counters now."""
+        return NetStats.from_dict(self._ask("stats"))
+
+    def stop(self) -> None:
+        """Stops the network: its ports are closed, and a program that serves it goes on behind that."""
+        self._ask("stop")
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs still."""
+        try:
+            self._ask("about")
+        except VirtnetError:
+            return False
+        return True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until the network is stopped; whether that happened within the time given."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self.running:
+            left = LOOK_S if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, LOOK_S))
+        return True
+
+    def __getitem__(self, name: str) -> Node:
+        """The node of that name."""
+        spec = self.spec
+        net = cast("Net", self)
+        if name in spec.ports:
+            return PortNode(net, name, spec.ports[name])
+        if name in spec.functions:
+            return Function(net, name, spec.functions[name])
+        there = ", ".join([*spec.ports, *spec.functions]) or "nothing yet"
+        raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a node of that name."""
+        spec = self.spec
+        return name in spec.ports or name in spec.functions
+
+    def __iter__(self) -> Iterator[Node]:
+        """The nodes, ports first."""
+        spec = self.spec
+        net = cast("Net", self)
+        yield from (PortNode(net, name, port) for name, port in spec.ports.items())
+        yield from (Function(net, name, function) for name, function in spec.functions.items())
+
+    def __repr__(self) -> str:
+        """Which network of which process."""
+        return f"<AttachedNet {self.name!r} of process {self.pid}>"
+
+    def cable(self, _a: Node, _b: Node) -> None:
+        """Refused: what runs elsewhere is changed as a whole."""
+        raise StateError("a network of another process is changed by apply(spec)")
+
+    def remove(self, _node: Node | str) -> None:
+        """Refused likewise."""
+        raise StateError("a network of another process is changed by apply(spec)")
+
+    # What nodes ask their network for.
+
+    def _events(self, port: str, first: int) -> tuple[list[dict[str, Any]], int]:
+        events, dropped = self._ask("events", port=port, first=first)
+        return events, dropped
+
+    def _rings(self, port: str) -> list[dict[str, Any]]:
+        return list(self._ask("rings", port=port))
+
+    def _set_link(self, port: PortNode, up: bool) -> None:
+        self._ask("set_link", port=port.name, up=up)
+
+    # Inside.
+
+    def _ask(self, do: str, **arguments: Any) -> Any:
+        with self._connected() as connection:
+            self._send(connection, request(do, arguments))
+            return Answers(connection).next(self.timeout_s)
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self.timeout_s)
+            connection.connect(str(self.path))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+                raise StateError(f"the network {self.name!r} has ended") from None
+            if isinstance(error, TimeoutError | BlockingIOError):
+                raise StateError(f"the network {self.name!r} does not answer: it is busy, or halted") from None
+            if isinstance(error, OSError):
+                raise PortError(error.errno, f"cannot connect to {self.path}: {error.strerror}") from error
+            raise
+        return connection
+
+    @staticmethod
+    def _send(connection: socket.socket, line: bytes, descriptors: Sequence[int] = ()) -> None:
+        try:
+            sent = socket.send_fds(connection, [line], list(descriptors)) if descriptors else 0
+            connection.sendall(line[sent:])
+        except TimeoutError:
+            raise StateError("the network does not take what it is asked: it is busy, or halted") from None
+        except OSError:
+            return  # it was refused before it was whole: the answer says why
+
+    @staticmethod
+    def _planned(said: Any) -> Plan:
+        if not isinstance(said, list) or len(said) != 2:  # noqa: PLR2004 - before and after
+            raise PeerError(f"two descriptions were expected, found {said!r}")
+        return Plan(Spec.from_dict(said[0]), Spec.from_dict(said[1]))

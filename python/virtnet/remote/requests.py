@@ -1,0 +1,89 @@
+"""What a network can be asked for from beside, by name: each request is a function of the network and its arguments."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from virtnet.description import Spec
+from virtnet.errors import ConfigError
+from virtnet.nodes import PortNode
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from virtnet.net import Net
+
+    #: The network, the arguments, descriptors that came with them, what says a first answer, and the caller.
+    Request: TypeAlias = Callable[[Net, dict[str, Any], list[int], Callable[[Any], None], socket.socket], Any]
+
+__all__ = ["REQUESTS"]
+
+
+def _about(net: Net, *_rest: object) -> dict[str, Any]:
+    from virtnet import __version__  # noqa: PLC0415 - imported by it
+
+    return {"pid": os.getpid(), "version": __version__, "directory": os.getcwd(), "name": net.name}  # noqa: PTH109
+
+
+def _spec(net: Net, *_rest: object) -> dict[str, Any]:
+    return net.spec.to_dict()
+
+
+def _stats(net: Net, *_rest: object) -> dict[str, Any]:
+    return asdict(net.stats())
+
+
+def _events(net: Net, arguments: dict[str, Any], *_rest: object) -> list[Any]:
+    port, first = _port(net, arguments), arguments.get("first", 0)
+    if type(first) is not int or first < 0:
+        raise ConfigError(f"first is the number of an event, found {first!r}")
+    return list(port._read_events(first))  # noqa: SLF001 - a part of the network
+
+
+def _rings(net: Net, arguments: dict[str, Any], *_rest: object) -> list[dict[str, Any]]:
+    return [ring.to_dict() for ring in _port(net, arguments).rings]
+
+
+def _set_link(net: Net, arguments: dict[str, Any], *_rest: object) -> None:
+    up = arguments.get("up")
+    if not isinstance(up, bool):
+        raise ConfigError(f"up is true or false, found {up!r}")
+    _port(net, arguments).set_link(up)
+
+
+def _apply(net: Net, arguments: dict[str, Any], *_rest: object) -> list[dict[str, Any]]:
+    document = arguments.get("spec")
+    if not isinstance(document, dict):
+        raise ConfigError("a description of a network was expected as spec")
+    plan = net.apply(Spec.from_dict(document))
+    return [plan.before.to_dict(), plan.after.to_dict()]
+
+
+def _rollback(net: Net, *_rest: object) -> list[dict[str, Any]]:
+    plan = net.rollback()
+    return [plan.before.to_dict(), plan.after.to_dict()]
+
+
+def _port(net: Net, arguments: dict[str, Any]) -> PortNode:
+    name = arguments.get("port")
+    if not isinstance(name, str):
+        raise ConfigError(f"port is the name of one, found {name!r}")
+    node = net[name]
+    if not isinstance(node, PortNode):
+        raise ConfigError(f"{name!r} is a {node.kind} and no port")
+    return node
+
+
+REQUESTS: dict[str, Request] = {
+    "about": _about,
+    "spec": _spec,
+    "stats": _stats,
+    "events": _events,
+    "rings": _rings,
+    "set_link": _set_link,
+    "apply": _apply,
+    "rollback": _rollback,
+}
