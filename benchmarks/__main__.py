@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import cells, curves, facts, machine, ours, report, testpmd
+from benchmarks import cells, curves, facts, machine, networks, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
 #: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
@@ -80,7 +81,7 @@ def _measure_all(
         if publishes:
             figures.renew(rows[-1:], [], circumstances)
     if options.facts:
-        for fact in facts.measure_all(bench):
+        for fact in itertools.chain(facts.measure_all(bench), networks.measure_all(bench)):
             print(f"  {fact.name}: {fact.peer}, {fact.ours}, aimed at {fact.target or '-'}", flush=True)
             found.append(fact)
     drawn = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtnet.net import discard_frame
+from virtnet.kinds import discard_frame
 
 
 def mac(port: int, station: int = 0) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import virtnet as vn
 from benchmarks import frames
-from virtnet.net import FRAME_MIN, SOURCE_PACKETS_MAX
+from virtnet.kinds import FRAME_USUAL, SOURCE_PACKETS_MAX
 
 if TYPE_CHECKING:
     from virtnet.nodes import Function
@@ -53,7 +53,7 @@ class Load:
     def teach(self, stations: int) -> None:
         """Send a packet from each of many addresses behind each port, a source's worth at a time."""
         for number, port in enumerate(self.ports):
-            everybody = frames.between(number, len(self.ports), FRAME_MIN, stations=stations)
+            everybody = frames.between(number, len(self.ports), FRAME_USUAL, stations=stations)
             for first in range(0, stations, SOURCE_PACKETS_MAX):
                 some = everybody[first : first + SOURCE_PACKETS_MAX]
                 sent = port.stats().sent + len(some)

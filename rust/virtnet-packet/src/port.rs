@@ -89,6 +89,10 @@ pub fn memory_pair(capacity: usize) -> PortPair {
     (port(&left, &right), port(&right, &left))
 }
 
+/// How many buffers are kept for the next packets, and how large one may be.
+const SPARE_MAX: usize = 1024;
+const SPARE_BYTES_MAX: usize = 2048;
+
 /// One direction.
 #[derive(Debug, Default)]
 struct Way {
@@ -137,6 +141,8 @@ impl Backlog {
 #[derive(Debug, Default)]
 struct Lane {
     packets: VecDeque<(Offload, Vec<u8>)>,
+    /// What packets lay in that were taken, to be used again: allocating takes longer than copying a short frame.
+    spare: Vec<Vec<u8>>,
     /// The receiver sleeps on the other end of this; made when it first does.
     bell: Option<PipeWriter>,
     armed: bool,
@@ -181,10 +187,15 @@ impl Port for MemoryPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let mut inbox = self.inbox.lock();
         let n = burst.room().min(inbox.packets.len());
-        for (offload, frame) in inbox.packets.drain(..n) {
+        let Lane { packets, spare, .. } = &mut *inbox;
+        for (offload, mut frame) in packets.drain(..n) {
             self.counters.received += 1;
             self.counters.received_bytes += frame.len() as u64;
             burst.push_bytes(&frame, offload);
+            if spare.len() < SPARE_MAX && frame.capacity() <= SPARE_BYTES_MAX {
+                frame.clear();
+                spare.push(frame);
+            }
         }
         self.inbox.tell_waiting(&inbox);
         n
@@ -198,7 +209,8 @@ impl Port for MemoryPort {
         let mut outbox = self.outbox.lock();
         let room = self.capacity.saturating_sub(outbox.packets.len());
         for i in picks.iter().take(room) {
-            let mut frame = vec![0; burst.frame_len(i)];
+            let mut frame = outbox.spare.pop().unwrap_or_default();
+            frame.resize(burst.frame_len(i), 0);
             burst.copy_frame(i, &mut frame);
             self.counters.sent += 1;
             self.counters.sent_bytes += frame.len() as u64;

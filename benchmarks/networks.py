@@ -1,0 +1,288 @@
+"""What networks that run are good for: changed under load, Python in the path and beside it, long frames to taps.
+
+Here virtnet measures itself against what the same load does without the disturbance, and against the kernel's bridge.
+Device and driver are in this process, each with a worker pinned to a core.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import virtnet as vn
+from benchmarks import frames
+from benchmarks.facts import LONGEST_WAIT_S, RUNS, Fact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.run import Bench
+
+#: As many ports come and go under load.
+CHANGED_PORTS = 1_000
+
+#: So much of what the network passes without a loss is the load while it changes.
+LOADED = 0.8
+
+#: How long a thread of Python computes beside a network.
+SPIN_S = 60
+
+TCP_FRAME = 65_226
+
+#: More long frames than any side takes.
+OFFERED_PPS = 100_000
+MSS = 1_448
+
+
+def measure_all(bench: Bench) -> Iterator[Fact]:
+    """Measure everything."""
+    for one in (changes_under_load, python_beside, on_burst, taps):
+        yield from one(bench)
+
+
+class Lab:
+    """A guest at each of two ports, joined by a wire: one worker for the guests, another for the network."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, bench: Bench, *, size: int = 64, rate_pps: float | None = None
+    ) -> None:
+        """Attach, and let the first guest send."""
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.net = stack.enter_context(vn.Net(cpus=[bench.back_core]))
+        self.a, self.b = (self.net.vhost_user(directory / f"{n}.sock", name=n) for n in "ab")
+        self.wire = self.net.wire(self.a, self.b)
+        self.guests = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
+        self.source = self.guests.source(frames.between(0, 2, size), rate_pps=rate_pps, name="source")
+        self.sink = self.guests.sink(name="sink")
+        left, right = (self.guests.virtio_user(directory / f"{n}.sock", name=n) for n in "ab")
+        self.source >> left
+        right >> self.sink
+        self.left = left
+        for port in (left, right):
+            port.wait_connected(10)
+        time.sleep(0.2)
+
+    def rate(self, seconds: float = 1.0) -> float:
+        """Packets a second that arrive."""
+        before, began = self.sink.stats().consumed, time.perf_counter()
+        time.sleep(seconds)
+        return (self.sink.stats().consumed - before) / (time.perf_counter() - began)
+
+    def finish(self) -> tuple[int, int]:
+        """Let the source end, and everything arrive: how many packets it made, and how many did not arrive."""
+        self.source.set(count=0)
+        made = -1
+        while made != self.source.stats().generated + self.sink.stats().consumed:
+            made = self.source.stats().generated + self.sink.stats().consumed
+            time.sleep(0.1)
+        generated = self.source.stats().generated
+        return generated, generated - self.sink.stats().consumed
+
+
+def changes_under_load(bench: Bench) -> list[Fact]:
+    """Ports come and go, each by a change of its own, beside traffic that they do not concern."""
+    bench.distance.wait_usual(LONGEST_WAIT_S)
+    with contextlib.ExitStack() as stack:
+        full = Lab(stack, bench).rate()
+    with contextlib.ExitStack() as stack:
+        lab = Lab(stack, bench, rate_pps=LOADED * full)
+        began = time.perf_counter()
+        switch = lab.net.switch()
+        ports = [lab.net.memory(f"m{number}") for number in range(CHANGED_PORTS)]
+        for port in ports:
+            port >> switch
+        for port in ports:
+            port.remove()
+        took = time.perf_counter() - began
+        made, lost = lab.finish()
+    name = f"{CHANGED_PORTS} ports come and go under {LOADED:.0%} of the full load: packets lost beside them"
+    return [Fact(name, f"{made / 1e6:.1f} M sent in {took:.1f} s", str(lost), None, "0", lost == 0)]
+
+
+def python_beside(bench: Bench) -> list[Fact]:
+    """What a thread that computes without end takes from a network in the same program."""
+    with contextlib.ExitStack() as stack:
+        socket = Path(stack.enter_context(tempfile.TemporaryDirectory()), "0.sock")
+        net = stack.enter_context(vn.Net(cpus=[bench.back_core]))
+        sink = net.sink()
+        net.vhost_user(socket) >> sink
+        # Device and driver have the same worker, so that the other core is the thread's.
+        guest = net.virtio_user(socket)
+        net.source() >> guest
+        guest.wait_connected(10)
+
+        def rates(n: int) -> list[float]:
+            return [_rate(lambda: sink.stats().consumed, 1.0) for _ in range(n)]
+
+        alone = rates(10)
+        with _spinning():
+            beside = rates(SPIN_S)
+    a, b = statistics.median(alone), statistics.median(beside)
+    noise = max(0.02, (max(alone) - min(alone)) / a)
+    name = f"a thread of Python that computes for {SPIN_S} s beside a network: its rate"
+    figures = f"{a / 1e6:.1f} Mpps (alone)", f"{b / 1e6:.1f} Mpps"
+    return [Fact(name, *figures, b / a, f"within {noise:.0%}, its noise", b / a > 1 - noise)]
+
+
+def on_burst(bench: Bench) -> list[Fact]:
+    """Packets a second that a function in the path looks at, and what the others keep when it has no time."""
+    with contextlib.ExitStack() as stack:
+        lab = Lab(stack, bench)
+        with lab.net.on_burst(lab.a, direction="from", late="drop")(lambda burst: burst.columns.l4_dst == 9) as handler:
+            rates = []
+            for _ in range(RUNS):
+                before, began = handler.passed, time.perf_counter()
+                time.sleep(0.5)
+                rates.append((handler.passed - before) / (time.perf_counter() - began))
+    with contextlib.ExitStack() as stack:
+        lab = Lab(stack, bench)
+        alone = statistics.median(lab.rate(0.5) for _ in range(RUNS))
+        stop = threading.Event()
+        with lab.net.on_burst(lab.a, direction="from", late="pass")(lambda _burst: stop.wait(SPIN_S) and None):
+            late = statistics.median(lab.rate(0.5) for _ in range(RUNS))
+            stop.set()
+    return [
+        Fact(
+            "on_burst, numpy condition on a column", "-", f"{statistics.median(rates) / 1e6:.2f} Mpps", None, "", True
+        ),
+        Fact(
+            "on_burst that never answers, late packets pass: the rate",
+            f"{alone / 1e6:.1f} Mpps (without)",
+            f"{late / 1e6:.1f} Mpps",
+            late / alone,
+            "",
+            True,
+        ),
+    ]
+
+
+# Long frames between guests and the kernel.
+
+
+def taps(bench: Bench) -> list[Fact]:
+    """Frames of 64 KiB that are left to be segmented, between a guest and a tap, beside the kernel's bridge of two."""
+    facts = []
+    for name, ours, peer in (
+        ("64 KiB TCP frames, guest to tap, beside a kernel bridge of two taps", _guest_to_tap, _bridge),
+        ("64 KiB TCP frames, tap to guest, beside a kernel bridge of two taps", _tap_to_guest, _bridge),
+    ):
+        rates: dict[Callable[[Bench], float], list[float]] = {ours: [], peer: []}
+        for _ in range(RUNS):
+            for side, found in rates.items():
+                bench.distance.wait_usual(LONGEST_WAIT_S)
+                found.append(side(bench))
+        a, b = (statistics.median(rates[side]) for side in (ours, peer))
+        gbits = [f"{rate * TCP_FRAME * 8 / 1e9:.1f} Gbit/s" for rate in (b, a)]
+        facts.append(Fact(name, *gbits, a / b, ">= 1.3x", a / b >= 1.3))
+    return facts
+
+
+def tcp_frame() -> vn.Burst:
+    """A frame of 64 KiB of TCP, whose checksum and segments are left to be done."""
+    ip_len = TCP_FRAME - 14
+    ethernet = frames.mac(1) + frames.mac(0) + b"\x08\x00"
+    header = bytearray(
+        b"\x45\x00" + ip_len.to_bytes(2, "big") + bytes(4) + bytes([64, 6, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2])
+    )
+    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
+    header[10:12] = (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big")
+    tcp = b"\x00\x07\x00\x09" + bytes(8) + b"\x50\x10\xff\xff" + bytes(4)
+    burst = vn.Burst([(ethernet + bytes(header) + tcp).ljust(TCP_FRAME, b"x")])
+    offload = burst.columns.offload
+    for field, value in {
+        "flags": 1,
+        "gso_type": 1,
+        "hdr_len": 54,
+        "gso_size": MSS,
+        "csum_start": 34,
+        "csum_offset": 16,
+    }.items():
+        offload[field] = value
+    return burst
+
+
+def _rate(count: Callable[[], int], seconds: float = 0.5) -> float:
+    time.sleep(0.1)
+    before, began = count(), time.perf_counter()
+    time.sleep(seconds)
+    return (count() - before) / (time.perf_counter() - began)
+
+
+def _guest_to_tap(bench: Bench) -> float:
+    """Frames a second that a guest gets out through a switch and a tap, which throws them away behind."""
+    with contextlib.ExitStack() as stack:
+        socket = Path(stack.enter_context(tempfile.TemporaryDirectory()), "0.sock")
+        net = stack.enter_context(vn.Net(cpus=[bench.back_core], poll="busy"))
+        tap = net.tap("vnbtap0")
+        net.vhost_user(socket) >> net.switch() << tap
+        _ip("link", "set", "vnbtap0", "up")
+        guest = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
+        port = guest.virtio_user(socket)
+        port.wait_connected(10)
+        guest.source(tcp_frame()) >> port
+        return _rate(lambda: tap.stats().sent)
+
+
+def _tap_to_guest(bench: Bench) -> float:
+    """Frames a second that a guest gets which the kernel sends into a tap."""
+    with contextlib.ExitStack() as stack:
+        socket = Path(stack.enter_context(tempfile.TemporaryDirectory()), "0.sock")
+        net = stack.enter_context(vn.Net(cpus=[bench.back_core], poll="busy"))
+        net.vhost_user(socket) >> net.switch() << net.tap("vnbtap0")
+        _ip("link", "set", "vnbtap0", "up")
+        guest = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
+        sink = guest.sink()
+        port = guest.virtio_user(socket)
+        port.wait_connected(10)
+        port >> sink
+        # The guest has the same core as who sends to it: with larger bursts it would not come to its turn.
+        guest.source(tcp_frame(), rate_pps=OFFERED_PPS) >> guest.af_packet("vnbtap0")
+        return _rate(lambda: sink.stats().consumed)
+
+
+def _bridge(bench: Bench) -> float:
+    """Frames a second from one tap through the kernel's bridge out of another."""
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(vn.Net(cpus=[bench.back_core], poll="busy"))
+        sink = out.sink()
+        out.tap("vnbtap1") >> sink
+        into = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
+        tap = into.tap("vnbtap0")
+        _ip("link", "add", "vnbbr", "type", "bridge")
+        stack.callback(_ip, "link", "del", "vnbbr")
+        for name in ("vnbtap0", "vnbtap1"):
+            _ip("link", "set", name, "master", "vnbbr", "up")
+        _ip("link", "set", "vnbbr", "up")
+        time.sleep(0.2)
+        into.source(tcp_frame()) >> tap
+        return _rate(lambda: sink.stats().consumed)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def _spinning() -> Iterator[None]:
+    """In the block a thread computes in Python without a pause."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            np.sum(sum(range(1_000)))
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
