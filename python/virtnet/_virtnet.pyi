@@ -25,6 +25,7 @@ __all__ = [
     "memory_pair",
     "probe",
     "queue_pair",
+    "try_af_xdp",
 ]
 
 __version__: Final[str]
@@ -39,6 +40,9 @@ _Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray, bytes]
 
 def build_info() -> dict[str, str]:
     """Version, profile (``release`` or ``debug``) and target of the compiled module."""
+
+def try_af_xdp() -> None:
+    """Raises ``PortError`` where there can be no AF_XDP ports, and says what is missing."""
 
 def line_cost_ns(cpu: int, other: int) -> float:
     """How long a cache line takes from one CPU to another, in nanoseconds; a measurement of a few milliseconds.

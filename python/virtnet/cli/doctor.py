@@ -8,6 +8,7 @@ import os
 import resource
 import struct
 from dataclasses import asdict, dataclass
+from errno import EACCES
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from virtnet import ConfigError, PortError, build_info, line_cost_ns
+from virtnet._virtnet import try_af_xdp
 from virtnet.cli.options import Json  # noqa: TC001 - Typer reads the annotations
 
 __all__ = ["Finding", "doctor", "examine"]
@@ -68,7 +70,7 @@ def doctor(json: Json = False) -> None:
 
 def examine() -> list[Finding]:
     """Looks at everything; changes nothing."""
-    return [_build(), _cpus(), _huge_pages(), _tap(), _descriptors(), _locked_memory(), _kvm()]
+    return [_build(), _cpus(), _huge_pages(), _tap(), _af_xdp(), _descriptors(), _locked_memory(), _kvm()]
 
 
 def _build() -> Finding:
@@ -136,6 +138,17 @@ def _tap() -> Finding:
     return Finding("taps", "may be made", "good", "tap ports work")
 
 
+def _af_xdp() -> Finding:
+    try:
+        try_af_xdp()
+    except PortError as error:
+        if error.errno == EACCES:
+            follows = "af-xdp ports need root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
+            return Finding("AF_XDP", "no right to use it", "fine", follows)
+        return Finding("AF_XDP", f"{error}", "fine", "no af-xdp ports here: af-packet ports do the same, more slowly")
+    return Finding("AF_XDP", "usable", "good", "af-xdp ports work; whether without copying is up to the card's driver")
+
+
 def _may_administer() -> bool:
     status = Path("/proc/self/status").read_text()
     word = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
@@ -164,7 +177,7 @@ def _descriptors() -> Finding:
 def _locked_memory() -> Finding:
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     found = "no limit" if soft == resource.RLIM_INFINITY else f"{soft // 1024} KiB"
-    return Finding("locked memory", found, "fine", "virtnet locks none")
+    return Finding("locked memory", found, "fine", "only af-xdp ports lock any, and root's are not limited")
 
 
 def _kvm() -> Finding:

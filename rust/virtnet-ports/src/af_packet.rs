@@ -4,11 +4,13 @@
 //! Frames come and go in batches, with a virtio-net header in front of each: packets that leave carry their offload metadata
 //! in it, and so do those that arrive (a veth pair leaves checksums and segments undone, and cards put segments together).
 //!
-//! It guarantees that a full queue of the host is "no room" and everything else the host refuses is a counted drop. An
+//! It guarantees that a full queue of the host is "no room", that everything else the host refuses is a counted drop, and so is
+//! what the host has received and lost because nobody took it. An
 //! interface that is down comes back by itself; one that is deleted leaves the port quiet.
 //!
 //! In a packet's way this is a first and a last step with one copy by the kernel and one by us on each side.
 
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -41,6 +43,8 @@ pub struct AfPacketPort {
     received: PacketBatch,
     to_send: PacketBatch,
     counters: PortCounters,
+    /// Frames that the kernel has lost, as far as it was asked.
+    lost: Cell<usize>,
 }
 
 impl AfPacketPort {
@@ -60,6 +64,7 @@ impl AfPacketPort {
             received: PacketBatch::default(),
             to_send: PacketBatch::default(),
             counters: PortCounters::default(),
+            lost: Cell::new(0),
         })
     }
 
@@ -183,6 +188,12 @@ impl Port for AfPacketPort {
     }
 
     fn counters(&self) -> PortCounters {
-        self.counters
+        let now = self.socket.take_lost().unwrap_or_default() as usize;
+        let lost = self.lost.get() + now;
+        self.lost.set(lost);
+        let mut counters = self.counters;
+        counters.received += lost as u64;
+        counters.rx_drops.add(DropReason::Overrun, lost);
+        counters
     }
 }

@@ -168,6 +168,15 @@ impl AfXdpPort {
     }
 }
 
+/// Whether there could be AF_XDP ports here, as far as that can be told without an interface.
+///
+/// # Errors
+/// [`PortError::System`]: what is missing, a right or the kernel's support.
+pub fn try_af_xdp() -> Result<(), PortError> {
+    XdpSocket::new()?;
+    Ok(XdpProgram::try_load()?)
+}
+
 /// How many queues to take of an interface that has `found`.
 fn check(options: &AfXdpOptions, found: u32) -> Result<u32, PortError> {
     let wrong = |option, found: u32, expected: String| PortError::Option {

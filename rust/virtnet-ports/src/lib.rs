@@ -28,7 +28,7 @@ mod vhost_user;
 mod virtio_user;
 
 pub use af_packet::AfPacketPort;
-pub use af_xdp::{AfXdpOptions, AfXdpPort, AfXdpWatch, XDP_QUEUES_MAX};
+pub use af_xdp::{AfXdpOptions, AfXdpPort, AfXdpWatch, XDP_QUEUES_MAX, try_af_xdp};
 pub use control::{Control, REST, Served, Service};
 pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};

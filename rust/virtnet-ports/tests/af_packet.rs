@@ -143,3 +143,41 @@ fn inside_down() {
         "{error}"
     );
 }
+
+#[test]
+fn what_nobody_takes_out_in_time_is_counted() {
+    in_namespace("inside_lost");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_lost() {
+    inside();
+    veth();
+    let (mut near, mut far) = (open("near"), open("far"));
+    let mut burst = Burst::new();
+    for seed in 0..64 {
+        burst.push_bytes(&frame::pattern(1_500, seed), Offload::default());
+    }
+    let (mut sent, start) = (0, Instant::now());
+    while far.counters().rx_drops.of(DropReason::Overrun) == 0 {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "all of it found room"
+        );
+        sent += near.tx(&burst, &Picks::first(64)) as u64;
+    }
+    // What is still on its way arrives, and then there is nothing more to come.
+    let mut got = Burst::new();
+    while far.counters().received < sent {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "some are not accounted for"
+        );
+        got.clear();
+        far.rx(&mut got);
+    }
+    let counters = far.counters();
+    let taken = counters.received - counters.rx_drops.total();
+    assert!(taken > 0 && counters.received == sent, "{counters:?}");
+}

@@ -2,7 +2,13 @@
 
 use pyo3::prelude::*;
 
-use crate::errors::{ConfigError, PortError, errno};
+use crate::errors::{ConfigError, PortError, errno, port_error};
+
+/// Fails where there can be no AF_XDP ports.
+#[pyfunction]
+pub(crate) fn try_af_xdp() -> PyResult<()> {
+    virtnet_ports::try_af_xdp().map_err(port_error)
+}
 
 /// Nanoseconds that a cache line takes from one CPU to another.
 #[pyfunction]

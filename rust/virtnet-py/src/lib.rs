@@ -34,6 +34,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<columns::Headers>()?;
     module.add_function(wrap_pyfunction!(edit::edit, module)?)?;
     module.add_function(wrap_pyfunction!(host::line_cost_ns, module)?)?;
+    module.add_function(wrap_pyfunction!(host::try_af_xdp, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
     module.add_function(wrap_pyfunction!(rings::queue_pair, module)?)?;

@@ -273,6 +273,26 @@ impl PacketSocket {
         Ok(received)
     }
 
+    /// How many frames the kernel has lost since the last time this was asked, because they were not taken out fast enough.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn take_lost(&self) -> io::Result<u32> {
+        let mut found = libc::tpacket_stats {
+            tp_packets: 0,
+            tp_drops: 0,
+        };
+        let mut len = libc::socklen_t::try_from(size_of_val(&found)).unwrap_or_default();
+        let (fd, value) = (self.fd.as_raw_fd(), (&raw mut found).cast());
+        // SAFETY: the kernel writes at most `len` bytes of a plain struct of numbers.
+        let asked = unsafe {
+            let option = libc::PACKET_STATISTICS;
+            libc::getsockopt(fd, libc::SOL_PACKET, option, value, &raw mut len)
+        };
+        check(asked)?;
+        Ok(found.tp_drops)
+    }
+
     /// Sends the frames of a batch from the `first` on; how many were accepted.
     ///
     /// # Errors

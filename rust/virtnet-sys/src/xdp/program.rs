@@ -99,18 +99,7 @@ impl XdpProgram {
         queues: u32,
         how: XdpAttach,
     ) -> Result<Self, SysError> {
-        let create = MapCreate {
-            map_type: BPF_MAP_TYPE_XSKMAP,
-            key_size: 4,
-            value_size: 4,
-            max_entries: queues,
-        };
-        let map = bpf_fd(BPF_MAP_CREATE, &create)
-            .map_err(|error| refused(format!("make a map of sockets for {interface}"), error))?;
-        // Without this flag, for kernels before 5.18, a native program keeps an interface from long frames.
-        let program = load(&map, BPF_F_XDP_HAS_FRAGS)
-            .or_else(|_| load(&map, 0))
-            .map_err(|error| refused(format!("load an XDP program for {interface}"), error))?;
+        let (map, program) = Self::load(queues)?;
         let attach = |flags| {
             let create = LinkCreate {
                 program: number(program.as_raw_fd()),
@@ -137,6 +126,31 @@ impl XdpProgram {
             map,
             native,
         })
+    }
+
+    /// Loads a program that goes nowhere: whether this kernel and these rights allow it.
+    ///
+    /// # Errors
+    /// [`SysError::Refused`]: why not.
+    pub fn try_load() -> Result<(), SysError> {
+        Self::load(1).map(drop)
+    }
+
+    /// A map for so many sockets, and the program that looks into it.
+    fn load(queues: u32) -> Result<(OwnedFd, OwnedFd), SysError> {
+        let create = MapCreate {
+            map_type: BPF_MAP_TYPE_XSKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: queues,
+        };
+        let map = bpf_fd(BPF_MAP_CREATE, &create)
+            .map_err(|error| refused("make a map of AF_XDP sockets".to_owned(), error))?;
+        // Without this flag, for kernels before 5.18, a native program keeps an interface from long frames.
+        let program = load(&map, BPF_F_XDP_HAS_FRAGS)
+            .or_else(|_| load(&map, 0))
+            .map_err(|error| refused("load an XDP program".to_owned(), error))?;
+        Ok((map, program))
     }
 
     /// Whether it is the driver that runs it.
