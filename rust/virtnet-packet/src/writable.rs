@@ -1,0 +1,197 @@
+//! Header fields that can be written, with the checksums that cover them.
+//!
+//! A checksum is changed by the difference that a field makes (RFC 1624), so that one that was wrong stays wrong, and payload is
+//! never read. Where a sender left the checksum to be done, the field holds the sum of the pseudo-header, and that is kept up.
+
+use crate::checksum::Sum;
+use crate::{Fields, Offload};
+
+/// A field that can be written where a packet has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writable {
+    /// Ethernet's destination.
+    EthDst,
+    /// Ethernet's source.
+    EthSrc,
+    /// Number of the outer VLAN, of a packet that has a tag.
+    Vlan,
+    /// Time to live, or hop limit.
+    IpTtl,
+    /// IPv4's source.
+    IpSrc,
+    /// IPv4's destination.
+    IpDst,
+    /// IPv6's source.
+    Ip6Src,
+    /// IPv6's destination.
+    Ip6Dst,
+    /// Source port of TCP or UDP.
+    L4Src,
+    /// Destination port of TCP or UDP.
+    L4Dst,
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// Bytes of an Ethernet header.
+const ETHERNET_LEN: usize = 14;
+
+/// A place in a frame, and what covers it.
+struct Place {
+    at: usize,
+    len: usize,
+    /// IPv4's header checksum.
+    in_header: bool,
+    /// The pseudo-header of the transport's checksum.
+    in_pseudo: bool,
+    /// The transport's header.
+    in_transport: bool,
+}
+
+impl Writable {
+    /// The field that has this name among the columns.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "eth_dst" => Self::EthDst,
+            "eth_src" => Self::EthSrc,
+            "vlan" => Self::Vlan,
+            "ip_ttl" => Self::IpTtl,
+            "ip_src" => Self::IpSrc,
+            "ip_dst" => Self::IpDst,
+            "ip6_src" => Self::Ip6Src,
+            "ip6_dst" => Self::Ip6Dst,
+            "l4_src" => Self::L4Src,
+            "l4_dst" => Self::L4Dst,
+            _ => return None,
+        })
+    }
+
+    /// Whether its values have 128 bits.
+    #[must_use]
+    pub fn is_wide(self) -> bool {
+        matches!(self, Self::Ip6Src | Self::Ip6Dst)
+    }
+
+    fn place(self, of: &Fields, frame_len: usize) -> Option<Place> {
+        let (is_v4, is_v6) = (of.ip_version == 4, of.ip_version == 6);
+        let has_ports = of.l4_at > 0 && matches!(of.ip_proto, TCP | UDP);
+        let (is_there, at, len) = match self {
+            Self::EthDst => (frame_len >= ETHERNET_LEN, 0, 6),
+            Self::EthSrc => (frame_len >= ETHERNET_LEN, 6, 6),
+            Self::Vlan => (of.vlan_at > 0, of.vlan_at, 2),
+            Self::IpTtl => (is_v4 || is_v6, of.ip_at + if is_v6 { 7 } else { 8 }, 1),
+            Self::IpSrc => (is_v4, of.ip_at + 12, 4),
+            Self::IpDst => (is_v4, of.ip_at + 16, 4),
+            Self::Ip6Src => (is_v6, of.ip_at + 8, 16),
+            Self::Ip6Dst => (is_v6, of.ip_at + 24, 16),
+            Self::L4Src => (has_ports, of.l4_at, 2),
+            Self::L4Dst => (has_ports, of.l4_at + 2, 2),
+        };
+        let is_address = matches!(
+            self,
+            Self::IpSrc | Self::IpDst | Self::Ip6Src | Self::Ip6Dst
+        );
+        (is_there && at + len <= frame_len).then_some(Place {
+            at,
+            len,
+            in_header: is_v4 && (is_address || self == Self::IpTtl),
+            in_pseudo: is_address,
+            in_transport: matches!(self, Self::L4Src | Self::L4Dst),
+        })
+    }
+
+    /// Writes the low bits of `value` into a frame, or as much of it as there is; false if it does not have the field.
+    pub fn write(self, frame: &mut [u8], offload: &Offload, value: u128) -> bool {
+        let fields = Fields::parse(frame);
+        let Some(place) = self.place(&fields, frame.len()) else {
+            return false;
+        };
+        // Checksums are of pairs of bytes: the time to live is the first of one.
+        let pair = place.at..place.at + place.len.next_multiple_of(2);
+        let mut old = [0; 16];
+        let covered = place.in_header || place.in_pseudo || place.in_transport;
+        let old = &mut old[..pair.len()];
+        if covered {
+            let Some(bytes) = frame.get(pair.clone()) else {
+                return false;
+            };
+            old.copy_from_slice(bytes);
+        }
+        let mut bytes = value.to_be_bytes();
+        let new = &mut bytes[16 - place.len..];
+        if self == Self::Vlan {
+            // The upper four bits are priority and drop eligibility.
+            new[0] = (new[0] & 0x0f) | (frame[place.at] & 0xf0);
+        }
+        frame[place.at..place.at + place.len].copy_from_slice(new);
+        if !covered {
+            return true;
+        }
+        let mut new = [0; 16];
+        let new = &mut new[..pair.len()];
+        new.copy_from_slice(&frame[pair]);
+        if place.in_header {
+            renew_checksum(frame, fields.ip_at + 10, old, new, false);
+        }
+        if (place.in_pseudo || place.in_transport)
+            && let Some(offset) = transport_checksum(&fields)
+        {
+            let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
+            let is_udp = fields.ip_proto == UDP;
+            let at = fields.l4_at + offset;
+            let is_none = is_udp && frame.get(at..at + 2) == Some(&[0, 0]);
+            if is_left_to_do && place.in_pseudo {
+                renew_partial_sum(frame, at, old, new);
+            } else if !is_left_to_do && !is_none {
+                renew_checksum(frame, at, old, new, is_udp);
+            }
+        }
+        true
+    }
+}
+
+/// Where in its header a transport protocol has the checksum that covers the addresses.
+fn transport_checksum(fields: &Fields) -> Option<usize> {
+    match fields.ip_proto {
+        _ if fields.l4_at == 0 => None,
+        TCP => Some(16),
+        UDP => Some(6),
+        ICMPV6 if fields.ip_version == 6 => Some(2),
+        _ => None,
+    }
+}
+
+fn renew_checksum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], is_udp: bool) {
+    let Some(&[high, low]) = frame.get(at..).and_then(<[u8]>::first_chunk) else {
+        return;
+    };
+    let sum = changed(!u16::from_be_bytes([high, low]), old, new);
+    let checksum = if is_udp {
+        sum.checksum_not_zero()
+    } else {
+        sum.checksum()
+    };
+    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn renew_partial_sum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8]) {
+    let Some(&[high, low]) = frame.get(at..).and_then(<[u8]>::first_chunk) else {
+        return;
+    };
+    let sum = !changed(u16::from_be_bytes([high, low]), old, new).checksum();
+    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// A sum in which some bytes, 16 at most, have become others (RFC 1624, equation 3).
+fn changed(sum: u16, old: &[u8], new: &[u8]) -> Sum {
+    let mut without = [0; 16];
+    let without = &mut without[..old.len()];
+    without
+        .iter_mut()
+        .zip(old)
+        .for_each(|(to, from)| *to = !from);
+    Sum::of(without).and(Sum::of(new)).and_word(sum)
+}
