@@ -382,7 +382,53 @@ impl Network {
         match verdict {
             Verdict::All(fate) => self.act(slot, gate, fate, burst, picks, way),
             Verdict::Each => self.act_on_each(slot, gate, &fates, burst, picks, way),
+            Verdict::Spread => self.act_as_laid_out(slot, burst, way),
         }
+    }
+
+    /// Has packets leave by the gates that a switch has laid out for them, at each in its own form.
+    fn act_as_laid_out(&mut self, slot: usize, burst: &mut Burst, way: Way) -> usize {
+        let Some(FunctionNode {
+            function: Function::Switch(switch),
+            counters,
+            ..
+        }) = &mut self.functions[slot]
+        else {
+            return 0;
+        };
+        // It may be entered again further on its packets' way, so they are not left with it.
+        let Some(mut departures) = switch.take_departures() else {
+            return 0;
+        };
+        counters.drops.merge(departures.drops());
+        counters.copied += departures.copies();
+        let is_each_alone = departures.copies() == 0;
+        let way = Way {
+            shared: way.shared || !is_each_alone,
+            offered: way.offered && is_each_alone,
+            ..way
+        };
+        let mut refused = 0;
+        for k in 0..departures.len() {
+            let (gate, picks) = departures.get(k);
+            if let Some(FunctionNode {
+                function: Function::Switch(switch),
+                ..
+            }) = &self.functions[slot]
+            {
+                switch.dress(&mut departures, burst, &picks, gate);
+            }
+            let target = self.routes.functions[slot].target(gate);
+            refused += self.send(target, burst, &picks, way);
+        }
+        if let Some(FunctionNode {
+            function: Function::Switch(switch),
+            ..
+        }) = &mut self.functions[slot]
+        {
+            switch.give_back(departures);
+        }
+        refused
     }
 
     #[cold]

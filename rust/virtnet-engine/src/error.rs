@@ -6,7 +6,7 @@ use std::time::Duration;
 use virtnet_packet::BURST_MAX;
 use virtnet_sys::Fault;
 
-use crate::graph::{NodeId, NodeKind, Place};
+use crate::graph::{Gate, NodeId, NodeKind, Place};
 
 /// Why the engine, or a change to its network, was refused.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,22 @@ pub enum EngineError {
     SwitchOptions {
         /// The largest table there can be.
         max: usize,
+    },
+    /// Numbers of VLANs that are none.
+    #[error(
+        "gate {gate}: VLANs are 1 to 4094, and that of frames without a tag (0 for none) is one of them"
+    )]
+    Vlan {
+        /// The switch's gate.
+        gate: Gate,
+    },
+    /// A mirror of a cable that leads nowhere.
+    #[error("gate {gate} cannot be mirrored to gate {to}: that has to be another one with a cable")]
+    Mirror {
+        /// The switch's gate.
+        gate: Gate,
+        /// Where the copies were to go.
+        to: Gate,
     },
     /// The worker thread could not be set up.
     #[error("cannot start worker {name:?}: {source}")]

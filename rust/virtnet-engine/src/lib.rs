@@ -27,9 +27,10 @@ pub use change::{Change, Node};
 pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
-    Blast, Divert, DivertOrders, Echo, Filter, FilterError, Function, FunctionDetail, Host,
-    HostCounters, HostOptions, HostOrders, Instruction, Late, Ping, Sink, Source, SourceOptions,
-    SourceOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders, Tee, Update, Wire,
+    Blast, BridgeRules, CableRules, Divert, DivertOrders, Echo, Filter, FilterError, Flap,
+    Function, FunctionDetail, Host, HostCounters, HostOptions, HostOrders, Instruction, Late, Ping,
+    Sink, Source, SourceOptions, SourceOrders, StormLimits, Switch, SwitchCounters, SwitchOptions,
+    SwitchOrders, Tee, Update, VlanSet, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

@@ -1,5 +1,7 @@
 //! Packets that move together: private heads, bodies in place, in arrays made once.
 
+mod tag;
+
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -8,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtnet_mem::{GuestMemory, GuestSlice, Segment};
 
 use crate::{Offload, Offloads, PacketHash};
+
+pub use tag::{TAG_LEN, tag_of};
 
 /// The most packets in a burst.
 pub const BURST_MAX: usize = 64;

@@ -60,4 +60,18 @@ reasons! {
     Late = "late",
     /// In the network: a function decided so (a rule, a filter).
     Filtered = "filtered",
+    /// In a switch: of a VLAN that its cable does not carry, or of none where there has to be one.
+    Vlan = "vlan",
+    /// In a switch: between two cables that are kept apart (isolated, one split horizon group, a mirror's).
+    Isolated = "isolated",
+    /// In a switch: more of this kind than its cable may send in a second.
+    Storm = "storm",
+    /// In a switch: from a station that is heard of behind one cable and another in turn, as in a loop.
+    Flapping = "flapping",
+    /// In a firewall: it belongs to no connection as far as that has come.
+    BadState = "bad_state",
+    /// In a firewall: there is no room to remember one connection more.
+    StatesFull = "states_full",
+    /// In a firewall: a fragment, where these do not pass.
+    Fragment = "fragment",
 }

@@ -22,7 +22,7 @@ mod port;
 mod resolve;
 mod writable;
 
-pub use burst::{BURST_MAX, Burst, HEAD_MAX, Picks, Piece};
+pub use burst::{BURST_MAX, Burst, HEAD_MAX, Picks, Piece, TAG_LEN, tag_of};
 pub use counters::{DropCounters, PortCounters};
 pub use drop_reason::DropReason;
 pub use fields::Fields;

@@ -235,6 +235,12 @@ impl MacTable {
         }
     }
 
+    /// Lets it hold so many stations from now on; it forgets none for that.
+    #[inline]
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(MAX_ENTRIES);
+    }
+
     /// How many stations it can hold.
     pub(crate) fn limit(&self) -> usize {
         self.limit

@@ -6,6 +6,8 @@
 //!
 //! They never touch a port, never wait, and take the time as an argument.
 
+mod bridge;
+mod departures;
 mod divert;
 mod echo;
 mod filter;
@@ -19,6 +21,7 @@ mod switch;
 mod tee;
 mod wire;
 
+pub use bridge::{BridgeRules, CableRules, Flap, StormLimits, VlanSet};
 pub use divert::{Divert, DivertOrders, Late};
 pub use echo::Echo;
 pub use filter::{Filter, FilterError, Instruction};
@@ -59,6 +62,8 @@ pub(crate) enum Verdict {
     All(Fate),
     /// Each as written.
     Each,
+    /// Each to as many gates as the switch has laid out ([`Departures`](departures::Departures)).
+    Spread,
 }
 
 /// A network function with its state.
@@ -148,7 +153,11 @@ impl Function {
     /// Whether it changes the packets it is given.
     #[inline]
     pub(crate) fn changes_packets(&self) -> bool {
-        matches!(self, Self::Echo(_))
+        match self {
+            Self::Echo(_) => true,
+            Self::Switch(switch) => switch.changes_packets(),
+            _ => false,
+        }
     }
 
     /// What a port cabled to `gate` has to wait for.

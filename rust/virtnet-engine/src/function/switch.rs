@@ -1,10 +1,13 @@
 //! A learning switch: it remembers behind which gate each station is, and floods what it does not know.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, DropReason, Picks};
 
+use super::bridge::{Bridge, BridgeRules, Flap};
+use super::departures::Departures;
 use super::mac_table::{Learnt, MAX_ENTRIES, MacTable};
 use super::{Fate, Fates, Verdict};
 use crate::EngineError;
@@ -44,6 +47,10 @@ pub struct SwitchCounters {
     pub table_full: u64,
     /// Packets that were flooded: to a group, or to a station that is not in the table.
     pub flooded: u64,
+    /// How often a station was found to turn up behind one cable and another in turn.
+    pub flaps: u64,
+    /// The last one that was.
+    pub last_flap: Option<Flap>,
 }
 
 impl SwitchCounters {
@@ -55,6 +62,8 @@ impl SwitchCounters {
         self.aged += other.aged;
         self.table_full += other.table_full;
         self.flooded += other.flooded;
+        self.flaps += other.flaps;
+        self.last_flap = self.last_flap.or(other.last_flap);
     }
 }
 
@@ -80,16 +89,20 @@ pub struct Switch {
     counters: SwitchCounters,
     /// Whom it has learnt, if there are others to be told.
     learnt: Option<Vec<(u64, Gate)>>,
+    /// What decides in place of all that, if there are rules for its cables.
+    bridge: Option<Box<Bridge>>,
 }
 
 /// A quiet switch sweeps this often, a busy one about a thousand times as often and a thousandth as much.
 const SWEEP_NS: u64 = 1_000_000_000;
 
 /// What of a switch can be changed while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SwitchOrders {
     /// After what silence a station is forgotten. Those that are in the table are judged by it from now on.
     pub ageing: Duration,
+    /// What it does about its cables; none: a plain switch.
+    pub rules: Option<Arc<BridgeRules>>,
 }
 
 impl SwitchOrders {
@@ -122,6 +135,7 @@ impl Switch {
             swept: 0,
             counters: SwitchCounters::default(),
             learnt: None,
+            bridge: None,
         })
     }
 
@@ -131,6 +145,7 @@ impl Switch {
             table: MacTable::new(self.table.limit(), self.ageing),
             counters: SwitchCounters::default(),
             learnt: None,
+            bridge: None,
             ..*self
         };
         for part in [self, &mut part] {
@@ -144,6 +159,17 @@ impl Switch {
     pub(super) fn order(&mut self, orders: SwitchOrders) {
         self.ageing = in_ns(orders.ageing);
         self.table.set_ageing(self.ageing);
+        match (orders.rules, &mut self.bridge) {
+            (Some(rules), Some(bridge)) => bridge.order(rules, self.ageing),
+            (Some(rules), bridge) => {
+                let mut new = Bridge::new(rules, self.table.limit(), self.ageing);
+                if self.learnt.is_some() {
+                    new.join();
+                }
+                *bridge = Some(Box::new(new));
+            }
+            (None, bridge) => *bridge = None,
+        }
     }
 
     /// What there is to tell the other parts.
@@ -151,11 +177,20 @@ impl Switch {
         let learnt = self.learnt.iter_mut().flat_map(|list| list.drain(..));
         let forgotten = self.table.take_forgotten().map(SwitchNews::Forgotten);
         // What was forgotten and learnt again is there.
-        forgotten.chain(learnt.map(|(mac, gate)| SwitchNews::Learnt(mac, gate)))
+        let own = forgotten.chain(learnt.map(|(mac, gate)| SwitchNews::Learnt(mac, gate)));
+        own.chain(self.bridge.iter_mut().flat_map(|bridge| bridge.take_news()))
     }
 
     /// What another part tells.
     pub(crate) fn hear(&mut self, news: SwitchNews, now: u64) {
+        if let Some(bridge) = &mut self.bridge {
+            return bridge.hear(news, now);
+        }
+        let (SwitchNews::Learnt(station, _) | SwitchNews::Forgotten(station)) = news;
+        if station >> 48 != 0 {
+            // Of a VLAN: the other part has not heard yet that there are none any more.
+            return;
+        }
         match news {
             SwitchNews::Learnt(mac, gate) => self.table.learn_elsewhere(mac, gate, now),
             SwitchNews::Forgotten(mac) => self.table.forget_elsewhere(mac),
@@ -165,6 +200,11 @@ impl Switch {
     /// What it has counted.
     #[must_use]
     pub fn counters(&self) -> SwitchCounters {
+        if let Some(bridge) = &self.bridge {
+            let mut both = bridge.counters();
+            both.add(&self.counters);
+            return both;
+        }
         SwitchCounters {
             entries: self.table.len(),
             aged: self.table.aged(),
@@ -181,6 +221,10 @@ impl Switch {
         now: u64,
         fates: &mut Fates,
     ) -> Verdict {
+        if let Some(bridge) = &mut self.bridge {
+            bridge.classify(burst, picks, gate, now);
+            return Verdict::Spread;
+        }
         self.sweep(now);
         if self.table.is_large() {
             self.fetch(burst, picks);
@@ -264,6 +308,9 @@ impl Switch {
     /// ageing time.
     #[inline]
     pub(crate) fn sweep(&mut self, now: u64) {
+        if let Some(bridge) = &mut self.bridge {
+            return bridge.sweep(now);
+        }
         let since = now.saturating_sub(self.swept);
         if since >= SWEEP_NS / 1_000 {
             self.sweep_for(since, now);
@@ -282,21 +329,60 @@ impl Switch {
 
     /// When the table wants to be swept if nothing happens.
     pub(super) fn due(&self) -> Option<u64> {
+        if let Some(bridge) = &self.bridge {
+            return bridge.due();
+        }
         (self.table.len() > 0).then(|| self.swept.saturating_add(SWEEP_NS))
     }
 
     /// Forgets all stations behind `gate`.
     pub(super) fn forget(&mut self, gate: Gate) {
         self.table.forget(gate);
+        if let Some(bridge) = &mut self.bridge {
+            bridge.forget(gate);
+        }
+    }
+
+    /// Whether packets may leave in another form than they came in.
+    #[inline]
+    pub(super) fn changes_packets(&self) -> bool {
+        self.bridge
+            .as_ref()
+            .is_some_and(|bridge| bridge.changes_packets())
+    }
+
+    /// What was laid out for the last burst, if it has rules; to be given back.
+    pub(crate) fn take_departures(&mut self) -> Option<Box<Departures>> {
+        Some(self.bridge.as_mut()?.take_departures())
+    }
+
+    pub(crate) fn give_back(&mut self, departures: Box<Departures>) {
+        if let Some(bridge) = &mut self.bridge {
+            bridge.give_back(departures);
+        }
+    }
+
+    /// Gives packets the form in which they leave by `gate`.
+    #[inline]
+    pub(crate) fn dress(
+        &self,
+        departures: &mut Departures,
+        burst: &mut Burst,
+        picks: &Picks,
+        gate: Gate,
+    ) {
+        if let Some(bridge) = &self.bridge {
+            bridge.dress(departures, burst, picks, gate);
+        }
     }
 }
 
 /// The group bit of an address as [`macs`] reads it.
-const GROUP: u64 = 1;
+pub(super) const GROUP: u64 = 1;
 
 /// Destination and source as numbers, first byte lowest; `None` for a runt.
 #[inline]
-fn macs(head: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn macs(head: &[u8]) -> Option<(u64, u64)> {
     const MASK: u64 = (1 << 48) - 1;
     let header = head.first_chunk::<ETHERNET_LEN>()?;
     let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = header;
@@ -409,6 +495,7 @@ mod tests {
         fates(&mut switch, 1, 0, &[(ALL, A)]);
         switch.order(SwitchOrders {
             ageing: Duration::from_secs(5),
+            rules: None,
         });
         assert_eq!(
             fates(&mut switch, 2, 5 * SECOND - 1, &[(A, B)]),
@@ -417,6 +504,7 @@ mod tests {
         assert_eq!(fates(&mut switch, 2, 5 * SECOND, &[(A, B)]), [Fate::Flood]);
         let none = SwitchOrders {
             ageing: Duration::ZERO,
+            rules: None,
         };
         assert!(none.check().is_err());
     }
