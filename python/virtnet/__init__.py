@@ -20,7 +20,7 @@ from virtnet.explaining import Explanation
 from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.handlers import BurstHandler
 from virtnet.net import Net
-from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs
+from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs, Switch
 from virtnet.ports import (
     AfPacketPort,
     AfXdpPort,
@@ -99,6 +99,7 @@ __all__ = [
     "RingState",
     "Spec",
     "StateError",
+    "Switch",
     "TapPort",
     "Used",
     "VhostUserPort",

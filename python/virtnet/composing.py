@@ -12,7 +12,7 @@ from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
-from virtnet.nodes import Capture, Function, Node, PortNode
+from virtnet.nodes import Capture, Function, Node, PortNode, Switch
 from virtnet.plans import PlannedNode, Plans, planned
 from virtnet.spec import PortSpec
 
@@ -153,16 +153,42 @@ class Composing:
 
     # Functions.
 
-    def switch(self, *, ageing_s: float = 300.0, name: str | None = None) -> Function:
+    def switch(
+        self,
+        *,
+        ageing_s: float = 300.0,
+        cables: Mapping[str | Node, Mapping[str, Any]] | None = None,
+        loop_guard: int | None = None,
+        name: str | None = None,
+    ) -> Switch:
         """Adds a switch, which learns who is behind which cable and floods what is for nobody it knows.
 
         Args:
             ageing_s: seconds after which a station that was not heard of is forgotten.
+            cables: options of its cables, by the node at the far end, as :meth:`~virtnet.Switch.cable` takes them.
+                VLANs are told apart as soon as one cable has one; before that tags are passed on unread.
+            loop_guard: how often in a second a station may turn up behind another cable than before. One that does
+                more often is held where it is for 10 s, is reported in ``stats().detail["last_flap"]``, and what
+                comes from it elsewhere is dropped and counted as ``flapping``.
             name: what to call it.
+
+        Example:
+            >>> import virtnet as vn
+            >>> net = vn.Net()
+            >>> vm1, vm2, uplink = net.memory("vm1"), net.memory("vm2"), net.memory("uplink")
+            >>> switch = net.switch(cables={vm1: {"access": 10}, vm2: {"access": 20}, uplink: {"trunk": [10, 20]}})
+            >>> _ = vm1 >> switch << vm2 << uplink
+
+        Raises:
+            ConfigError: an option makes no sense; the message says which one, of which cable.
         """
         if not 0 < ageing_s < float("inf"):
             raise ConfigError(f"ageing_s is a number of seconds above 0, found {ageing_s!r}")
-        return self._function(name, FunctionSpec("switch", {"ageing_s": float(ageing_s)}))
+        if loop_guard is not None and (type(loop_guard) is not int or loop_guard < 1):
+            raise ConfigError(f"loop_guard is a number of moves per second from 1, found {loop_guard!r}")
+        tables = {(end.name if isinstance(end, Node) else end): table for end, table in (cables or {}).items()}
+        options = {"ageing_s": float(ageing_s), "cables": tables, "loop_guard": loop_guard}
+        return cast("Switch", self._function(name, FunctionSpec("switch", options)))
 
     def wire(self, a: Node | None = None, b: Node | None = None, *, name: str | None = None) -> Function:
         """Adds a wire, which hands what comes in at one end out at the other, and plugs in the nodes given."""
@@ -460,7 +486,7 @@ class Composing:
         name = node if isinstance(node, str) else node.name
         with self.change():
             self._known(name)
-            nodes = {other: node for other, node in self._plan.nodes.items() if other != name}
+            nodes = {other: _forgetting(node, name) for other, node in self._plan.nodes.items() if other != name}
             cables = tuple(cable for cable in self._plan.cables if name not in cable)
             self._plan = Plans(nodes, cables)
 
@@ -485,6 +511,8 @@ class Composing:
                 raise
             finally:
                 self._before_change = None
+                for node in self._plan.nodes.values():
+                    node.handle.spec = node.spec
 
     def __getitem__(self, name: str) -> Node:
         """The node of that name."""
@@ -503,9 +531,18 @@ class Composing:
 
     def _function(self, name: str | None, spec: FunctionSpec) -> Function:
         spec = whole(spec)
-        handle = Function(cast("Net", self), self._name(name, spec.kind), spec)
+        handle = self._handle(self._name(name, spec.kind), spec)
         self._add(planned(handle, spec))
-        return handle
+        return cast("Function", handle)
+
+    def _configure(self, name: str, options: Mapping[str, Any]) -> None:
+        """Gives a function other options, those that are not given stay."""
+        with self.change():
+            node = self._known(name)
+            spec = whole(FunctionSpec(node.handle.kind, {**node.spec.options, **options}))
+            if spec != node.spec:
+                self._plan = replace(self._plan, nodes={**self._plan.nodes, name: planned(node.handle, spec)})
+                node.handle.spec = spec
 
     def _add(self, node: PlannedNode) -> None:
         name = node.handle.name
@@ -535,7 +572,28 @@ class Composing:
     def _handle(self, name: str, spec: PortSpec | FunctionSpec) -> PortNode | Function:
         """What a program holds of a node."""
         net = cast("Net", self)
-        return PortNode(net, name, spec) if isinstance(spec, PortSpec) else Function(net, name, spec)
+        if isinstance(spec, PortSpec):
+            return PortNode(net, name, spec)
+        return HANDLES.get(spec.kind, Function)(net, name, spec)
+
+
+#: What a program holds of functions that can be asked for more than others.
+HANDLES: dict[str, type[Function]] = {"switch": Switch}
+
+
+def _forgetting(node: PlannedNode, name: str) -> PlannedNode:
+    """A node without what its options say of another one that goes."""
+    tables = node.spec.options.get("cables")
+    if not tables or isinstance(node.spec, PortSpec):
+        return node
+    kept = {
+        end: {option: value for option, value in table.items() if (option, value) != ("mirror", name)}
+        for end, table in tables.items()
+        if end != name
+    }
+    if kept == tables:
+        return node
+    return planned(node.handle, whole(FunctionSpec(node.spec.kind, {**node.spec.options, "cables": kept})))
 
 
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:

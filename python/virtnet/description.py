@@ -111,7 +111,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Puts it into the form in which it is compared, and checks what its parts are to each other."""
-        ports, functions = dict(self.ports), {name: whole(spec) for name, spec in self.functions.items()}
+        ports, functions = dict(self.ports), {name: _whole(name, spec) for name, spec in self.functions.items()}
         for name in (*ports, *functions):
             if not name or len(name) > NAME_MAX or not name.isprintable():
                 raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
@@ -127,6 +127,7 @@ class Spec:
             else:
                 cables.add((min(a, b), max(a, b)))
         _check_room(ports, functions, cables)
+        _check_named(functions, ports | functions)
         object.__setattr__(self, "ports", MappingProxyType(ports))
         object.__setattr__(self, "functions", MappingProxyType(functions))
         object.__setattr__(self, "cables", frozenset(cables))
@@ -340,6 +341,17 @@ def _check_room(ports: Iterable[str], functions: Mapping[str, FunctionSpec], cab
             )
 
 
+def _check_named(functions: Mapping[str, FunctionSpec], known: Mapping[str, Any]) -> None:
+    """Checks that the far ends by which cables are named are there."""
+    for name, spec in functions.items():
+        for end, table in spec.options.get("cables", {}).items():
+            for place, wanted in (("", end), (".mirror", table.get("mirror", end))):
+                if wanted not in known:
+                    raise ConfigError(
+                        f"functions.{name}.cables.{end}{place}: there is no {wanted!r}{meant(wanted, known)}"
+                    )
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of the form that :meth:`Spec.from_dict` reads, draft 2020-12."""
     name = {"type": "string", "minLength": 1, "maxLength": NAME_MAX}
@@ -437,6 +449,13 @@ def check_options(spec: FunctionSpec) -> None:
             raise ConfigError(f"{spec.kind} option {name}: {error.message}")
 
 
+def _whole(name: str, spec: FunctionSpec) -> FunctionSpec:
+    try:
+        return whole(spec)
+    except ConfigError as error:
+        raise ConfigError(f"functions.{name}.{error}" if re.match("[a-z_]+[.:]", str(error)) else str(error)) from None
+
+
 def whole(spec: FunctionSpec) -> FunctionSpec:
     """With its defaults, and numbers as they are used."""
     if spec.kind not in FUNCTIONS:
@@ -447,7 +466,7 @@ def whole(spec: FunctionSpec) -> FunctionSpec:
             raise ConfigError(f"a {spec.kind} has no option {name!r}{meant(name, options)}")
         is_number = FUNCTIONS[spec.kind].options[name][0].get("type") == "number"
         options[name] = float(value) if is_number and value is not None else value
-    return FunctionSpec(spec.kind, MappingProxyType(options))
+    return FunctionSpec(spec.kind, MappingProxyType(FUNCTIONS[spec.kind].check(options)))
 
 
 def _only(these: Iterable[str], not_those: Mapping[str, Any]) -> tuple[str, ...]:
@@ -465,6 +484,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         # A basic string of TOML is one of JSON.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(key)} = {_toml(one)}' for key, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return repr(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from virtnet.filters import compile_filter
+from virtnet.switching import CABLES, check_cables, prepare_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,16 +45,21 @@ class FunctionKind:
     Attributes:
         cables: how many it takes at most, as a number and in words.
         options: JSON Schema and default of each.
-        changeable: options that can change while it runs, without losing its state.
-        branches: options that name a node, and the gate that its cable goes to; others take the gates below.
+        changeable: options, and what is made of them, that can change while it runs, without losing its state.
+        branches: options that name a node, and the gate that its cable goes to; others take the gates below. Gates 0
+            and 1 of what stands in a cable are its ends.
+        check: options in the form in which they are compared, or an error that begins with the place of what is wrong.
         prepare: options as the engine takes them.
+        stands_in_cables: it has two ends and is no end of a cable to those who name cables by who is at their far end.
     """
 
     cables: tuple[int, str]
     options: Mapping[str, tuple[dict[str, Any], Any]] = field(default_factory=dict)
     changeable: frozenset[str] = frozenset()
     branches: Mapping[str, int] = field(default_factory=dict)
+    check: Callable[[dict[str, Any]], dict[str, Any]] = dict
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    stands_in_cables: bool = False
 
     def for_engine(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the engine takes them."""
@@ -81,15 +87,22 @@ def _source(options: dict[str, Any]) -> dict[str, Any]:
 FUNCTIONS: dict[str, FunctionKind] = {
     "switch": FunctionKind(
         MANY,
-        {"ageing_s": ({"type": "number", "exclusiveMinimum": 0}, 300.0)},
-        changeable=frozenset({"ageing_s"}),
+        {
+            "ageing_s": ({"type": "number", "exclusiveMinimum": 0}, 300.0),
+            "cables": (CABLES, {}),
+            "loop_guard": ({"type": "integer", "minimum": 1, "maximum": 10**6}, None),
+        },
+        changeable=frozenset({"ageing_s", "cables", "loop_guard", "aware"}),
+        check=check_cables,
+        prepare=prepare_switch,
     ),
-    "wire": FunctionKind((2, "two")),
+    "wire": FunctionKind((2, "two"), stands_in_cables=True),
     "tee": FunctionKind(
         (3, "three"),
         {"branch": ({"type": "string"}, ""), "filter": ({"type": "string"}, "")},
         branches={"branch": 2},
         prepare=_filtered,
+        stands_in_cables=True,
     ),
     "divert": FunctionKind(
         (4, "four"),
@@ -106,6 +119,7 @@ FUNCTIONS: dict[str, FunctionKind] = {
         changeable=frozenset({"filter", "late", "enabled"}),
         branches={"a": 0, "forth": 2, "back": 3},
         prepare=_filtered,
+        stands_in_cables=True,
     ),
     "sink": FunctionKind(MANY, {"copy": ({"type": "boolean"}, False)}),
     "source": FunctionKind(

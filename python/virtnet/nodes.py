@@ -18,6 +18,8 @@ from virtnet.ports import describe
 from virtnet.stats import FunctionStats, PortStats, RingState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from virtnet.description import FunctionSpec
     from virtnet.events import Event, Events
     from virtnet.net import Net
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     Other = TypeVar("Other", bound="Node")
 
-__all__ = ["Capture", "Function", "Node", "PortNode", "QemuArgs"]
+__all__ = ["Capture", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
 
 
 class Node:
@@ -85,6 +87,8 @@ class Node:
 class Function(Node):
     """A network function: what happens to packets between ports.
 
+    What it is to be can change while it runs (:meth:`configure`).
+
     Attributes:
         spec: what it is to be.
     """
@@ -107,6 +111,74 @@ class Function(Node):
     def stats(self) -> FunctionStats:
         """What it did so far."""
         return self.net.stats().functions.get(self.name, FunctionStats(self.kind))
+
+    def configure(self, **options: Any) -> None:
+        """Gives it other options, as the method of :class:`~virtnet.Net` that has made it takes them.
+
+        Most take effect in place: tables, states and counters stay, and no packet is lost. :meth:`Net.plan
+        <virtnet.Net.plan>` says which do.
+
+        Raises:
+            ConfigError: there is no such option, or its value makes no sense; everything is as before.
+        """
+        self.net._configure(self.name, options)  # noqa: SLF001 - the network holds what there is
+
+
+class Switch(Function):
+    """A learning switch; see :meth:`Net.switch() <virtnet.Net.switch>`. Cables are named by who is at their far end."""
+
+    def cable(self, node: Node | str, **options: Any) -> None:
+        """Sets options of the cable to ``node``, now or for when it is plugged in; ``None`` takes one back.
+
+        Wires, tees (those of captures, too) and firewalls in the cable do not count: the node past them names it.
+
+        Options:
+
+            access: the VLAN of its frames, which have no tag there.
+            trunk: VLANs whose frames have a tag there: numbers, ranges such as ``"20-29"``, ``"all"``.
+            native: the VLAN of a trunk's frames without a tag; without one these are dropped.
+            isolated: kept apart from all other cables that are isolated.
+            group: kept apart from all other cables of the same group (split horizon).
+            learning: false for not learning who is there.
+            broadcast_pps, multicast_pps, unknown_pps: packets per second that may come from there for everybody, for a
+                group, for a station that is not known. Each worker counts by itself; a tenth of a second may be late.
+            bond: cables of the same bond are one cable; each flow keeps to one of them.
+            mirror: the node (by its cable to this switch) that gets a copy of all that passes here, either way, and
+                nothing else.
+            stations: MAC addresses that are there whatever is heard, with their VLAN where there are VLANs:
+                ``"10/02:00:00:00:00:01"``.
+
+        Args:
+            node: who is at the far end, or that one's name.
+            **options: those above.
+
+        Raises:
+            ConfigError: an option makes no sense; the message says which one.
+        """
+        name = node.name if isinstance(node, Node) else node
+        options = {option: value.name if isinstance(value, Node) else value for option, value in options.items()}
+        tables: dict[str, dict[str, Any]] = dict(self.spec.options["cables"])
+        table = tables.get(name, {}) | options
+        tables[name] = {option: value for option, value in table.items() if value is not None}
+        self.configure(cables=tables)
+
+    def access(self, node: Node | str, vlan: int) -> None:
+        """Puts the cable to ``node`` into one VLAN, whose frames have no tag there."""
+        self.cable(node, access=vlan, trunk=None, native=None)
+
+    def trunk(self, node: Node | str, vlans: Iterable[int | str] = ("all",), *, native: int | None = None) -> None:
+        """Has the cable to ``node`` carry several VLANs with their tags, ``native`` without one."""
+        self.cable(node, trunk=list(vlans), native=native, access=None)
+
+    def isolate(self, *nodes: Node | str) -> None:
+        """Keeps the cables to these nodes, and all that are isolated already, apart from each other."""
+        with self.net.change():
+            for node in nodes:
+                self.cable(node, isolated=True)
+
+    def mirror(self, node: Node | str, to: Node | str | None) -> None:
+        """Copies all that passes the cable to ``node`` to another node; to ``None``: not any more."""
+        self.cable(node, mirror=to)
 
 
 class PortNode(Node):

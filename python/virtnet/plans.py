@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Plans:
     def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
         """Nodes and cables as the engine takes them."""
         nodes = [
-            (name, node.handle.kind, node.options | self._ends(node))
+            (name, node.handle.kind, self._options(name) | self._ends(node))
             for name, node in self.nodes.items()
             if not self.waits(name)
         ]
@@ -65,6 +66,46 @@ class Plans:
             return {}
         ports = [self.nodes.get(node.options[branch]) for branch in ("forth", "back")]
         return {"ends": [port.end.native if port and port.end else None for port in ports]}
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """A node's options, its tables for cables named after who is plugged in."""
+        options = self.nodes[name].options
+        tables = options.get("cables")
+        if tables is None:
+            return options
+        named: dict[str, str] = {}
+        plugged = {}
+        for end in self._neighbours.get(name, ()):
+            found = next((far for far in self._far_ends(name, end) if far in tables), end)
+            named[found] = end
+            plugged[end] = tables.get(found)
+        for end, table in plugged.items():
+            if table is not None and table["mirror"] is not None:
+                # It begins when that is plugged in.
+                plugged[end] = table | {"mirror": named.get(table["mirror"])}
+        return options | {"cables": plugged}
+
+    @functools.cached_property
+    def _neighbours(self) -> dict[str, list[str]]:
+        neighbours: dict[str, list[str]] = {}
+        for a, b in self.cables:
+            neighbours.setdefault(a, []).append(b)
+            neighbours.setdefault(b, []).append(a)
+        return neighbours
+
+    def _far_ends(self, name: str, end: str) -> list[str]:
+        """Who is at the end of a cable, and past everything that stands in it."""
+        ends = [end]
+        before = name
+        while (node := self.nodes[ends[-1]]).handle.kind in FUNCTIONS and FUNCTIONS[node.handle.kind].stands_in_cables:
+            kind, at = FUNCTIONS[node.handle.kind], ends[-1]
+            aside = {before, *(node.spec.options[branch] for branch, gate in kind.branches.items() if gate > 1)}
+            on = [other for other in self._neighbours.get(at, ()) if other not in aside]
+            if len(on) != 1 or on[0] in ends:
+                break
+            before = at
+            ends.append(on[0])
+        return ends
 
 
 def planned(handle: PortNode | Function, spec: PortSpec | FunctionSpec) -> PlannedNode:

@@ -253,9 +253,10 @@ class FunctionStats:
         consumed: packets it took for good.
         copied: packets it made from others, such as a flood's second and further copies.
         drops: packets it dropped, by reason.
-        detail: what only its kind counts. Of a switch: ``entries`` (stations in its table), ``learned``, ``moved``,
-            ``aged``, ``table_full`` (packets whose sender found no place), ``flooded``. Of what :meth:`Net.on_burst`
-            puts in: ``late`` (packets that Python had no time for).
+        detail: what only its kind counts. Of a switch: ``entries`` (stations in its tables), ``learned``, ``moved``,
+            ``aged``, ``table_full`` (packets whose sender found no place), ``flooded``, ``flaps`` that its loop guard
+            has found, and the ``last_flap`` (``vlan``, ``mac``, ``cable``). Of what :meth:`Net.on_burst` puts in:
+            ``late`` (packets that Python had no time for).
     """
 
     kind: str = "switch"

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Change, Engine as RustEngine, EngineOptions, NetBalance, Node, NodeId, Place, Poll, Snapshot,
-    Update, WorkerStats,
+    Change, Engine as RustEngine, EngineOptions, Gate, NetBalance, Node, NodeId, Place, Poll,
+    Snapshot, WorkerStats,
 };
 use virtnet_ports::Control;
 
@@ -45,6 +45,8 @@ struct Known {
     options: Py<PyDict>,
     /// How a port's session stands; functions have none.
     watch: Option<Watch>,
+    /// Where its cables are plugged in, if what it was told depends on that.
+    gates: functions::Gates,
 }
 
 type Described<'py> = (String, String, Bound<'py, PyDict>);
@@ -189,14 +191,19 @@ impl Network {
             next_id: self.next_id,
             ..Self::default()
         };
+        let mut told = BTreeSet::new();
+        let described: BTreeMap<&String, &Described<'_>> =
+            nodes.iter().map(|node| (&node.0, node)).collect();
         for (name, known) in &self.nodes {
-            let described = nodes.iter().find(|(other, ..)| other == name);
             let fate = described
+                .get(name)
                 .map(|described| known.fate(py, described))
                 .transpose()?;
             match fate.unwrap_or(Fate::Goes) {
                 Fate::Stays => {}
-                Fate::Changes(update) => change = change.update(known.id, update),
+                Fate::Changes => {
+                    told.insert(name.clone());
+                }
                 Fate::Goes => change = change.remove(known.id),
             }
         }
@@ -222,11 +229,50 @@ impl Network {
                 kind: kind.clone(),
                 options: options.copy()?.unbind(),
                 watch,
+                gates: functions::Gates::new(),
             };
             next.nodes.insert(name.clone(), known);
         }
         let change = next.cable(py, self, change, cables)?;
+        let change = next.tell(py, change, &mut told)?;
         Ok(Plan { change, next })
+    }
+
+    /// Tells functions what has changed: their options, or where their cables are.
+    fn tell(
+        &mut self,
+        py: Python<'_>,
+        mut change: Change,
+        told: &mut BTreeSet<String>,
+    ) -> PyResult<Change> {
+        let mut plugged: BTreeMap<String, functions::Gates> = BTreeMap::new();
+        for ((one, other), (a, b)) in &self.cables {
+            for (name, place, end) in [(one, a, other), (other, b, one)] {
+                let known = self.nodes.get(name);
+                let asks = known.map(|known| functions::asks_for_gates(known.options.bind(py)));
+                if asks.transpose()? == Some(true) {
+                    let gates = plugged.entry(name.clone()).or_default();
+                    gates.insert(end.clone(), place.gate);
+                }
+            }
+        }
+        for (name, gates) in plugged {
+            if let Some(known) = self.nodes.get_mut(&name)
+                && known.gates != gates
+            {
+                known.gates = gates;
+                told.insert(name);
+            }
+        }
+        for name in told.iter() {
+            if let Some(known) = self.nodes.get(name)
+                && let Some(update) =
+                    functions::update(&known.kind, known.options.bind(py), &known.gates)?
+            {
+                change = change.update(known.id, update);
+            }
+        }
+        Ok(change)
     }
 
     /// Keeps the cables that stay where they are, takes out those that go, plugs new ones into free gates.
@@ -281,6 +327,19 @@ impl Network {
         Ok(change)
     }
 
+    /// Who is plugged in where.
+    fn ends_of(&self, name: &str) -> BTreeMap<Gate, &str> {
+        let ends = self
+            .cables
+            .iter()
+            .filter_map(|((one, other), (a, b))| match name {
+                _ if name == one => Some((a.gate, other.as_str())),
+                _ if name == other => Some((b.gate, one.as_str())),
+                _ => None,
+            });
+        ends.collect()
+    }
+
     fn sessions(&self) -> BTreeMap<NodeId, stats::Session> {
         let ports = self
             .nodes
@@ -333,7 +392,8 @@ impl Network {
                         ..NetBalance::default()
                     },
                 );
-                functions.set_item(name, stats::function(py, found)?)?;
+                let names = self.ends_of(name);
+                functions.set_item(name, stats::function(py, found, &names)?)?;
             }
         }
         let all = PyDict::new(py);
@@ -372,7 +432,7 @@ fn take_off(books: &mut NetBalance, node: &NetBalance) {
 enum Fate {
     Stays,
     /// It takes new orders and keeps its state.
-    Changes(Update),
+    Changes,
     /// It is removed; what has its name afterwards is another one.
     Goes,
 }
@@ -396,7 +456,7 @@ impl Known {
                 return Ok(Fate::Goes);
             }
         }
-        Ok(functions::update(kind, options)?.map_or(Fate::Goes, Fate::Changes))
+        Ok(Fate::Changes)
     }
 
     /// The gates that a cable from `other` may be plugged into, in order.
@@ -417,6 +477,7 @@ impl Known {
             kind: self.kind.clone(),
             options: self.options.clone_ref(py),
             watch: self.watch.clone(),
+            gates: self.gates.clone(),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Network functions as Python describes them: by kind, with a dictionary of options.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Divert, DivertOrders, Echo, Filter, Instruction, Late, Node, Sink, Source, SourceOrders,
-    Switch, SwitchOptions, SwitchOrders, Tee, Update, Wire,
+    BridgeRules, CableRules, Divert, DivertOrders, Echo, Filter, Gate, Instruction, Late, Node,
+    Sink, Source, SourceOrders, StormLimits, Switch, SwitchOptions, SwitchOrders, Tee, Update,
+    Wire,
 };
 use virtnet_packet::Backlog;
 
@@ -20,7 +23,7 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
     let invalid = |error| engine_error(&error);
     let function: Node = match kind {
         "switch" => Switch::new(SwitchOptions {
-            ageing: switch_orders(options)?.ageing,
+            ageing: ageing(options)?,
             ..SwitchOptions::default()
         })
         .map_err(invalid)?
@@ -45,19 +48,78 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
     Ok(Some(function))
 }
 
+/// By the name of who is at the other end, where each of a function's cables is plugged in.
+pub(crate) type Gates = BTreeMap<String, Gate>;
+
+/// Whether what a function is told depends on where its cables are plugged in, so that it has to be told when they are.
+pub(crate) fn asks_for_gates(options: &Bound<'_, PyDict>) -> PyResult<bool> {
+    Ok(options
+        .get_item("cables")?
+        .is_some_and(|cables| !cables.is_none()))
+}
+
 /// What is to change at a function that runs, if its kind can change at all.
-pub(crate) fn update(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<Update>> {
+pub(crate) fn update(
+    kind: &str,
+    options: &Bound<'_, PyDict>,
+    gates: &Gates,
+) -> PyResult<Option<Update>> {
     Ok(match kind {
         "divert" => Some(divert_orders(options)?.into()),
-        "switch" => Some(switch_orders(options)?.into()),
+        "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
         _ => None,
     })
 }
 
-fn switch_orders(options: &Bound<'_, PyDict>) -> PyResult<SwitchOrders> {
-    let ageing = Duration::try_from_secs_f64(get(options, "ageing_s")?).unwrap_or(Duration::MAX);
-    Ok(SwitchOrders { ageing })
+fn ageing(options: &Bound<'_, PyDict>) -> PyResult<Duration> {
+    let seconds = get(options, "ageing_s")?;
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+fn switch_orders(options: &Bound<'_, PyDict>, gates: &Gates) -> PyResult<SwitchOrders> {
+    let ageing = ageing(options)?;
+    if !asks_for_gates(options)? {
+        return Ok(SwitchOrders {
+            ageing,
+            rules: None,
+        });
+    }
+    let cables: BTreeMap<String, Option<Bound<'_, PyDict>>> = get(options, "cables")?;
+    let mut rules = Vec::with_capacity(cables.len());
+    for (end, table) in cables {
+        if let Some(&gate) = gates.get(&end) {
+            rules.push((gate, cable_rules(table, gates)?));
+        }
+    }
+    let rules = BridgeRules::new(get(options, "aware")?, get(options, "loop_guard")?, rules);
+    Ok(SwitchOrders {
+        ageing,
+        rules: Some(Arc::new(rules.map_err(|error| engine_error(&error))?)),
+    })
+}
+
+fn cable_rules(table: Option<Bound<'_, PyDict>>, gates: &Gates) -> PyResult<CableRules> {
+    let Some(table) = table else {
+        return Ok(CableRules::default());
+    };
+    let vlans: Vec<u16> = get(&table, "vlans")?;
+    let mirror: Option<String> = get(&table, "mirror")?;
+    Ok(CableRules {
+        untagged: get(&table, "untagged")?,
+        vlans: vlans.into_iter().collect(),
+        isolated: get(&table, "isolated")?,
+        horizon: get(&table, "horizon")?,
+        learning: get(&table, "learning")?,
+        limits: StormLimits {
+            broadcast: get(&table, "broadcast")?,
+            multicast: get(&table, "multicast")?,
+            unknown: get(&table, "unknown")?,
+        },
+        bond: get(&table, "bond")?,
+        mirror: mirror.and_then(|end| gates.get(&end).copied()),
+        stations: get(&table, "stations")?,
+    })
 }
 
 fn divert_orders(options: &Bound<'_, PyDict>) -> PyResult<DivertOrders> {

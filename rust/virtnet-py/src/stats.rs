@@ -1,8 +1,11 @@
 //! Snapshots as dictionaries with the field names of `virtnet.stats`.
 
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use virtnet_engine::{FunctionDetail, FunctionStats, NetBalance};
+use virtnet_engine::{FunctionDetail, FunctionStats, Gate, NetBalance};
+use virtnet_packet::header::Mac;
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{AfXdpWatch, Step, VhostUserStatus, VirtioUserStatus};
 use virtnet_virtio::net::NetConfig;
@@ -143,10 +146,11 @@ pub(crate) fn config(into: &Bound<'_, PyDict>, config: &NetConfig) -> PyResult<(
     into.set_item("speed_mbps", config.speed_mbps)
 }
 
-/// What a function has counted.
+/// What a function has counted; `ends`: who is plugged in where.
 pub(crate) fn function<'py>(
     py: Python<'py>,
     function: &FunctionStats,
+    ends: &BTreeMap<Gate, &str>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let stats = PyDict::new(py);
     stats.set_item("kind", function.kind.name())?;
@@ -154,12 +158,16 @@ pub(crate) fn function<'py>(
     stats.set_item("consumed", function.counters.consumed)?;
     stats.set_item("copied", function.counters.copied)?;
     stats.set_item("drops", drops(py, &function.counters.drops)?)?;
-    stats.set_item("detail", detail(py, &function.detail)?)?;
+    stats.set_item("detail", detail(py, &function.detail, ends)?)?;
     Ok(stats)
 }
 
 /// What only one kind of function counts.
-fn detail<'py>(py: Python<'py>, detail: &FunctionDetail) -> PyResult<Bound<'py, PyDict>> {
+fn detail<'py>(
+    py: Python<'py>,
+    detail: &FunctionDetail,
+    ends: &BTreeMap<Gate, &str>,
+) -> PyResult<Bound<'py, PyDict>> {
     let counts = PyDict::new(py);
     match detail {
         FunctionDetail::Divert { late } => counts.set_item("late", late)?,
@@ -170,6 +178,15 @@ fn detail<'py>(py: Python<'py>, detail: &FunctionDetail) -> PyResult<Bound<'py, 
             counts.set_item("aged", switch.aged)?;
             counts.set_item("table_full", switch.table_full)?;
             counts.set_item("flooded", switch.flooded)?;
+            counts.set_item("flaps", switch.flaps)?;
+            let flap = switch.last_flap.map(|flap| {
+                let found = PyDict::new(py);
+                found.set_item("vlan", flap.vlan)?;
+                found.set_item("mac", Mac(flap.mac).to_string())?;
+                found.set_item("cable", ends.get(&flap.gate))?;
+                Ok::<_, PyErr>(found)
+            });
+            counts.set_item("last_flap", flap.transpose()?)?;
         }
         _ => {}
     }
