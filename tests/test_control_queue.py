@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import virtnet as vn
+from helpers import eventually
 
 OWN, OTHER = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
@@ -116,3 +117,47 @@ def test_what_cannot_be_asked_says_why(connect):
 def test_hashes_cannot_be_told_without_a_control_queue(tmp_path):
     with pytest.raises(vn.ConfigError, match="control"):
         vn.VirtioUserPort(tmp_path / "a.sock", hash_report=True)
+
+
+def test_a_port_of_a_network_is_asked_as_one_by_hand(tmp_path):
+    path = tmp_path / "a.sock"
+    device, driver = vn.Net(), vn.Net()
+    there = device.vhost_user(path, queue_pairs=2, name="there")
+    hand = device.memory(name="hand")
+    hand >> there
+    here = driver.virtio_user(path, queue_pairs=2, control=True, name="here")
+    here >> driver.sink()
+    with pytest.raises(vn.StateError, match="not running"):
+        here.device.set_vlan(1)
+    with pytest.raises(vn.ConfigError, match="only a virtio-user port"):
+        hand.device.set_vlan(1)
+    with device, driver:
+        assert here.wait_connected(20)
+        here.device.set_mac(OWN)
+        here.device.set_receive_mode("promiscuous", on=False)
+        here.device.set_mac_table(multicast=["01:00:5e:00:00:01"])
+        here.device.set_vlan(5)
+        here.device.set_queue_pairs(2)
+        here.device.set_coalescing(receive=True, max_packets=4, max_usecs=100)
+        here.device.set_coalescing(receive=False, queue=1, max_packets=0, max_usecs=0)
+        assert len(here.device.set_rss([0, 1])) == 40
+        hand.end.tx([to(OWN), to(OTHER)])
+        assert eventually(lambda: there.stats().tx_drops == {"not_wanted": 1}, 20)
+        assert eventually(lambda: sum(queue.packets for queue in here.device.device_stats().receive) == 1, 20)
+        assert eventually(lambda: here.stats().received == 1, 20)
+        assert eventually(lambda: sum(ring.bursts for ring in there.rings) == 1, 20)
+
+
+def test_notifications_are_held_back_as_the_driver_says(connect):
+    device, driver = connect(control=True)
+    driver.set_coalescing(receive=True, max_packets=8, max_usecs=2**32 - 1)
+    before = device.rings[0].calls
+    for _ in range(7):
+        device.tx([to(OWN)])
+        assert len(driver.rx(5.0)) == 1
+    assert device.rings[0].calls == before
+    assert device.rings[0].bursts >= 7
+    with pytest.raises(vn.ConfigError, match="max_usecs"):
+        driver.set_coalescing(receive=True, max_packets=8, max_usecs=-1)
+    with pytest.raises(vn.ConfigError, match="queue"):
+        driver.set_coalescing(receive=True, queue=1, max_packets=8, max_usecs=1)

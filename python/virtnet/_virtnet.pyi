@@ -167,6 +167,12 @@ class Engine:
     def set_link(self, name: str, up: bool) -> None:
         """Takes the link of a vhost-user port down, or up."""
 
+    def command(self, name: str, command: str, arguments: dict[str, Any]) -> None:
+        """As `Port.command`, of the port of this name."""
+
+    def device_stats(self, name: str, arguments: dict[str, Any]) -> list[tuple[int, list[int]]]:
+        """As `Port.device_stats`, of the port of this name."""
+
     def stop(self) -> None:
         """Stops the workers and closes the ports. Counters stay readable; again does nothing."""
 

@@ -96,16 +96,23 @@ class Composing:
         queue_size: int = 256,
         ring: Literal["split", "packed"] = "split",
         in_order: bool = True,
+        control: bool = False,
+        hash_report: bool = False,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
-        """Adds a driver that attaches to a vhost-user back-end; options as for :class:`~virtnet.VirtioUserPort`."""
+        """Adds a driver that attaches to a vhost-user back-end; options as for :class:`~virtnet.VirtioUserPort`.
+
+        What its device can be asked for with ``control=True`` are the methods of ``port.device``.
+        """
         options = {
             "server": server,
             "queue_pairs": queue_pairs,
             "queue_size": queue_size,
             "ring": ring,
             "in_order": in_order,
+            "control": control,
+            "hash_report": hash_report,
             "without": without,
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)

@@ -33,6 +33,7 @@ EVENT_KINDS = (
     "features",
     "memory",
     "ring_started",
+    "ring_recovered",
     "ring_enabled",
     "running",
     "refused",
@@ -59,8 +60,8 @@ class Event:
         kind: one of :attr:`KINDS`.
         text: a sentence.
         data: values that belong to it, by name: ``pid``, ``features``, ``protocol_features``, ``regions``, ``bytes``,
-            ``ring``, ``size``, ``base`` (as in SET_VRING_BASE), ``enabled``, ``queue_pairs``, ``why``, ``interface``,
-            ``native``, ``zero_copy``, ``queues``.
+            ``ring``, ``size``, ``base`` and ``given`` (as in SET_VRING_BASE), ``taken_again``, ``enabled``,
+            ``queue_pairs``, ``why``, ``interface``, ``native``, ``zero_copy``, ``queues``.
     """
 
     #: The kinds there are, in the order in which they mostly come.

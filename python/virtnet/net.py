@@ -223,6 +223,13 @@ class Net(Composing):
                 )
             self._engine.set_link(port.name, up)
 
+    def _running(self, port: PortNode) -> _virtnet.Engine:
+        """What runs, to ask something of a port that has to be there."""
+        with self._lock:
+            if self._engine is None or port.name not in self:
+                raise StateError(f"the device of {port.name!r} cannot be asked: it is {port.state}")
+            return self._engine
+
     @property
     def name(self) -> str | None:
         """What others find it by while it runs, ``None`` if they cannot."""

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from virtnet.commanding import DeviceCommands
 from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Other = TypeVar("Other", bound="Node")
 
-__all__ = ["Capture", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
+__all__ = ["Capture", "Device", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
 
 
 class Node:
@@ -181,6 +182,25 @@ class Switch(Function):
         self.cable(node, mirror=to)
 
 
+class Device(DeviceCommands):
+    """The device at the other end of a port of a network."""
+
+    def __init__(self, port: PortNode) -> None:
+        """Made by the port."""
+        self.port = port
+        self.spec = port.spec
+
+    def stats(self) -> PortStats:
+        """What has passed the port so far."""
+        return self.port.stats()
+
+    def _command(self, name: str, **arguments: Any) -> None:
+        self.port.net._running(self.port).command(self.port.name, name, arguments)  # noqa: SLF001 - it holds what runs
+
+    def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+        return self.port.net._running(self.port).device_stats(self.port.name, {"asked": asked})  # noqa: SLF001 - the same
+
+
 class PortNode(Node):
     """A port of a network.
 
@@ -227,6 +247,17 @@ class PortNode(Node):
             ConfigError: this is no vhost-user port.
         """
         self.net._set_link(self, up)  # noqa: SLF001 - the network holds what runs
+
+    @property
+    def device(self) -> Device:
+        """The device at the other end of a virtio-user port, to be asked for things through its control queue.
+
+        Raises:
+            ConfigError: this is no virtio-user port.
+        """
+        if self.kind != "virtio-user":
+            raise ConfigError(f"{self.name!r} is a {self.kind} port, only a virtio-user port has a device to ask")
+        return Device(self)
 
     @property
     def state(self) -> str:

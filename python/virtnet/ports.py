@@ -13,24 +13,23 @@ A port opens when it is made and closes with its block, or by :meth:`Port.close`
 
 from __future__ import annotations
 
-import os
-import re
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnet import _virtnet
+from virtnet.commanding import DeviceCommands
 from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
-from virtnet.features import HashType, NetFeature
 from virtnet.spec import PortSpec
-from virtnet.stats import DeviceStats, PortStats, QueueStats, RingState
+from virtnet.stats import PortStats, RingState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import os
+    from collections.abc import Iterable
 
     from virtnet.burst import Burst, Frame
     from virtnet.events import Event, Events
-    from virtnet.features import RingFeature
+    from virtnet.features import NetFeature, RingFeature
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
 
@@ -49,18 +48,6 @@ __all__ = [
 
 #: What one ``rx`` brings at most, when nothing else is said.
 RX_MAX = 256
-
-
-#: Ways of receiving, in the order of their numbers in the specification.
-ReceiveMode = Literal["promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast"]
-_RECEIVE_MODES: tuple[ReceiveMode, ...] = (
-    "promiscuous",
-    "all_multicast",
-    "all_unicast",
-    "no_multicast",
-    "no_unicast",
-    "no_broadcast",
-)
 
 
 class Port:
@@ -241,7 +228,7 @@ class VhostUserPort(Port):
         self._open().set_link(up)
 
 
-class VirtioUserPort(Port):
+class VirtioUserPort(Port, DeviceCommands):
     """A driver for somebody else's network device: it attaches to a vhost-user back-end as a guest would.
 
     By hand it agrees to no offloads: frames have their checksums, and none is longer than the link's.
@@ -253,19 +240,11 @@ class VirtioUserPort(Port):
         queue_size: descriptors in each.
         ring: the format of the rings.
         in_order: ask for buffers to be used in the order they were made available.
-        control: use a control queue, which the methods below need, where the back-end offers one. That it also serves
-            it cannot be seen: virtnet's vhost-user ports do, DPDK's offer one that nobody serves.
+        control: use a control queue, which the methods of :class:`~virtnet.commanding.DeviceCommands` need, where the
+            back-end offers one. That it also serves it cannot be seen: virtnet's vhost-user ports do, DPDK's offer one
+            that nobody serves.
         hash_report: have the device tell the hash of each packet (``burst.columns.hash``); needs ``control``.
         without: features not to accept, as flags or names.
-
-    What is asked for through the control queue holds as long as the session. Every such method waits for the device's
-    answer, and raises:
-
-    * ``StateError``: nobody is at the other end, there is no control queue, or the device does not know the command;
-    * ``PeerError``: the device refuses, and has changed nothing, or does not answer within two seconds;
-    * ``ConfigError``: a value can not be.
-
-    Spec: virtio 1.4, 5.1.9.5, Control Virtqueue.
     """
 
     def __init__(
@@ -294,93 +273,11 @@ class VirtioUserPort(Port):
         }
         super().__init__(PortSpec.of("virtio-user", str(path), **options))
 
-    def set_receive_mode(self, mode: ReceiveMode, on: bool = True) -> None:
-        """Switches a way of receiving. In the beginning a device is ``"promiscuous"``: it hands over everything.
-
-        Args:
-            mode: ``promiscuous``, ``all_multicast``, ``all_unicast``, ``no_multicast``, ``no_unicast`` or
-                ``no_broadcast``. What is switched off by a ``no_`` beats what is switched on by an ``all_``.
-            on: on or off.
-        """
-        if mode not in _RECEIVE_MODES:
-            raise ConfigError(f"a receive mode is one of {', '.join(_RECEIVE_MODES)}, found {mode!r}")
-        self._command("receive_mode", mode=_RECEIVE_MODES.index(mode), on=on)
-
-    def set_mac(self, mac: str) -> None:
-        """Gives the device another address: unless it is promiscuous, what is sent to others is not received."""
-        self._command("mac", mac=_mac(mac))
-
-    def set_mac_table(self, unicast: Iterable[str] = (), multicast: Iterable[str] = ()) -> None:
-        """Receives what is sent to these addresses too, instead of those that were set before."""
-        self._command("mac_table", unicast=[_mac(mac) for mac in unicast], multicast=[_mac(mac) for mac in multicast])
-
-    def set_vlan(self, vlan: int, receive: bool = True) -> None:
-        """Receives packets of a VLAN, 0 to 4095, or does not; in the beginning, unless promiscuous, of none."""
-        self._command("vlan", vlan=_within("vlan", vlan, 0, 4095), receive=receive)
-
-    def set_queue_pairs(self, n: int) -> None:
-        """Uses the first ``n`` pairs of queues, of those that the port was opened with, and lets the device steer.
-
-        A flow that comes in is received where the port sends of it. This ends what :meth:`set_rss` has begun.
-        """
-        self._command("queue_pairs", n=_within("n", n, 1, self.spec.options["queue_pairs"]))
-
-    def set_rss(
-        self,
-        table: Sequence[int],
-        *,
-        types: HashType = HashType.ALL,
-        key: bytes | None = None,
-        unclassified: int = 0,
-    ) -> bytes:
-        """Has packets received where a table says, by the hash of their addresses and ports.
-
-        Args:
-            table: numbers of queue pairs from 0, a power of two of them: the low bits of the hash choose one.
-            types: what to hash, the most that a packet has.
-            key: at most 40 bytes; random ones if not given.
-            unclassified: the pair of packets that have no hash.
-
-        Returns:
-            The key.
-
-        Spec: virtio 1.4, 5.1.9.5.7, Receive-side scaling.
-        """
-        key = os.urandom(40) if key is None else bytes(key)
-        pairs = self.spec.options["queue_pairs"]
-        self._command(
-            "rss",
-            table=[_within("table", pair, 0, pairs - 1) for pair in table],
-            types=types.value,
-            key=key,
-            unclassified=_within("unclassified", unclassified, 0, pairs - 1),
-            transmitqs=max(1, self.stats().queue_pairs),
-        )
-        return key
-
-    def set_hash(self, *, types: HashType = HashType.ALL, key: bytes | None = None) -> bytes:
-        """Has hashes told (``hash_report=True``) that nothing else depends on; the key, random if not given."""
-        key = os.urandom(40) if key is None else bytes(key)
-        self._command("hash", types=types.value, key=key)
-        return key
-
-    def set_offloads(self, offloads: NetFeature) -> None:
-        """Takes only these of the offloads that were negotiated: ``GUEST_CSUM``, ``GUEST_TSO4``, ..."""
-        self._command("offloads", offloads=offloads.value)
-
-    def device_stats(self) -> DeviceStats:
-        """What the device has counted at each of its queues."""
-        pairs = self.spec.options["queue_pairs"]
-        kinds = [(2 * pair, 1 << 0) for pair in range(pairs)] + [(2 * pair + 1, 1 << 16) for pair in range(pairs)]
-        answers = self._open().device_stats({"asked": kinds})
-        queues = {queue: QueueStats(*counts) for queue, counts in answers}
-        return DeviceStats(
-            tuple(queues[2 * pair] for pair in range(pairs)),
-            tuple(queues[2 * pair + 1] for pair in range(pairs)),
-        )
-
     def _command(self, name: str, **arguments: Any) -> None:
         self._open().command(name, arguments)
+
+    def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+        return self._open().device_stats({"asked": asked})
 
 
 class TapPort(Port):
@@ -470,20 +367,6 @@ class PcapPort(Port):
     ) -> None:
         """Opens the file."""
         super().__init__(PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed))
-
-
-def _mac(text: str) -> bytes:
-    """The six bytes of an address."""
-    if not re.fullmatch("[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
-        raise ConfigError(f"a MAC address such as 02:00:00:00:00:01 was expected, found {text!r}")
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def _within(name: str, value: int, low: int, high: int) -> int:
-    """A number in its range."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is a number from {low} to {high} here, found {value!r}")
-    return value
 
 
 class MemoryPort(Port):

@@ -162,6 +162,13 @@ class RingState:
             packed one. A driver knows of a packed ring only whether it is none (0) or some (1).
         kick: whether there is an event that says that buffers are available; without one the device polls.
         call: whether there is an event that says that buffers are used; without one the driver polls.
+        kicks: notifications of available buffers, as many as the device heard, or the driver gave. Whoever polls hears
+            none.
+        calls: notifications of used buffers that the device gave; a driver does not count them.
+        bursts: times that this side has shown buffers to the other. Where it has notified less often, the other side
+            did not want to be told (event index), or later (coalescing).
+        taken_again: chains that a device before this one had taken when it was killed, and that this one has taken
+            again, as far as that is known: by a record of what is in flight, or by where a split ring was to go on.
         broken: why the ring had to be given up, ``None`` if it was not.
     """
 
@@ -179,6 +186,10 @@ class RingState:
     waiting: int | None = None
     kick: bool = False
     call: bool = False
+    kicks: int = 0
+    calls: int = 0
+    bursts: int = 0
+    taken_again: int = 0
     broken: str | None = None
 
     @property

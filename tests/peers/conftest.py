@@ -69,7 +69,9 @@ def pytest_runtest_makereport(item):
     """Remembers how a test went, for the fixtures that tidy up after it, and adds the logs' place to a failure."""
     report = yield
     item.reports = [*getattr(item, "reports", ()), report]
-    if report.failed and isinstance(path := getattr(item, "funcargs", {}).get("directory"), Path):
+    path = getattr(item, "funcargs", {}).get("directory")
+    # A failed teardown may come after the directory has been removed.
+    if report.failed and isinstance(path, Path) and path.is_dir():
         report.sections.append(("logs", f"kept in {path}: {', '.join(sorted(file.name for file in path.iterdir()))}"))
     return report
 

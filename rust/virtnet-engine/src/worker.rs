@@ -195,6 +195,8 @@ impl Worker {
                 let mut node = self.network.ports.get_mut(slot)?.take()?;
                 self.awake.retain(|&awake| awake != slot);
                 node.port.detach();
+                self.burst.clear();
+                self.burst.forget_memory();
                 let passed = node.port.counters().since(&node.before);
                 self.retired.add_port(&passed, &node.drops, node.segmented);
                 Some(Node::Port(node.port))
@@ -299,11 +301,15 @@ impl Worker {
         let Some(node) = &mut self.network.ports[slot] else {
             return 0;
         };
-        node.port.sync();
+        let has_changed = node.port.sync();
+        self.burst.clear();
+        if has_changed {
+            // Its guest may have left: nobody else is to keep that guest's memory.
+            self.burst.forget_memory();
+        }
         if node.is_held() {
             return 0;
         }
-        self.burst.clear();
         let n = node.port.rx(&mut self.burst);
         if n > 0 {
             node.heard = now;

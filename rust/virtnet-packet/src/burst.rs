@@ -101,6 +101,14 @@ impl Burst {
         self.hashes.clear();
     }
 
+    /// Lets go of the memory that bodies lay in, if it is empty. [`clear`](Self::clear) does not, because most bursts come from the
+    /// same memory as the one before; to be called when that may be gone.
+    pub fn forget_memory(&mut self) {
+        if self.is_empty() {
+            self.memory = None;
+        }
+    }
+
     /// Says that the bodies in it stay what they are until it is cleared: each has a name then that no other body has.
     pub fn keep_bodies(&mut self) {
         static LAST: AtomicU64 = AtomicU64::new(0);

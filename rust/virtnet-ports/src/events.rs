@@ -75,6 +75,17 @@ pub enum What {
         /// Whether it is enabled.
         enabled: bool,
     },
+    /// A ring goes on where the device before this one had got to, which was killed.
+    RingRecovered {
+        /// Which.
+        ring: usize,
+        /// Where the front-end had said that it begins.
+        given: u32,
+        /// Where it goes on.
+        base: u32,
+        /// Chains that had been taken and are taken again, as far as that is known.
+        taken_again: u16,
+    },
     /// A ring has been stopped.
     RingStopped {
         /// Which.
@@ -167,6 +178,7 @@ impl What {
             Self::Features { .. } => "features",
             Self::Memory { .. } => "memory",
             Self::RingStarted { .. } => "ring_started",
+            Self::RingRecovered { .. } => "ring_recovered",
             Self::RingStopped { .. } => "ring_stopped",
             Self::RingEnabled { enabled: true, .. } => "ring_enabled",
             Self::RingEnabled { enabled: false, .. } => "ring_disabled",
@@ -212,6 +224,17 @@ impl What {
                 ("size", number((*size).into())),
                 ("base", number((*base).into())),
                 ("enabled", Datum::Flag(*enabled)),
+            ],
+            Self::RingRecovered {
+                ring,
+                given,
+                base,
+                taken_again,
+            } => vec![
+                ("ring", count(*ring)),
+                ("given", number((*given).into())),
+                ("base", number((*base).into())),
+                ("taken_again", number((*taken_again).into())),
             ],
             Self::RingStopped { ring, base } => {
                 let base = base.map(|base| ("base", number(base.into())));
@@ -282,6 +305,16 @@ impl fmt::Display for What {
                     "ring {ring} of {size} entries was started at {base:#x}, {state}"
                 )
             }
+            Self::RingRecovered {
+                ring,
+                given,
+                base,
+                taken_again,
+            } => write!(
+                f,
+                "ring {ring} goes on at {base:#x}, where a device that is gone had got to (the front-end said {given:#x}), and \
+                 {taken_again} chains that had been taken are taken again"
+            ),
             Self::RingStopped {
                 ring,
                 base: Some(base),

@@ -21,6 +21,14 @@ pub struct RingStatus {
     pub kick: bool,
     /// Whether there is an event that says that buffers are used; without, the driver polls.
     pub call: bool,
+    /// Notifications of available buffers: those that the device heard, or that the driver gave. Whoever polls hears none.
+    pub kicks: u64,
+    /// Notifications of used buffers that the device gave.
+    pub calls: u64,
+    /// Times that this side has shown buffers to the other. It did not want to be told of those that its notifications are fewer.
+    pub bursts: u64,
+    /// Chains that a device before this one had taken when it was killed, and that were taken again, as far as that is known.
+    pub taken_again: u16,
     /// Why it had to be given up, if it was.
     pub broken: Option<String>,
 }

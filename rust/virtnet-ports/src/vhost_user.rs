@@ -10,6 +10,7 @@
 //! In a packet's way this is the step between a guest's rings and a burst.
 
 mod controlq;
+mod device;
 mod inflight;
 mod iommu;
 mod lanes;
@@ -58,6 +59,8 @@ pub(crate) const CONTROLS: Features = Features::CTRL_VQ
     .union(Features::CTRL_MAC_ADDR)
     .union(Features::CTRL_GUEST_OFFLOADS)
     .union(Features::DEVICE_STATS)
+    .union(Features::NOTF_COAL)
+    .union(Features::VQ_NOTF_COAL)
     .union(Features::HASH_REPORT);
 
 /// What a vhost-user port is made of.

@@ -14,8 +14,9 @@ use support::{Pair, Wiring, beside_others, breathe, burst_of, offered, send_or_d
 use virtnet_packet::header::Mac;
 use virtnet_packet::{Burst, DropReason, Offloads, Port};
 use virtnet_ports::PortError;
+use virtnet_sys::{Events, Poller};
 use virtnet_testkit::frame;
-use virtnet_virtio::net::control::{Command, ReceiveMode, RssConfig, StatsAsked};
+use virtnet_virtio::net::control::{Coalescing, Command, ReceiveMode, RssConfig, StatsAsked};
 use virtnet_virtio::net::rss::{HashTypes, Hasher};
 use virtnet_virtio::{Features, RingFormat};
 
@@ -378,4 +379,116 @@ fn a_back_end_without_a_control_queue_is_used_without_one() {
     assert!(!offered.intersects(Features::CONTROLLED | Features::CTRL_VQ));
     let all = virtnet_ports::VhostUserOptions::new("unused").features();
     assert!(all.contains(Features::CTRL_VQ | Features::CTRL_RX) && !all.contains(Features::RSS));
+}
+
+/// How often the device has notified the driver of receiveq 0, or of what it sent.
+fn calls(pair: &Pair, ring: usize) -> u64 {
+    pair.device.watch().rings().unwrap()[ring].calls
+}
+
+/// Has the driver want to hear of the next buffer, and the device use `n` of its receive buffers.
+fn receive_some(pair: &mut Pair, n: usize) {
+    with(&mut pair.driver, |driver| driver.arm());
+    let frames: Vec<_> = (0..n).map(|n| frame::pattern(60, n)).collect();
+    with(&mut pair.device, |device| {
+        assert_eq!(send_or_drop(device, &burst_of(&frames)), n);
+        device.flush();
+        device.complete();
+    });
+    let received = with(&mut pair.driver, |driver| breathe(driver));
+    assert_eq!(received.len(), n);
+}
+
+const LONG: u32 = u32::MAX;
+
+fn hold(max_packets: u32, max_usecs: u32) -> Coalescing {
+    Coalescing {
+        max_packets,
+        max_usecs,
+    }
+}
+
+#[test]
+fn notifications_wait_for_as_many_packets_as_the_driver_has_said() {
+    let _shared = beside_others();
+    for format in FORMATS {
+        let mut pair = connect(&wiring(format, 1));
+        receive_some(&mut pair, 1);
+        let before = calls(&pair, 0);
+        receive_some(&mut pair, 1);
+        assert_eq!(calls(&pair, 0), before + 1, "nothing is held back yet");
+        ask(&pair, Command::CoalesceReceive(hold(10, LONG)));
+        for _ in 0..3 {
+            receive_some(&mut pair, 3);
+            assert_eq!(calls(&pair, 0), before + 1);
+        }
+        receive_some(&mut pair, 1);
+        assert_eq!(calls(&pair, 0), before + 2, "ten packets have passed");
+        receive_some(&mut pair, 9);
+        assert_eq!(calls(&pair, 0), before + 2);
+        // Another rule for one queue: what is held back by the old one is told.
+        ask(&pair, Command::CoalesceQueue(0, hold(2, LONG)));
+        with(&mut pair.device, |_| ());
+        assert_eq!(calls(&pair, 0), before + 3);
+        let told = ask(&pair, Command::AskCoalescing(0));
+        assert_eq!(told, [2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        receive_some(&mut pair, 1);
+        assert_eq!(calls(&pair, 0), before + 3);
+        receive_some(&mut pair, 1);
+        assert_eq!(calls(&pair, 0), before + 4);
+        // And none.
+        ask(&pair, Command::CoalesceReceive(hold(0, 0)));
+        receive_some(&mut pair, 1);
+        assert_eq!(calls(&pair, 0), before + 5);
+    }
+}
+
+#[test]
+fn notifications_are_held_back_no_longer_than_the_driver_has_said() {
+    let _shared = beside_others();
+    for format in FORMATS {
+        let mut pair = connect(&wiring(format, 1));
+        receive_some(&mut pair, 1);
+        ask(&pair, Command::CoalesceReceive(hold(1000, 20_000)));
+        let before = calls(&pair, 0);
+        receive_some(&mut pair, 1);
+        let since = std::time::Instant::now();
+        // Nothing comes any more: the port sleeps, and wakes up for this.
+        pair.device.attach();
+        assert!(!pair.device.arm(), "it can sleep");
+        let (poller, mut events) = (Poller::new().unwrap(), Events::with_capacity(1));
+        poller.add(pair.device.wait_fd().unwrap(), 0).unwrap();
+        let woken = poller.wait(&mut events, Some(std::time::Duration::from_secs(20)));
+        assert_eq!(woken.unwrap(), 1, "{format}");
+        pair.device.disarm();
+        pair.device.complete();
+        assert!(since.elapsed().as_millis() >= 10, "not at once");
+        // It is not woken again.
+        assert!(!pair.device.arm());
+        let woken = poller.wait(&mut events, Some(std::time::Duration::from_millis(50)));
+        assert_eq!(woken.unwrap(), 0, "{format}");
+        pair.device.disarm();
+        pair.device.detach();
+        assert_eq!(calls(&pair, 0), before + 1);
+    }
+}
+
+#[test]
+fn a_notification_that_is_held_back_is_not_lost_with_its_ring_or_its_memory() {
+    let _shared = beside_others();
+    let mut pair = connect(&wiring(RingFormat::Split, 1));
+    receive_some(&mut pair, 1);
+    ask(&pair, Command::CoalesceReceive(hold(1000, LONG)));
+    ask(&pair, Command::CoalesceTransmit(hold(1000, LONG)));
+    receive_some(&mut pair, 1);
+    give(&mut pair.driver, &[frame::pattern(60, 1)]);
+    with(&mut pair.device, |device| breathe(device));
+    let status = pair.device.watch().rings().unwrap();
+    let totals = pair.device.counters().notifications;
+    assert_eq!(status[1].bursts, 1);
+    drop(pair.driver);
+    until("it has gone", || {
+        pair.device.status().unwrap().state == "listening"
+    });
+    assert_eq!(pair.device.counters().notifications, totals + 2);
 }

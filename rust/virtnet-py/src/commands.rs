@@ -55,10 +55,10 @@ pub(crate) fn command(name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<Com
                 max_packets: get(arguments, "max_packets")?,
                 max_usecs: get(arguments, "max_usecs")?,
             };
-            if get(arguments, "receive")? {
-                Command::CoalesceReceive(to)
-            } else {
-                Command::CoalesceTransmit(to)
+            match get::<Option<u16>>(arguments, "queue")? {
+                Some(queue) => Command::CoalesceQueue(queue, to),
+                None if get(arguments, "receive")? => Command::CoalesceReceive(to),
+                None => Command::CoalesceTransmit(to),
             }
         }
         "stats" => Command::Stats(

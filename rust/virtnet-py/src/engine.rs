@@ -15,7 +15,7 @@ use virtnet_ports::Control;
 
 use crate::errors::{ConfigError, StateError, engine_error, port_error};
 use crate::open::{Opened, Owner, Watch, open};
-use crate::{functions, history, stats};
+use crate::{commands, functions, history, stats};
 
 /// Workers, and the graph they run.
 #[pyclass(frozen, module = "virtnet._virtnet")]
@@ -132,10 +132,30 @@ impl Engine {
     }
 
     fn set_link(&self, py: Python<'_>, name: &str, up: bool) -> PyResult<()> {
-        let watch = self.watch(py, name).ok_or_else(|| {
-            ConfigError::new_err(format!("there is no port {name:?} to take down"))
-        })?;
+        let watch = self.known_watch(py, name)?;
         py.detach(|| watch.set_link(up))
+    }
+
+    fn command(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        command: &str,
+        arguments: &Bound<'_, PyDict>,
+    ) -> PyResult<()> {
+        let command = commands::command(command, arguments)?;
+        self.known_watch(py, name)?.ask(py, command).map(drop)
+    }
+
+    fn device_stats(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        arguments: &Bound<'_, PyDict>,
+    ) -> PyResult<Vec<(u16, Vec<u64>)>> {
+        let command = commands::command("stats", arguments)?;
+        let answer = self.known_watch(py, name)?.ask(py, command)?;
+        commands::stats(&answer)
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
@@ -162,6 +182,12 @@ impl Engine {
         self.network
             .lock_py_attached(py)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever can be asked about the port of this name, which there must be.
+    fn known_watch(&self, py: Python<'_>, name: &str) -> PyResult<Watch> {
+        self.watch(py, name)
+            .ok_or_else(|| ConfigError::new_err(format!("there is no port {name:?}")))
     }
 
     /// Whoever can be asked about the port of this name, if there is one.

@@ -57,6 +57,10 @@ fn ring_to_dict<'py>(py: Python<'py>, ring: &RingStatus) -> PyResult<Bound<'py, 
     all.set_item("format", ring.format)?;
     all.set_item("kick", ring.kick)?;
     all.set_item("call", ring.call)?;
+    all.set_item("kicks", ring.kicks)?;
+    all.set_item("calls", ring.calls)?;
+    all.set_item("bursts", ring.bursts)?;
+    all.set_item("taken_again", ring.taken_again)?;
     all.set_item("broken", ring.broken.as_deref())?;
     if let Some(at) = ring.positions {
         all.set_item("avail", at.avail)?;

@@ -10,9 +10,10 @@ use virtnet_ports::{
     PcapPort, RingStatus, TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch,
     VirtioUserOptions, VirtioUserPort, VirtioUserWatch, XdpAttach, XdpMode,
 };
+use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, RingFormat};
 
-use crate::errors::{ConfigError, port_error};
+use crate::errors::{ConfigError, StateError, port_error};
 use crate::ports;
 use crate::stats::Session;
 
@@ -82,6 +83,16 @@ impl Watch {
             Self::VhostUser(watch) => watch.set_link(up).map_err(port_error),
             Self::VirtioUser(_) | Self::AfXdp(_) | Self::Always => Err(ConfigError::new_err(
                 "only vhost-user ports have a link that can be taken down: that of others is the other end's",
+            )),
+        }
+    }
+
+    /// Has the device at the other end carry out a command; what it answers beside its verdict.
+    pub(crate) fn ask(&self, py: Python<'_>, command: Command) -> PyResult<Vec<u8>> {
+        match self {
+            Self::VirtioUser(watch) => py.detach(|| watch.command(command)).map_err(port_error),
+            Self::VhostUser(_) | Self::AfXdp(_) | Self::Always => Err(StateError::new_err(
+                "only a virtio-user port has a device at its other end that can be asked",
             )),
         }
     }

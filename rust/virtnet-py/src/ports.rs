@@ -218,13 +218,7 @@ impl Port {
         if self.is_closed() {
             return Err(Self::closed_error());
         }
-        let Watch::VirtioUser(watch) = &self.watch else {
-            let kind = &self.kind;
-            return Err(StateError::new_err(format!(
-                "a {kind} port has no device at its other end"
-            )));
-        };
-        py.detach(|| watch.command(command)).map_err(port_error)
+        self.watch.ask(py, command)
     }
 
     fn session(&self) -> stats::Session {
@@ -316,6 +310,9 @@ impl Hand {
                 break;
             }
         }
+        // Nobody looks after the port until the next call, and its peer may leave.
+        self.burst.clear();
+        self.burst.forget_memory();
         port.detach();
         self.rest = packets.split_off(max_packets);
         Ok(())

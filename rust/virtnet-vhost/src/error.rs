@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use virtnet_sys::{Fault, SysError};
 
-use crate::backend::DeviceError;
+use crate::device::DeviceError;
 use crate::features::ProtocolFeatures;
 use crate::payload::Length;
 

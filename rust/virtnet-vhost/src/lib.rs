@@ -13,6 +13,7 @@
 mod backend;
 mod channel;
 mod connection;
+mod device;
 mod error;
 mod features;
 mod front_session;
@@ -26,7 +27,8 @@ mod ring_state;
 mod session;
 mod transfer;
 
-pub use backend::{Backend, BackendDevice, DeviceError};
+pub use backend::Backend;
+pub use device::{BackendDevice, DeviceError};
 pub use error::{Refusal, SessionError};
 pub use features::ProtocolFeatures;
 pub use front_session::{

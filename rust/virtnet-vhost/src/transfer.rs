@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use virtnet_sys::{PipeEnd, SysError};
 
-use crate::backend::{BackendDevice, DeviceError};
+use crate::device::{BackendDevice, DeviceError};
 
 /// The most bytes that a state has: what an empty pipe has room for in any case.
 pub const MAX_STATE_LEN: usize = 4096;

@@ -176,6 +176,12 @@ impl DeviceQueue {
         }
     }
 
+    /// Logs all of the ring that a device writes, if writes to it are logged: for a queue that takes over from a device that was
+    /// killed. What that has written it may not have lived to log, and what finding its place has changed is not logged otherwise.
+    pub fn log_all(&self) {
+        either!(self, Self, queue => queue.log_all());
+    }
+
     /// The base to start from where the one in `config` may be out of date, because the device before this one was killed. Of a
     /// split ring it does not matter, see [`SplitDevice::new`]; of a packed ring it is compared with the descriptors.
     ///
@@ -203,6 +209,14 @@ impl DeviceQueue {
             RingFormat::Split => Self::Split(SplitDevice::resume(config, memory, record)?),
             RingFormat::Packed => Self::Packed(PackedDevice::resume(config, memory, record)?),
         })
+    }
+
+    /// How many chains a device before this one had taken and not given back, which this one takes again: by the record that it was
+    /// resumed from, or by a base that is ahead of a split ring's used index. Where neither says so nothing is lost either, but
+    /// nobody knows how many they are.
+    #[must_use]
+    pub fn taken_again(&self) -> u16 {
+        either!(self, Self, queue => queue.taken_again())
     }
 
     /// Takes up to `max` chains; see [`SplitDevice::take`].

@@ -1,20 +1,27 @@
 //! The data half of a vhost-user port: the queue pairs of a network device, and the memory they lie in.
 
+mod asked;
+mod broken;
+mod notify;
+mod translated;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtnet_mem::{GuestAddr, GuestMemory, Permission, Region, Window, losses};
-use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Offloads, Picks, PortCounters};
-use virtnet_sys::{EventFd, Events, Poller};
+use virtnet_mem::{GuestAddr, GuestMemory, Window, losses};
+use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, PortCounters};
+use virtnet_sys::{EventFd, Events, Poller, Timer};
 use virtnet_vhost::{DeviceError, RingAddresses, RingSetup};
-use virtnet_virtio::net::control::{QueueCounts, Settings};
+use virtnet_virtio::net::control::Settings;
 use virtnet_virtio::net::{ReceiveQueue, TransmitQueue, offloads_to_driver};
-use virtnet_virtio::{
-    Access, Chains, DeviceQueue, Features, QueueConfig, RingError, RingFormat, StartError,
-};
+use virtnet_virtio::{Chains, DeviceQueue, Features, QueueConfig, RingFormat, StartError};
 
-use super::iommu::{Misses, touches};
+use self::asked::{add, received};
+use self::broken::Broken;
+use self::notify::{Books, call};
+use self::translated::Waiting;
+use super::iommu::Misses;
 use super::steering::Steering;
 use super::{queue_config, rarp};
 use crate::RingStatus;
@@ -64,32 +71,23 @@ pub(super) struct Queues {
     misses: Misses,
     /// Room to look ahead in.
     scratch: Chains,
+    /// What has passed each ring.
+    books: Box<[Books]>,
+    /// How many rings have a notification that is held back.
+    held: usize,
+    /// Wakes the port when one of them is due, and when that is.
+    timer: Option<Timer>,
+    timer_at_ns: Option<u64>,
 }
 
-/// A ring that is to run as soon as it is known where it is.
-#[derive(Debug)]
-struct Waiting {
-    setup: RingSetup,
-    record: Option<Window>,
-    /// It has not run yet: where it begins may have to be found out.
-    is_new: bool,
-}
-
-/// How many chains of a ring are looked at ahead for addresses that have to be asked for.
-const AHEAD: u16 = 64;
-
-/// Why a ring was given up although nobody had asked for it.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-pub(super) enum Broken {
-    /// It cannot be followed any further.
-    #[error("its driver is at fault: {0}")]
-    Driver(RingError),
-    /// Its memory was taken away.
-    #[error("it does not lie in the memory of the front-end any more")]
-    Memory,
-    /// Pages of the guest's memory are gone, be they its own or those of buffers.
-    #[error("pages of the front-end's memory region at {0} are gone")]
-    Lost(GuestAddr),
+/// Where a ring goes on that a device before this one had, which was killed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recovered {
+    /// Where the front-end had said.
+    pub(super) given: u32,
+    pub(super) base: u32,
+    /// Chains that had been taken and are taken again, as far as that is known.
+    pub(super) taken_again: u16,
 }
 
 /// Which pairs of a device these are: every `step`-th from the `first` on.
@@ -115,8 +113,6 @@ struct Ring<Q> {
     record: Option<Window>,
     /// Sent to, and not published yet.
     dirty: bool,
-    /// What has passed, of a ring whose driver may ask.
-    counts: QueueCounts,
 }
 
 impl Queues {
@@ -152,6 +148,10 @@ impl Queues {
             waiting: (0..2 * queue_pairs).map(|_| None).collect(),
             misses,
             scratch: Chains::new(),
+            books: (0..2 * queue_pairs).map(|_| Books::default()).collect(),
+            held: 0,
+            timer: None,
+            timer_at_ns: None,
         }
     }
 
@@ -185,8 +185,10 @@ impl Queues {
                     .discard(&self.memory, DropReason::Disabled, &mut self.counters)
             };
             let has_missed = ring.queue.has_missed();
+            let books = &mut self.books[2 * pair + 1];
+            books.bursts += u64::from(burst.len() > first);
             if let Some(before) = passed {
-                add(&mut ring.counts, received(&self.counters), before);
+                add(&mut books.counts, received(&self.counters), before);
             }
             if self.sinks.len() > 1 {
                 self.steering.learn(burst, first, pair);
@@ -222,13 +224,17 @@ impl Queues {
 
     #[inline]
     pub(super) fn complete(&mut self) {
-        for &pair in &self.sources {
+        for at in 0..self.sources.len() {
+            let pair = self.sources[at];
             let Some(ring) = &mut self.pairs[pair].transmit else {
                 continue;
             };
             if ring.queue.complete() {
-                ring.call(&mut self.counters);
+                self.notify(2 * pair + 1);
             }
+        }
+        if self.held > 0 {
+            self.release_held();
         }
     }
 
@@ -260,92 +266,24 @@ impl Queues {
         }
     }
 
-    /// Several receiveqs: a flow goes where the driver sends of it, and always to the same.
-    fn tx_spread(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        let mut pairs = [0; BURST_MAX];
-        for i in picks.iter() {
-            pairs[i] = self.steering.pair(burst.head(i), &self.sinks);
-        }
-        self.tx_to_each(&pairs, burst, picks);
-        picks.len()
-    }
-
-    /// Sends each pick to the pair that stands in its place. What that has no room for is dropped here, and what it does not take.
-    fn tx_to_each(&mut self, pairs: &[usize; BURST_MAX], burst: &Burst, picks: &Picks) {
-        let mut left = picks.len();
-        for at in 0..self.sinks.len() {
-            let Some(&pair) = self.sinks.get(at) else {
-                break;
-            };
-            let mut share = Picks::default();
-            picks
-                .iter()
-                .filter(|&i| pairs[i] == pair)
-                .for_each(|i| share.push(i));
-            if share.is_empty() {
-                continue;
-            }
-            left -= share.len();
-            self.tx_or_drop(pair, burst, &share);
-        }
-        self.counters.tx_drops.add(DropReason::PortDown, left);
-    }
-
-    /// Sends to a pair; what it has no room for is dropped here.
-    fn tx_or_drop(&mut self, pair: usize, burst: &Burst, picks: &Picks) {
-        let before = sent(&self.counters);
-        let n = self.tx_to(pair, burst, picks);
-        self.counters
-            .tx_drops
-            .add(DropReason::NoRoom, picks.len() - n);
-        if let (Some(_), Some(ring)) = (&self.settings, &mut self.pairs[pair].receive) {
-            add(&mut ring.counts, sent(&self.counters), before);
-        }
-    }
-
-    /// The driver has a control queue: what it wants to receive, and where.
-    #[inline(never)]
-    fn tx_as_asked(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        let Some(settings) = self.settings.clone() else {
-            return 0;
-        };
-        let mut wanted = *picks;
-        if !settings.filter.takes_all() {
-            wanted.clear();
-            let taken = picks
-                .iter()
-                .filter(|&i| settings.filter.takes(burst.head(i)));
-            taken.for_each(|i| wanted.push(i));
-            self.counters
-                .tx_drops
-                .add(DropReason::NotWanted, picks.len() - wanted.len());
-        }
-        match (&settings.rss, self.sinks.as_slice()) {
-            (Some(rss), _) => {
-                let mut pairs = [usize::MAX; BURST_MAX];
-                for i in wanted.iter() {
-                    pairs[i] = self.place.here(rss.pair(burst.head(i)).into());
-                }
-                self.tx_to_each(&pairs, burst, &wanted);
-            }
-            (None, &[pair]) => self.tx_or_drop(pair, burst, &wanted),
-            (None, _) => drop(self.tx_spread(burst, &wanted)),
-        }
-        picks.len()
-    }
-
     #[inline]
     pub(super) fn flush(&mut self) {
-        for &pair in &self.sinks {
+        for at in 0..self.sinks.len() {
+            let pair = self.sinks[at];
             let Some(ring) = &mut self.pairs[pair].receive else {
                 continue;
             };
             if ring.dirty {
                 ring.dirty = false;
-                if ring.queue.publish() {
-                    ring.call(&mut self.counters);
+                let wants_call = ring.queue.publish();
+                self.books[2 * pair].bursts += 1;
+                if wants_call {
+                    self.notify(2 * pair);
                 }
             }
+        }
+        if self.held > 0 {
+            self.release_held();
         }
         if self.memory.iotlb().is_some() {
             self.ask_ahead_of_packets();
@@ -364,6 +302,10 @@ impl Queues {
     /// Asks for kicks; whether there is work already, or a ring that nobody kicks.
     pub(super) fn arm(&mut self) -> bool {
         self.forget_kicks();
+        if self.held > 0 || self.timer_at_ns.is_some() {
+            self.release_held();
+            self.set_timer();
+        }
         let mut busy = self.moved_here.is_some();
         for &pair in &self.sources {
             let Some(ring) = &mut self.pairs[pair].transmit else {
@@ -396,8 +338,8 @@ impl Queues {
             if let Some(kick) = self.setup(ring).and_then(|setup| setup.kick.as_ref()) {
                 kick.drain();
             }
-            if let Some(counts) = counts_of(&mut self.pairs, ring) {
-                counts.kicks += 1;
+            if let Some(books) = self.books.get_mut(ring) {
+                books.counts.kicks += 1;
             }
         }
     }
@@ -416,31 +358,6 @@ impl Queues {
     pub(super) fn set_link(&mut self, up: bool) {
         self.link_up = up;
         self.note_active();
-    }
-
-    /// Follows what the driver has asked for from now on; without it, nothing.
-    pub(super) fn set_settings(&mut self, settings: Option<Arc<Settings>>, place: Place) {
-        self.settings = settings;
-        self.place = place;
-        for pair in 0..self.pairs.len() {
-            self.set_hasher(pair);
-        }
-        self.note_active();
-    }
-
-    fn set_hasher(&mut self, pair: usize) {
-        let hasher = self
-            .settings
-            .as_ref()
-            .and_then(|settings| settings.hasher.clone());
-        if let Some(ring) = &mut self.pairs[pair].receive {
-            ring.queue.set_hasher(hasher);
-        }
-    }
-
-    /// What has passed a ring that runs.
-    pub(super) fn counts(&mut self, ring: usize) -> QueueCounts {
-        counts_of(&mut self.pairs, ring).map_or_else(QueueCounts::default, |counts| *counts)
     }
 
     pub(super) fn features(&self) -> Features {
@@ -485,27 +402,36 @@ impl Queues {
         }
     }
 
-    /// Starts a ring where its base says, or where it says itself that a device before this one had got to that was killed.
+    /// Starts a ring where its base says, or where it says itself that a device before this one had got to that was killed; the difference, if
+    /// there is one.
     pub(super) fn start_ring(
         &mut self,
         ring: usize,
         mut setup: RingSetup,
         record: Option<Window>,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Option<Recovered>, DeviceError> {
         let format = RingFormat::of(self.features);
         if !QueueConfig::size_is_valid(setup.size.into(), format) {
             return Err(format!("a {format} ring cannot have {} entries", setup.size).into());
         }
         let config = queue_config(&setup, self.features, setup.base);
         if self.must_wait(&config) {
-            return self.wait(ring, setup, record, true);
+            self.wait(ring, setup, record, true)?;
+            return Ok(None);
         }
+        let given = setup.base;
         let start = match &record {
-            Some(record) => DeviceQueue::resume(&config, &self.memory, record).map(|q| q.base()),
-            None => DeviceQueue::recover(&config, &self.memory),
+            Some(record) => DeviceQueue::resume(&config, &self.memory, record),
+            None => DeviceQueue::recover(&config, &self.memory).and_then(|base| {
+                Ok(DeviceQueue::new(
+                    &QueueConfig { base, ..config },
+                    &self.memory,
+                )?)
+            }),
         };
-        setup.base = match start {
-            Ok(base) => base,
+        let taken_again;
+        (setup.base, taken_again) = match start {
+            Ok(queue) => (queue.base(), queue.taken_again()),
             Err(error) => {
                 if !matches!(error, StartError::Memory(_)) {
                     self.needs_reset.store(true, Ordering::Relaxed);
@@ -518,10 +444,33 @@ impl Queues {
         let first_call = (setup.base != format.fresh_base())
             .then(|| setup.call.clone())
             .flatten();
+        let base = setup.base;
         self.go_on(ring, setup, record)?;
+        self.open_books(ring, taken_again);
+        if base == format.fresh_base() {
+            return Ok(None);
+        }
+        if let Some(queue) = self.queue(ring) {
+            queue.log_all();
+        }
         // What was used before may not have reached anyone.
         call(first_call.as_deref(), &mut self.counters);
-        Ok(())
+        let recovered = Recovered {
+            given,
+            base,
+            taken_again,
+        };
+        Ok((base != given || taken_again > 0).then_some(recovered))
+    }
+
+    /// A ring that runs.
+    fn queue(&self, ring: usize) -> Option<&DeviceQueue> {
+        let pair = self.pairs.get(ring / 2)?;
+        if ring.is_multiple_of(2) {
+            pair.receive.as_ref().map(|ring| ring.queue.queue())
+        } else {
+            pair.transmit.as_ref().map(|ring| ring.queue.queue())
+        }
     }
 
     /// Starts a ring exactly where its base says.
@@ -558,7 +507,6 @@ impl Queues {
                 setup,
                 record,
                 dirty: false,
-                counts: QueueCounts::default(),
             });
             self.set_hasher(ring / 2);
         } else {
@@ -567,115 +515,10 @@ impl Queues {
                 setup,
                 record,
                 dirty: false,
-                counts: QueueCounts::default(),
             });
         }
         self.note_active();
         Ok(())
-    }
-
-    /// The memory is seen through other translations, which differ in `size` bytes at `iova`.
-    pub(super) fn set_view(&mut self, memory: Arc<GuestMemory>, iova: u64, size: u64) {
-        self.memory = memory;
-        self.misses.settle(iova, size);
-        for ring in 0..2 * self.pairs.len() {
-            let Some(setup) = self.setup(ring) else {
-                continue;
-            };
-            let base = self.base(ring).unwrap_or(setup.base);
-            let areas = queue_config(setup, self.features, base).areas();
-            let is_touched = areas
-                .iter()
-                .any(|(at, len)| touches(at.0, *len as u64, iova, size));
-            if is_touched || self.waiting[ring].is_some() {
-                let err = setup.err.clone();
-                // All of it is known then, and it is in several pieces, or somewhere a ring cannot be.
-                if self.restart(ring).is_err() {
-                    self.given_up_at[ring] = Some(base);
-                    self.note_broken(ring, Broken::Memory, err.as_deref());
-                }
-            }
-        }
-    }
-
-    /// Starts a ring anew where it is, or one that waits.
-    fn restart(&mut self, ring: usize) -> Result<(), DeviceError> {
-        let Some(setup) = self.setup(ring).cloned() else {
-            return Ok(());
-        };
-        let setup = RingSetup {
-            base: self.base(ring).unwrap_or(setup.base),
-            ..setup
-        };
-        let is_new = self.waiting[ring].as_ref().is_some_and(|it| it.is_new);
-        let record = self.record(ring);
-        self.drop_ring(ring);
-        if is_new {
-            self.start_ring(ring, setup, record)
-        } else {
-            self.go_on(ring, setup, record)
-        }
-    }
-
-    /// Whether it is not known yet where a ring is; what is missing is asked for. Only with an IOMMU.
-    fn must_wait(&mut self, config: &QueueConfig) -> bool {
-        let Some(iotlb) = self.memory.iotlb() else {
-            return false;
-        };
-        let areas = config.areas().map(|(at, len)| (at.0, len as u64));
-        let is_refused = areas.iter().any(|&(at, len)| iotlb.is_refused(at, len));
-        let missing = areas
-            .iter()
-            .flat_map(|&(at, len)| iotlb.missing(at, len, Permission::BOTH));
-        let mut missing = missing.peekable();
-        let must_wait = is_refused || missing.peek().is_some();
-        self.misses.ask(missing);
-        must_wait
-    }
-
-    fn wait(
-        &mut self,
-        ring: usize,
-        setup: RingSetup,
-        record: Option<Window>,
-        is_new: bool,
-    ) -> Result<(), DeviceError> {
-        let Some(place) = self.waiting.get_mut(ring) else {
-            return Err(format!("there is no ring {ring}").into());
-        };
-        *place = Some(Waiting {
-            setup,
-            record,
-            is_new,
-        });
-        Ok(())
-    }
-
-    /// Asks for what the next chains of a ring need.
-    #[cold]
-    fn ask_ahead(&mut self, ring: usize) {
-        let Some(pair) = self.pairs.get(ring / 2) else {
-            return;
-        };
-        let (queue, access) = if ring.is_multiple_of(2) {
-            let queue = pair.receive.as_ref().map(|ring| ring.queue.queue());
-            (queue, Access::Write)
-        } else {
-            let queue = pair.transmit.as_ref().map(|ring| ring.queue.queue());
-            (queue, Access::Read)
-        };
-        if let Some(queue) = queue {
-            let missing = queue.missing(&self.memory, access, AHEAD, &mut self.scratch);
-            self.misses.ask(missing);
-        }
-    }
-
-    /// Asks for what receiveqs need, before there is a packet that would find no room.
-    #[cold]
-    fn ask_ahead_of_packets(&mut self) {
-        for i in 0..self.sinks.len() {
-            self.ask_ahead(2 * self.sinks[i]);
-        }
     }
 
     /// Stops a ring; where to go on. Everything of it has been completed, because changes come between breaths.
@@ -698,6 +541,10 @@ impl Queues {
         self.moved_here = None;
         self.misses.clear();
         self.settings = None;
+        self.books
+            .iter_mut()
+            .for_each(|books| *books = Books::default());
+        self.held = 0;
         self.steering.forget();
         self.broken = None;
         self.given_up_at.fill(None);
@@ -772,28 +619,16 @@ impl Queues {
         self.go_on(ring, moved, record)
     }
 
-    /// The ring that had to be given up last in this session, and why.
-    pub(super) fn broken(&self) -> Option<(usize, Broken)> {
-        self.broken
-    }
-
-    /// The rings that had to be given up since the last question, and why.
-    pub(super) fn take_untold(&mut self) -> Vec<(usize, Broken)> {
-        let (untold, why) = (&mut self.untold, &self.why);
-        untold
-            .drain(..)
-            .filter_map(|ring| Some((ring, why.get(ring).copied().flatten()?)))
-            .collect()
-    }
-
     /// How all rings stand; what the session knows besides is not here.
     pub(super) fn rings(&self) -> Vec<RingStatus> {
         let status = |index: usize| {
-            let pair = self.pairs.get(index / 2);
-            let queue = pair.and_then(|pair| match index % 2 {
-                0 => pair.receive.as_ref().map(|ring| ring.queue.queue()),
-                _ => pair.transmit.as_ref().map(|ring| ring.queue.queue()),
-            });
+            let queue = self.queue(index);
+            let Books {
+                counts,
+                bursts,
+                taken_again,
+                ..
+            } = self.books[index];
             let setup = self.setup(index);
             RingStatus {
                 index,
@@ -804,12 +639,11 @@ impl Queues {
                 positions: queue.map(DeviceQueue::positions),
                 kick: setup.is_some_and(|setup| setup.kick.is_some()),
                 call: setup.is_some_and(|setup| setup.call.is_some()),
-                broken: self
-                    .why
-                    .get(index)
-                    .copied()
-                    .flatten()
-                    .map(|why| why.to_string()),
+                kicks: counts.kicks,
+                calls: counts.calls,
+                bursts,
+                taken_again,
+                broken: self.why[index].map(|why| why.to_string()),
             }
         };
         (0..2 * self.pairs.len()).map(status).collect()
@@ -820,61 +654,10 @@ impl Queues {
         (self.sources.len(), self.sinks.len())
     }
 
-    /// Some memory has been lost in this process: stops all rings if it was this guest's.
-    #[cold]
-    fn look_for_losses(&mut self) {
-        self.losses = losses();
-        let Some(lost) = self.memory.lost_region().map(Region::guest) else {
-            return;
-        };
-        for ring in 0..2 * self.pairs.len() {
-            if self.setup(ring).is_some() {
-                self.give_up(ring, Broken::Lost(lost));
-            }
-        }
-    }
-
-    #[cold]
-    fn break_ring(&mut self, ring: usize, error: RingError) {
-        // What was taken before the error is still on its way; a transmitq gives it back when it is completed.
-        if let Some(transmit) = self
-            .pairs
-            .get_mut(ring / 2)
-            .and_then(|pair| pair.transmit.as_mut())
-            && !ring.is_multiple_of(2)
-        {
-            transmit.queue.complete();
-        }
-        self.give_up(ring, Broken::Driver(error));
-    }
-
-    /// Stops a ring that cannot go on, tells its driver, and remembers where that was.
-    fn give_up(&mut self, ring: usize, why: Broken) {
-        let err = self.setup(ring).and_then(|setup| setup.err.clone());
-        let base = self.base(ring);
-        if let Some(place) = self.given_up_at.get_mut(ring) {
-            *place = base;
-        }
-        self.note_broken(ring, why, err.as_deref());
-        self.drop_ring(ring);
-    }
-
-    fn note_broken(&mut self, ring: usize, why: Broken, err: Option<&EventFd>) {
-        if let Some(err) = err {
-            // An eventfd that cannot be written is its owner's loss.
-            drop(err.signal());
-        }
-        self.broken = Some((ring, why));
-        if let Some(place) = self.why.get_mut(ring) {
-            *place = Some(why);
-        }
-        if !self.untold.contains(&ring) {
-            self.untold.push(ring);
-        }
-        self.needs_reset.store(true, Ordering::Relaxed);
-    }
-
     fn drop_ring(&mut self, ring: usize) {
+        if ring < self.books.len() {
+            self.release(ring);
+        }
         if let Some(waiting) = self.waiting.get_mut(ring) {
             *waiting = None;
         }
@@ -911,12 +694,7 @@ impl Queues {
     }
 
     fn base(&self, ring: usize) -> Option<u32> {
-        let pair = self.pairs.get(ring / 2)?;
-        if ring.is_multiple_of(2) {
-            pair.receive.as_ref().map(|ring| ring.queue.queue().base())
-        } else {
-            pair.transmit.as_ref().map(|ring| ring.queue.queue().base())
-        }
+        self.queue(ring).map(DeviceQueue::base)
     }
 
     fn record(&self, ring: usize) -> Option<Window> {
@@ -971,65 +749,5 @@ impl Place {
         } else {
             usize::MAX
         }
-    }
-}
-
-impl<Q> Ring<Q> {
-    #[inline]
-    fn call(&mut self, counters: &mut PortCounters) {
-        self.counts.calls += 1;
-        call(self.setup.call.as_deref(), counters);
-    }
-}
-
-fn counts_of(pairs: &mut [Pair], ring: usize) -> Option<&mut QueueCounts> {
-    let pair = pairs.get_mut(ring / 2)?;
-    if ring.is_multiple_of(2) {
-        pair.receive.as_mut().map(|ring| &mut ring.counts)
-    } else {
-        pair.transmit.as_mut().map(|ring| &mut ring.counts)
-    }
-}
-
-/// What a transmitq's statistics are made of: packets, bytes, drops, and those that made no sense.
-fn received(counters: &PortCounters) -> [u64; 4] {
-    let drops = &counters.rx_drops;
-    [
-        counters.received,
-        counters.received_bytes,
-        drops.total(),
-        drops.of(DropReason::Malformed) + drops.of(DropReason::BadOffload),
-    ]
-}
-
-/// The same of a receiveq's: packets, bytes, drops, and those for lack of buffers.
-fn sent(counters: &PortCounters) -> [u64; 4] {
-    let drops = &counters.tx_drops;
-    [
-        counters.sent,
-        counters.sent_bytes,
-        drops.total(),
-        drops.of(DropReason::NoRoom),
-    ]
-}
-
-/// Adds what has passed between two readings.
-fn add(counts: &mut QueueCounts, now: [u64; 4], before: [u64; 4]) {
-    let numbers = [
-        &mut counts.packets,
-        &mut counts.bytes,
-        &mut counts.drops,
-        &mut counts.drops_by_driver,
-    ];
-    for (number, (now, before)) in numbers.into_iter().zip(now.into_iter().zip(before)) {
-        *number += now - before;
-    }
-}
-
-fn call(to: Option<&EventFd>, counters: &mut PortCounters) {
-    if let Some(to) = to {
-        // An eventfd that cannot be written is its owner's loss.
-        drop(to.signal());
-        counters.notifications += 1;
     }
 }

@@ -43,6 +43,9 @@ struct DriverPair {
     receive_events: RingEvents,
     transmit_events: RingEvents,
     dirty: bool,
+    /// Kicks given, of the receiveq and of the transmitq, and times that buffers were made available.
+    kicks: [u64; 2],
+    bursts: [u64; 2],
 }
 
 /// The two eventfds of a ring.
@@ -141,6 +144,8 @@ impl NewQueues {
                 receive_events,
                 transmit_events,
                 dirty: false,
+                kicks: [0; 2],
+                bursts: [0; 2],
             });
         }
         let mut control = None;
@@ -266,11 +271,12 @@ impl DriverQueues {
 
     /// How all rings stand. A driver's are started and enabled as long as they are there.
     pub(super) fn rings(&self) -> Vec<RingStatus> {
-        let queues = self
-            .pairs
-            .iter()
-            .flat_map(|pair| [pair.receive.queue(), pair.transmit.queue()]);
-        let status = |(index, queue): (usize, &DriverQueue)| RingStatus {
+        let rings = self.pairs.iter().flat_map(|pair| {
+            let queues = [pair.receive.queue(), pair.transmit.queue()];
+            let counts = pair.kicks.into_iter().zip(pair.bursts);
+            queues.into_iter().zip(counts)
+        });
+        let status = |(index, (queue, (kicks, bursts))): (usize, (&DriverQueue, _))| RingStatus {
             index,
             started: self.running,
             enabled: self.running,
@@ -279,9 +285,11 @@ impl DriverQueues {
             positions: Some(queue.positions()),
             kick: true,
             call: true,
-            broken: None,
+            kicks,
+            bursts,
+            ..RingStatus::default()
         };
-        queues.enumerate().map(status).collect()
+        rings.enumerate().map(status).collect()
     }
 
     pub(super) fn counters(&self) -> PortCounters {
@@ -303,7 +311,10 @@ impl DriverQueues {
             let Some(pair) = self.pairs.get_mut(number) else {
                 break;
             };
-            if let Err(error) = pair.receive.receive(burst, &mut self.counters) {
+            let first = burst.len();
+            let received = pair.receive.receive(burst, &mut self.counters);
+            pair.bursts[0] += u64::from(burst.len() > first);
+            if let Err(error) = received {
                 self.break_ring(2 * number, error);
                 break;
             }
@@ -319,6 +330,7 @@ impl DriverQueues {
     pub(super) fn complete(&mut self) {
         for pair in &mut self.pairs {
             if pair.receive.complete() {
+                pair.kicks[0] += 1;
                 kick(&pair.receive_events, &mut self.counters);
             }
         }
@@ -376,7 +388,9 @@ impl DriverQueues {
         for pair in &mut self.pairs {
             if pair.dirty {
                 pair.dirty = false;
+                pair.bursts[1] += 1;
                 if pair.transmit.publish() {
+                    pair.kicks[1] += 1;
                     kick(&pair.transmit_events, &mut self.counters);
                 }
             }

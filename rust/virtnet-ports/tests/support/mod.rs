@@ -174,8 +174,11 @@ impl<P: Port + 'static> Echo<P> {
             let (mut events, mut burst) = (Events::with_capacity(1), Burst::new());
             while !seen.stop.load(Ordering::Relaxed) {
                 seen.breaths.fetch_add(1, Ordering::Relaxed);
-                port.sync();
+                let has_changed = port.sync();
                 burst.clear();
+                if has_changed {
+                    burst.forget_memory();
+                }
                 let n = port.rx(&mut burst);
                 send_or_drop(&mut port, &burst);
                 port.complete();

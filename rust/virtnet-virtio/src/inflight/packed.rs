@@ -44,14 +44,14 @@ pub(crate) struct PackedRecord {
 }
 
 impl PackedRecord {
-    /// Takes the record up: the place where the queue is to go on, or `None` where it does not know one. What was in flight stands
-    /// in the ring from there on, available once more: the slots behind the next used one are the device's, and what they say is
-    /// between the device and itself.
+    /// Takes the record up: the place where the queue is to go on with how many chains that were in flight, or `None` where it does
+    /// not know one. They stand in the ring from there on, available once more: the slots behind the next used one are the device's,
+    /// and what they say is between the device and itself.
     pub(crate) fn open(
         region: &Window,
         desc: &Table,
         size: u16,
-    ) -> Result<Option<Position>, StartError> {
+    ) -> Result<Option<(Position, u16)>, StartError> {
         if !is_written(region, size)? {
             return Ok(None);
         }
@@ -88,7 +88,7 @@ impl PackedRecord {
             desc.store(at.slot.into(), Word::Second, rest, Release);
             at = at.advance(1, size);
         }
-        Ok(Some(start))
+        Ok(Some((start, chains.count)))
     }
 
     /// Begins a record in which nothing is in flight. While it is written it says nothing; the ring says it all.
@@ -227,6 +227,7 @@ impl PackedRecord {
 /// Descriptors in flight as a record has them: second and first words, chain by chain in the order in which they were taken.
 struct Chains {
     descriptors: Vec<(u64, u64)>,
+    count: u16,
 }
 
 impl Chains {
@@ -256,6 +257,7 @@ impl Chains {
             .collect();
         heads.sort_unstable();
         let mut descriptors = Vec::new();
+        let count = u16::try_from(heads.len()).unwrap_or(size);
         for (_, head) in heads {
             let (mut entry, num) = (head, load(head, NUM));
             for k in 0..num {
@@ -274,7 +276,7 @@ impl Chains {
                 return Err(StartError::Record("it has a chain without descriptors"));
             }
         }
-        Ok(Self { descriptors })
+        Ok(Self { descriptors, count })
     }
 }
 

@@ -50,6 +50,8 @@ pub struct PackedDevice {
     log: Option<Logged>,
     /// What is in flight, where that is recorded.
     record: Option<Box<PackedRecord>>,
+    /// How many chains it takes again, as far as that is known.
+    resumed: u16,
 }
 
 /// The descriptor ring and the device event suppression, as areas whose writes are logged.
@@ -82,14 +84,24 @@ impl PackedDevice {
         record: &Window,
     ) -> Result<Self, StartError> {
         let desc = memory.table(config.desc_area, config.size.into())?;
-        let base = match PackedRecord::open(record, &desc, config.size)? {
-            Some(here) => u32::from(here.bits()) | u32::from(here.bits()) << 16,
-            None => Self::recover(config, memory)?,
+        let (base, resumed) = match PackedRecord::open(record, &desc, config.size)? {
+            Some((here, resumed)) => (
+                u32::from(here.bits()) | u32::from(here.bits()) << 16,
+                resumed,
+            ),
+            None => (Self::recover(config, memory)?, 0),
         };
         let mut queue = Self::new(&QueueConfig { base, ..*config }, memory)?;
         let record = PackedRecord::begin(record.clone(), config.size, queue.next_used);
         queue.record = Some(Box::new(record));
+        queue.resumed = resumed;
         Ok(queue)
+    }
+
+    /// How many chains it takes again; see [`crate::DeviceQueue::taken_again`].
+    #[must_use]
+    pub fn taken_again(&self) -> u16 {
+        self.resumed
     }
 
     /// Starts on the ring that `config` describes, from its base. Spec: virtio 1.4, 2.8.
@@ -117,6 +129,7 @@ impl PackedDevice {
             last_taken: 0,
             log: None,
             record: None,
+            resumed: 0,
         })
     }
 
@@ -349,6 +362,16 @@ impl PackedDevice {
         match self.signalled.replace(self.next_used) {
             None => true,
             Some(since) => wants_event(event, since, self.next_used, self.size),
+        }
+    }
+
+    /// Marks all that a device writes; see [`crate::DeviceQueue::log_all`].
+    pub(crate) fn log_all(&self) {
+        if let Some(log) = &self.log {
+            if let Some(descriptors) = &log.descriptors {
+                descriptors.mark(0..DESC_SIZE * usize::from(self.size));
+            }
+            log.event.mark(0..EVENT_BYTES);
         }
     }
 

@@ -49,6 +49,8 @@ pub struct SplitDevice {
     /// What another device had taken and not given back, out of the ring's order: the heads up to index `again_end`.
     again: Box<[u16]>,
     again_end: u16,
+    /// How many chains it takes again, as far as that is known.
+    resumed: u16,
 }
 
 impl SplitDevice {
@@ -68,6 +70,8 @@ impl SplitDevice {
         // that it takes, so where it stops both are equal, and where it was killed nobody could ask it. DPDK's virtio-user says
         // 0 then. What a device before this one had taken and not given back is taken again instead of being lost to the driver.
         let next_used = used.load_u16(INDEX, Ordering::Acquire);
+        #[expect(clippy::cast_possible_truncation, reason = "the index is the low half")]
+        let ahead = (config.base as u16).wrapping_sub(next_used);
         Ok(Self {
             desc: memory.table(config.desc_area, config.size.into())?,
             avail: memory.window(
@@ -91,6 +95,7 @@ impl SplitDevice {
             record: None,
             again: Box::default(),
             again_end: 0,
+            resumed: if ahead <= config.size { ahead } else { 0 },
         })
     }
 
@@ -111,6 +116,7 @@ impl SplitDevice {
         if count > available.wrapping_sub(queue.next_used) {
             return Err(StartError::Record("more is in flight than was available"));
         }
+        queue.resumed = count;
         // Mostly they are what comes next anyway.
         let next = |k: u16| queue.head(queue.next_used.wrapping_add(k));
         if !(0..count).map(next).eq(heads.iter().copied()) {
@@ -118,6 +124,12 @@ impl SplitDevice {
             queue.again_end = queue.next_used.wrapping_add(count);
         }
         Ok(queue)
+    }
+
+    /// How many chains it takes again; see [`crate::DeviceQueue::taken_again`].
+    #[must_use]
+    pub fn taken_again(&self) -> u16 {
+        self.resumed
     }
 
     /// Logs from now on what is written to the used ring.
@@ -365,6 +377,13 @@ impl SplitDevice {
         match self.signalled.replace(new) {
             None => true,
             Some(since) => need_event(event, new, since),
+        }
+    }
+
+    /// Marks all that a device writes; see [`crate::DeviceQueue::log_all`].
+    pub(crate) fn log_all(&self) {
+        if let Some(log) = &self.log {
+            log.mark(0..used_bytes(self.size, self.event_idx));
         }
     }
 
