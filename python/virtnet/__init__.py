@@ -9,6 +9,7 @@ Three doors, one engine; each lower door is what the upper one is made of::
 Everything public is here. ``_virtnet`` is the compiled half and private.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
@@ -50,6 +51,7 @@ from virtnet.stats import (
 
 if TYPE_CHECKING:
     from virtnet.burst import Burst, Columns, Frames, View
+    from virtnet.elements import Element, Table, element
 
 __all__ = [
     "AfPacketPort",
@@ -67,6 +69,7 @@ __all__ = [
     "DeviceQueue",
     "DeviceStats",
     "DriverQueue",
+    "Element",
     "Event",
     "Events",
     "Explanation",
@@ -100,6 +103,7 @@ __all__ = [
     "Spec",
     "StateError",
     "Switch",
+    "Table",
     "TapPort",
     "Used",
     "VhostUserPort",
@@ -111,6 +115,7 @@ __all__ = [
     "attach",
     "build_info",
     "check_back_end",
+    "element",
     "line_cost_ns",
     "memory_pair",
     "networks",
@@ -121,13 +126,15 @@ __all__ = [
 ]
 
 
+_WITH_NUMPY = {"burst": {"Burst", "Columns", "Frames", "View"}, "elements": {"Element", "Table", "element"}}
+
+
 def __getattr__(name: str) -> Any:
     """Imports what stands on numpy when it is asked for: without, a network takes half the memory."""
-    if name not in {"Burst", "Columns", "Frames", "View"}:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from virtnet import burst  # noqa: PLC0415
-
-    return globals().setdefault(name, getattr(burst, name))
+    for module, names in _WITH_NUMPY.items():
+        if name in names:
+            return globals().setdefault(name, getattr(importlib.import_module(f"virtnet.{module}"), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

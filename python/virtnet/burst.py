@@ -22,7 +22,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, SupportsBytes, overload
 
 import numpy as np
@@ -460,6 +460,13 @@ class Burst:
         if isinstance(picks, np.ndarray) and picks.size == 0:
             picks = picks.astype(np.intp)  # an empty list has no type to tell masks from numbers by
         return self._of(self._packets.pick(picks))
+
+    def heads(self, length: int) -> Burst:
+        """The packets cut after some bytes; shares the memory."""
+        packets = self._packets
+        packets.lease.check()
+        cut = np.minimum(packets.lengths, np.uint32(length))
+        return self._of(replace(packets, lengths=cut))
 
     def edit(self, where: ArrayLike | View | None = None, /, **fields: Any) -> int:
         """Writes header fields of all packets, or of those chosen by a mask or by numbers, and keeps checksums right.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from virtnet.burst import Burst, Frame
+    from virtnet.elements import Element
     from virtnet.handlers import Late, OnBurst
     from virtnet.net import Net
     from virtnet.ports import Features
@@ -380,11 +381,36 @@ class Composing:
 
     def _take_out(self, function: Function) -> None:
         """Takes a function out of a cable, which is whole again."""
-        branches = {function.spec.options[branch] for branch in FUNCTIONS[function.kind].branches if branch != "a"}
-        ends = [name for name in self._plan.cables_of(function.name) if name not in branches]
+        gates = FUNCTIONS[function.kind].gates(function.spec.options)
+        ends = [name for name in self._plan.cables_of(function.name) if gates.get(name, 0) < 2]  # noqa: PLR2004 - both
         self.remove(function)
         if len(ends) == 2:  # noqa: PLR2004 - the ends of a cable
             self.cable(self[ends[0]], self[ends[1]])
+
+    def element(self, element: Element | Callable[[Any], Any], *, name: str | None = None) -> Function:
+        """Adds an element: a wire that runs a small program on what passes, either way; see :func:`virtnet.element`.
+
+        Packets pass, are dropped (counted as ``filtered``), or go to the nodes that the element names, by cables that
+        are plugged in here; what those send ends at the element. ``function.set(program=other.program)`` replaces the
+        program while it runs.
+
+        Args:
+            element: the element, or the function to make it of.
+            name: what to call it; the function's name if not given.
+
+        Raises:
+            ConfigError: it sends to nodes that there are not.
+        """
+        from virtnet.elements import Element  # noqa: PLC0415 - needs numpy, see virtnet.__getattr__
+
+        one = element if isinstance(element, Element) else Element(element)
+        with self.change():
+            nodes = [self._known(other).handle for other in one.to]
+            options = {"program": one.program, "to": list(one.to)}
+            function = self._function(self._name(name, one.name), FunctionSpec("element", options))
+            for node in nodes:
+                self.cable(node, function)
+        return function
 
     def sink(self, *, copy: bool = False, name: str | None = None) -> Function:
         """Adds a sink, which takes all packets and counts them.

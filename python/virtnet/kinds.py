@@ -5,9 +5,11 @@ Every kind is one entry of :data:`FUNCTIONS`; files, :class:`~virtnet.Spec` and 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from virtnet.errors import ConfigError
 from virtnet.filters import compile_filter
 from virtnet.switching import CABLES, check_cables, prepare_switch
 
@@ -46,8 +48,8 @@ class FunctionKind:
         cables: how many it takes at most, as a number and in words.
         options: JSON Schema and default of each.
         changeable: options, and what is made of them, that can change while it runs, without losing its state.
-        branches: options that name a node, and the gate that its cable goes to; others take the gates below. Gates 0
-            and 1 of what stands in a cable are its ends.
+        branches: options that name a node, and the gate that its cable goes to, or several, and the gate of the
+            first; others take the gates below. Gates 0 and 1 of what stands in a cable are its ends.
         check: options in the form in which they are compared, or an error that begins with the place of what is wrong.
         prepare: options as the engine takes them.
         stands_in_cables: it has two ends and is no end of a cable to those who name cables by who is at their far end.
@@ -64,10 +66,34 @@ class FunctionKind:
     def for_engine(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the engine takes them."""
         prepared = self.prepare(dict(options))
-        gates = {options[name]: gate for name, gate in self.branches.items() if options[name]}
+        gates = self.gates(options)
         # What was made of options that can change changes with them.
         changeable = self.changeable | (prepared.keys() - options.keys())
         return prepared | {"gates": gates, "changeable": sorted(changeable)}
+
+    def gates(self, options: Mapping[str, Any]) -> dict[str, int]:
+        """The gates of those nodes that have one of their own."""
+        gates: dict[str, int] = {}
+        for option, first in self.branches.items():
+            names = options[option]
+            for gate, name in enumerate([names] if isinstance(names, str) else names, first):
+                gates |= {name: gate} if name else {}
+        return gates
+
+
+def _element(options: dict[str, Any]) -> dict[str, Any]:
+    """Checks nothing: the engine does."""
+    try:
+        program = json.loads(options["program"])
+        steps = [(str(op), str(dtype), list(args)) for op, dtype, args in program["steps"]]
+        tables = [(list(keys), list(values), default) for keys, values, default in program["tables"]]
+        names = list(program["to"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"program: this is no element's: {error!r}") from None
+    # Ways are numbers in a program: those of the first cables there are.
+    if names != options["to"][: len(names)]:
+        raise ConfigError(f"program: it sends to {names}, and the element has cables to {options['to']}")
+    return options | {"steps": steps, "tables": tables}
 
 
 def _filtered(options: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +145,17 @@ FUNCTIONS: dict[str, FunctionKind] = {
         changeable=frozenset({"filter", "late", "enabled"}),
         branches={"a": 0, "forth": 2, "back": 3},
         prepare=_filtered,
+        stands_in_cables=True,
+    ),
+    "element": FunctionKind(
+        MANY,
+        {
+            "program": ({"type": "string"}, '{"steps":[],"tables":[],"to":[]}'),
+            "to": ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, []),
+        },
+        changeable=frozenset({"program"}),
+        branches={"to": 2},
+        prepare=_element,
         stands_in_cables=True,
     ),
     "sink": FunctionKind(MANY, {"copy": ({"type": "boolean"}, False)}),

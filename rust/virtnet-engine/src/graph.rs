@@ -75,6 +75,8 @@ pub enum NodeKind {
     Tee,
     /// A wire that leads some packets by a program.
     Divert,
+    /// Decides by a program.
+    Element,
     /// A learning switch.
     Switch,
     /// Takes packets and counts them.
@@ -96,6 +98,7 @@ impl NodeKind {
             Self::Wire => "wire",
             Self::Tee => "tee",
             Self::Divert => "divert",
+            Self::Element => "element",
             Self::Switch => "switch",
             Self::Sink => "sink",
             Self::Source => "source",
@@ -112,7 +115,7 @@ impl NodeKind {
             Self::Wire => 2,
             Self::Tee => 3,
             Self::Divert => 4,
-            Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,
+            Self::Element | Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,
         }
     }
 

@@ -27,10 +27,10 @@ pub use change::{Change, Node};
 pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
-    Blast, BridgeRules, CableRules, Divert, DivertOrders, Echo, Filter, FilterError, Flap,
+    Blast, BridgeRules, CableRules, Divert, DivertOrders, Echo, Element, Filter, FilterError, Flap,
     Function, FunctionDetail, Host, HostCounters, HostOptions, HostOrders, Instruction, Late, Ping,
-    Sink, Source, SourceOptions, SourceOrders, StormLimits, Switch, SwitchCounters, SwitchOptions,
-    SwitchOrders, Tee, Update, VlanSet, Wire,
+    Program, ProgramError, Sink, Source, SourceOptions, SourceOrders, Step, StormLimits, Switch,
+    SwitchCounters, SwitchOptions, SwitchOrders, Table, Tee, Update, VlanSet, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

@@ -342,6 +342,7 @@ impl Worker {
             Function::Wire(_)
             | Function::Tee(_)
             | Function::Divert(_)
+            | Function::Element(_)
             | Function::Sink(_)
             | Function::Echo(_) => 0,
         }

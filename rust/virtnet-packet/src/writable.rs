@@ -127,7 +127,7 @@ impl Writable {
             new[0] = (new[0] & 0x0f) | (frame[place.at] & 0xf0);
         }
         frame[place.at..place.at + place.len].copy_from_slice(new);
-        if !covered {
+        if !covered || old == &frame[pair.clone()] {
             return true;
         }
         let mut new = [0; 16];

@@ -7,9 +7,9 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    BridgeRules, CableRules, Divert, DivertOrders, Echo, Filter, Gate, Instruction, Late, Node,
-    Sink, Source, SourceOrders, StormLimits, Switch, SwitchOptions, SwitchOrders, Tee, Update,
-    Wire,
+    BridgeRules, CableRules, Divert, DivertOrders, Echo, Element, Filter, Gate, Instruction, Late,
+    Node, Program, Sink, Source, SourceOrders, Step, StormLimits, Switch, SwitchOptions,
+    SwitchOrders, Table, Tee, Update, Wire,
 };
 use virtnet_packet::Backlog;
 
@@ -31,6 +31,7 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
         "wire" => Wire::new().into(),
         "tee" => Tee::new(filter(options)?).into(),
         "divert" => Divert::new(divert_orders(options)?, backlogs(options)?).into(),
+        "element" => Element::new(program(options)?).into(),
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
         "source" => {
@@ -66,6 +67,7 @@ pub(crate) fn update(
 ) -> PyResult<Option<Update>> {
     Ok(match kind {
         "divert" => Some(divert_orders(options)?.into()),
+        "element" => Some(program(options)?.into()),
         "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
         _ => None,
@@ -120,6 +122,31 @@ fn cable_rules(table: Option<Bound<'_, PyDict>>, gates: &Gates) -> PyResult<Cabl
         mirror: mirror.and_then(|end| gates.get(&end).copied()),
         stations: get(&table, "stations")?,
     })
+}
+
+/// The program of an element, as `virtnet.elements` writes it.
+fn program(options: &Bound<'_, PyDict>) -> PyResult<Program> {
+    type Entries = (Vec<i128>, Vec<i128>, i128);
+    let steps: Vec<(String, String, Vec<i128>)> = get(options, "steps")?;
+    let tables: Vec<Entries> = get(options, "tables")?;
+    let steps: Vec<Step> = steps
+        .into_iter()
+        .map(|(op, dtype, args)| Step { op, dtype, args })
+        .collect();
+    let tables = tables.into_iter().map(|(keys, values, default)| Table {
+        entries: keys
+            .into_iter()
+            .map(word)
+            .zip(values.into_iter().map(word))
+            .collect(),
+        default: word(default),
+    });
+    Program::new(&steps, tables.collect()).map_err(|error| ConfigError::new_err(error.to_string()))
+}
+
+/// A number in 64 bits, filled up with its sign if it is below zero.
+fn word(number: i128) -> u64 {
+    u64::try_from(number & i128::from(u64::MAX)).unwrap_or_default()
 }
 
 fn divert_orders(options: &Bound<'_, PyDict>) -> PyResult<DivertOrders> {

@@ -10,6 +10,7 @@ mod bridge;
 mod departures;
 mod divert;
 mod echo;
+mod element;
 mod filter;
 mod frame;
 mod host;
@@ -24,6 +25,7 @@ mod wire;
 pub use bridge::{BridgeRules, CableRules, Flap, StormLimits, VlanSet};
 pub use divert::{Divert, DivertOrders, Late};
 pub use echo::Echo;
+pub use element::{Element, Program, ProgramError, Step, Table};
 pub use filter::{Filter, FilterError, Instruction};
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use sink::Sink;
@@ -75,6 +77,8 @@ pub enum Function {
     Tee(Tee),
     /// A wire that leads some packets by a program.
     Divert(Divert),
+    /// A program over header fields.
+    Element(Box<Element>),
     /// A learning switch.
     Switch(Box<Switch>),
     /// Takes packets and counts them.
@@ -95,6 +99,7 @@ impl Function {
             Self::Wire(_) => NodeKind::Wire,
             Self::Tee(_) => NodeKind::Tee,
             Self::Divert(_) => NodeKind::Divert,
+            Self::Element(_) => NodeKind::Element,
             Self::Switch(_) => NodeKind::Switch,
             Self::Sink(_) => NodeKind::Sink,
             Self::Source(_) => NodeKind::Source,
@@ -120,6 +125,7 @@ impl Function {
             Self::Wire(_) => Self::Wire(Wire::new()),
             Self::Tee(tee) => Self::Tee(tee.clone()),
             Self::Divert(divert) => Self::Divert(divert.part()),
+            Self::Element(element) => Self::Element(Box::new(element.part())),
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
@@ -141,6 +147,7 @@ impl Function {
             Self::Wire(_) => Verdict::All(Wire::fate(gate)),
             Self::Tee(tee) => tee.classify(burst, picks, gate, fates),
             Self::Divert(divert) => divert.classify(burst, picks, gate, fates),
+            Self::Element(element) => element.classify(burst, picks, gate, fates),
             Self::Switch(switch) => switch.classify(burst, picks, gate, now, fates),
             Self::Sink(sink) => Verdict::All(sink.take(burst, picks)),
             // Nobody can send to a source; what comes down its cable ends there.
@@ -155,6 +162,7 @@ impl Function {
     pub(crate) fn changes_packets(&self) -> bool {
         match self {
             Self::Echo(_) => true,
+            Self::Element(element) => element.writes(),
             Self::Switch(switch) => switch.changes_packets(),
             _ => false,
         }
@@ -174,7 +182,12 @@ impl Function {
             Self::Switch(switch) => switch.due(),
             Self::Source(source) => source.due(),
             Self::Host(host) => host.due(),
-            Self::Wire(_) | Self::Tee(_) | Self::Divert(_) | Self::Sink(_) | Self::Echo(_) => None,
+            Self::Wire(_)
+            | Self::Tee(_)
+            | Self::Divert(_)
+            | Self::Element(_)
+            | Self::Sink(_)
+            | Self::Echo(_) => None,
         }
     }
 
@@ -189,6 +202,7 @@ impl Function {
     pub(crate) fn update(&mut self, update: Update, now: u64) {
         match (self, update) {
             (Self::Divert(divert), Update::Divert(orders)) => divert.order(orders),
+            (Self::Element(element), Update::Element(program)) => element.order(program),
             (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders),
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
@@ -201,6 +215,7 @@ impl Function {
         match self {
             Self::Wire(_) => FunctionDetail::Wire,
             Self::Tee(_) => FunctionDetail::Tee,
+            Self::Element(_) => FunctionDetail::Element,
             Self::Divert(divert) => FunctionDetail::Divert {
                 late: divert.late(),
             },
@@ -226,6 +241,8 @@ pub enum FunctionDetail {
     Wire,
     /// A tee.
     Tee,
+    /// An element.
+    Element,
     /// A divert.
     Divert {
         /// Packets for which its program had no time.
@@ -282,6 +299,8 @@ impl FunctionDetail {
 pub enum Update {
     /// For a divert.
     Divert(DivertOrders),
+    /// For an element: another program.
+    Element(Program),
     /// For a switch.
     Switch(SwitchOrders),
     /// For a source.
@@ -294,6 +313,7 @@ impl Update {
     pub(crate) fn kind(&self) -> NodeKind {
         match self {
             Self::Divert(_) => NodeKind::Divert,
+            Self::Element(_) => NodeKind::Element,
             Self::Switch(_) => NodeKind::Switch,
             Self::Source(_) => NodeKind::Source,
             Self::Host(_) => NodeKind::Host,
@@ -302,7 +322,7 @@ impl Update {
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         match self {
-            Self::Divert(_) => Ok(()),
+            Self::Divert(_) | Self::Element(_) => Ok(()),
             Self::Switch(orders) => orders.check(),
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
@@ -313,6 +333,12 @@ impl Update {
 impl From<DivertOrders> for Update {
     fn from(orders: DivertOrders) -> Self {
         Self::Divert(orders)
+    }
+}
+
+impl From<Program> for Update {
+    fn from(program: Program) -> Self {
+        Self::Element(program)
     }
 }
 
@@ -344,6 +370,12 @@ macro_rules! node_from {
     )*};
 }
 node_from!(Wire, Tee, Divert, Sink, Source, Echo);
+
+impl From<Element> for Node {
+    fn from(element: Element) -> Self {
+        Self::Function(Function::Element(Box::new(element)))
+    }
+}
 
 impl From<Switch> for Node {
     fn from(switch: Switch) -> Self {
