@@ -59,13 +59,21 @@ impl Element {
         let Some(answers) = self.program.run(&mut self.registers, burst, picks) else {
             return Verdict::All(pass);
         };
-        for (fate, &answer) in fates.iter_mut().zip(&answers[..picks.len()]) {
-            *fate = match answer {
-                0 => Fate::Drop(DropReason::Filtered),
-                1 => pass,
-                // A gate that there cannot be has no cable, which is counted there.
-                gate => Fate::To(Gate::try_from(gate).unwrap_or(Gate::MAX)),
-            };
+        let answers = &answers[..picks.len()];
+        let decide = |answer| match answer {
+            0 => Fate::Drop(DropReason::Filtered),
+            1 => pass,
+            // A gate that there cannot be has no cable, which is counted there.
+            gate => Fate::To(Gate::try_from(gate).unwrap_or(Gate::MAX)),
+        };
+        // Mostly all packets pass.
+        if let Some((&first, others)) = answers.split_first()
+            && others.iter().all(|&other| other == first)
+        {
+            return Verdict::All(decide(first));
+        }
+        for (fate, &answer) in fates.iter_mut().zip(answers) {
+            *fate = decide(answer);
         }
         Verdict::Each
     }
