@@ -36,6 +36,10 @@ reasons! {
     BadOffload = "bad_offload",
     /// Received on a queue that is started but not enabled.
     Disabled = "disabled",
+    /// Received: belongs to another virtual network than the port does.
+    WrongVni = "wrong_vni",
+    /// Received from somebody who is none of the port's peers.
+    UnknownSender = "unknown_sender",
     /// Received by the host and lost there, because the port was not emptied fast enough.
     Overrun = "overrun",
     /// To be sent: the receiver has no room (its ring is full, or the socket's buffer is).

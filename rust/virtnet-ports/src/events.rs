@@ -33,6 +33,8 @@ pub enum Peer {
     FrontEnd,
     /// Of a driver.
     BackEnd,
+    /// Of a socket that frames go through.
+    Socket,
 }
 
 /// What can happen; its text is a sentence without a full stop.
@@ -267,6 +269,7 @@ impl fmt::Display for Peer {
         f.write_str(match self {
             Self::FrontEnd => "front-end",
             Self::BackEnd => "back-end",
+            Self::Socket => "peer",
         })
     }
 }

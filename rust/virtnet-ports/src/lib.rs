@@ -17,29 +17,37 @@ mod af_packet;
 mod af_xdp;
 pub mod check;
 mod control;
+mod dgram;
 mod error;
 mod events;
 mod owned;
 mod pcap;
 mod ring_status;
 mod slot;
+mod stream;
 mod tap;
 mod vhost_user;
 mod virtio_user;
+mod vxlan;
 
 pub use af_packet::AfPacketPort;
 pub use af_xdp::{AfXdpOptions, AfXdpPort, AfXdpWatch, XDP_QUEUES_MAX, try_af_xdp};
 pub use control::{Control, REST, Served, Service};
+pub use dgram::{DgramPort, DgramWatch};
 pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
 pub use pcap::{Pace, PcapMode, PcapPort};
 pub use ring_status::RingStatus;
 pub use slot::{DEADLINE, Held, Slot, SlotError};
+pub use stream::{StreamPort, StreamWatch};
 pub use tap::TapPort;
 pub use vhost_user::{
     OFFLOADS, Step, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch,
 };
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
-pub use virtnet_sys::{Fault, XdpAttach, XdpMode, wait_readable};
+pub use virtnet_sys::{Endpoint, Fault, XdpAttach, XdpMode, in_network_namespace, wait_readable};
 pub use virtnet_vhost::{Offered, SessionError, probe};
+pub use vxlan::{
+    VXLAN_PORT, VXLAN_REMOTES_MAX, VXLAN_SOURCE_PORTS_MAX, VxlanOptions, VxlanPort, VxlanWatch,
+};

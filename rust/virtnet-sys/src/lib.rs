@@ -1,5 +1,5 @@
-//! Linux for virtnet: eventfd, pipes, epoll, timers, unix sockets with descriptors, memfd, userfaultfd, tun, packet
-//! sockets, AF_XDP, threads and the clock.
+//! Linux for virtnet: eventfd, pipes, epoll, timers, unix sockets with descriptors, datagrams, TCP, memfd, userfaultfd, tun,
+//! packet sockets, AF_XDP, network namespaces, threads and the clock.
 //!
 //! Every descriptor that goes in or out is owned or borrowed, never a bare number; every descriptor made or received
 //! here is close-on-exec and non-blocking where it can be. Nothing here knows virtio: these are the system calls the
@@ -9,11 +9,15 @@
 //! path in use, a missing right) the error is a [`SysError`] that says what to do.
 
 mod clock;
+mod connection;
+mod datagram;
+mod endpoint;
 mod error;
 mod event;
 mod line;
 mod link;
 pub mod memfd;
+mod netns;
 mod packet;
 mod pipe;
 mod poll;
@@ -25,10 +29,16 @@ mod userfault;
 mod xdp;
 
 pub use clock::monotonic_ns;
+pub use connection::{Acceptor, Connection};
+pub use datagram::{
+    DATAGRAM_BATCH, DATAGRAM_MAX, DatagramBatch, DatagramSocket, Destination, is_nobody,
+};
+pub use endpoint::Endpoint;
 pub use error::{Fault, SysError};
 pub use event::EventFd;
 pub use line::line_cost;
 pub use link::{LinkNews, LinkState, LinkWatch};
+pub use netns::in_network_namespace;
 pub use packet::{
     PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
     Promiscuous,

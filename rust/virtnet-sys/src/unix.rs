@@ -160,6 +160,28 @@ impl Drop for Listener {
     }
 }
 
+/// The file of a datagram socket, which goes with it.
+#[derive(Debug)]
+pub(crate) struct DatagramFile(SocketFile);
+
+impl Drop for DatagramFile {
+    fn drop(&mut self) {
+        // As above.
+        let _ = self.0.remove_if_unchanged();
+    }
+}
+
+/// Binds a datagram socket to `path`, which only this user may send to; a dead socket in the way is removed.
+pub(crate) fn bind_datagram(fd: &OwnedFd, path: &Path) -> Result<DatagramFile, SysError> {
+    let address = address(path)?;
+    fchmod(fd, Mode::from_raw_mode(DEFAULT_MODE))
+        .map_err(|errno| SysError::os(format!("make the socket {}", path.display()), errno))?;
+    bind_replacing(fd, &address, path)?;
+    SocketFile::of(path)
+        .map(DatagramFile)
+        .map_err(|error| SysError::os(format!("look at {}", path.display()), error))
+}
+
 /// One end of a connection.
 #[derive(Debug)]
 pub struct Stream {
@@ -295,7 +317,7 @@ pub struct PeerCredentials {
 }
 
 /// Turns a path into a socket address, or says why it cannot be one.
-fn address(path: &Path) -> Result<SocketAddrUnix, SysError> {
+pub(crate) fn address(path: &Path) -> Result<SocketAddrUnix, SysError> {
     let len = path.as_os_str().as_bytes().len();
     if len > MAX_PATH {
         return Err(SysError::PathTooLong {
@@ -345,7 +367,7 @@ fn remove_stale(path: &Path) -> Result<(), SysError> {
             found: name_of(metadata.file_type()),
         });
     }
-    if !matches!(Stream::connect(path), Err(SysError::NobodyListens { .. })) {
+    if !is_dead(path) {
         // Alive, or unknown: either way not ours to remove.
         return Err(SysError::AddressInUse {
             path: path.to_owned(),
@@ -366,6 +388,18 @@ fn remove_stale(path: &Path) -> Result<(), SysError> {
     probed
         .remove_if_unchanged()
         .map_err(|error| SysError::os(format!("remove the stale socket {}", path.display()), error))
+}
+
+/// Whether nobody has the socket at `path` open, of whatever kind it is.
+fn is_dead(path: &Path) -> bool {
+    let tried = |kind| {
+        let fd = socket_with(AddressFamily::UNIX, kind, FLAGS, None).ok()?;
+        connect(&fd, &address(path).ok()?).err()
+    };
+    // A socket of another kind than ours is "of the wrong type" while it is open.
+    [SocketType::STREAM, SocketType::DGRAM]
+        .into_iter()
+        .all(|kind| matches!(tried(kind), Some(Errno::CONNREFUSED | Errno::NOENT)))
 }
 
 fn name_of(file_type: fs::FileType) -> &'static str {
