@@ -19,18 +19,22 @@ from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortErr
 from virtnet.events import Event, Events
 from virtnet.explaining import Explanation
 from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
+from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler
 from virtnet.net import Net
 from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs, Switch
 from virtnet.ports import (
     AfPacketPort,
     AfXdpPort,
+    DgramPort,
     MemoryPort,
     PcapPort,
     Port,
+    StreamPort,
     TapPort,
     VhostUserPort,
     VirtioUserPort,
+    VxlanPort,
     memory_pair,
     open_port,
 )
@@ -68,6 +72,7 @@ __all__ = [
     "ConfigError",
     "DeviceQueue",
     "DeviceStats",
+    "DgramPort",
     "DriverQueue",
     "Element",
     "Event",
@@ -80,6 +85,7 @@ __all__ = [
     "GuestError",
     "GuestMemory",
     "HashType",
+    "IterablePort",
     "MemoryPort",
     "Net",
     "NetFeature",
@@ -102,6 +108,7 @@ __all__ = [
     "RingState",
     "Spec",
     "StateError",
+    "StreamPort",
     "Switch",
     "Table",
     "TapPort",
@@ -110,6 +117,7 @@ __all__ = [
     "View",
     "VirtioUserPort",
     "VirtnetError",
+    "VxlanPort",
     "WorkerStats",
     "__version__",
     "attach",

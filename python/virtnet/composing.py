@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast
 
 from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
+from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Capture, Function, Node, PortNode, Switch
@@ -57,7 +58,7 @@ class Composing:
         """
         if isinstance(spec, str):
             spec = PortSpec.parse(spec)
-        handle = PortNode(cast("Net", self), self._name(name, Path(spec.where).stem or spec.kind), spec)
+        handle = PortNode(cast("Net", self), self._name(name, _called(spec)), spec)
         self._add(planned(handle, spec))
         return handle
 
@@ -118,13 +119,70 @@ class Composing:
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)
 
-    def tap(self, interface: str, *, mtu: int | None = None, name: str | None = None) -> PortNode:
+    def tap(
+        self,
+        interface: str,
+        *,
+        mtu: int | None = None,
+        queue_pairs: int = 1,
+        netns: str | None = None,
+        name: str | None = None,
+    ) -> PortNode:
         """Adds an interface of the kernel; options as for :class:`~virtnet.TapPort`."""
-        return self.port(PortSpec.of("tap", interface, mtu=mtu), name=name)
+        return self.port(PortSpec.of("tap", interface, mtu=mtu, queue_pairs=queue_pairs, netns=netns), name=name)
 
-    def af_packet(self, interface: str, *, promiscuous: bool = True, name: str | None = None) -> PortNode:
+    def af_packet(
+        self, interface: str, *, promiscuous: bool = True, netns: str | None = None, name: str | None = None
+    ) -> PortNode:
         """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
-        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous), name=name)
+        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous, netns=netns), name=name)
+
+    def vxlan(
+        self,
+        local: str,
+        *,
+        vni: int,
+        remotes: Iterable[str] = (),
+        learn: bool = True,
+        ageing_s: int = 300,
+        anyone: bool = False,
+        source_ports: int = 16,
+        netns: str | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a way to other hosts, over UDP; options as for :class:`~virtnet.VxlanPort`."""
+        options = {
+            "vni": vni,
+            "remotes": remotes if isinstance(remotes, str) else tuple(remotes),
+            "learn": learn,
+            "ageing_s": ageing_s,
+            "anyone": anyone,
+            "source_ports": source_ports,
+            "netns": netns,
+        }
+        return self.port(PortSpec.of("vxlan", local, **options), name=name)
+
+    def stream(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        client: bool = False,
+        netns: str | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a connection that frames go through; options as for :class:`~virtnet.StreamPort`."""
+        return self.port(PortSpec.of("stream", str(where), client=client, netns=netns), name=name)
+
+    def dgram(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        remote: str | os.PathLike[str],
+        netns: str | None = None,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a socket that frames go through, a datagram each; options as for :class:`~virtnet.DgramPort`."""
+        return self.port(PortSpec.of("dgram", str(where), remote=str(remote), netns=netns), name=name)
 
     def af_xdp(
         self,
@@ -135,10 +193,18 @@ class Composing:
         mode: Literal["auto", "copy", "zero-copy"] = "auto",
         attach: Literal["auto", "native", "generic"] = "auto",
         promiscuous: bool = True,
+        netns: str | None = None,
         name: str | None = None,
     ) -> PortNode:
         """Adds an interface taken away from the host's network stack; options as for :class:`~virtnet.AfXdpPort`."""
-        options = {"queues": queues, "ring_size": ring_size, "mode": mode, "attach": attach, "promiscuous": promiscuous}
+        options = {
+            "queues": queues,
+            "ring_size": ring_size,
+            "mode": mode,
+            "attach": attach,
+            "promiscuous": promiscuous,
+            "netns": netns,
+        }
         return self.port(PortSpec.of("af-xdp", interface, **options), name=name)
 
     def pcap(
@@ -158,6 +224,36 @@ class Composing:
     def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
         """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""
         return self.port(PortSpec.of("memory", name, capacity=capacity), name=name)
+
+    def iterable(
+        self, frames: Iterable[Frame | Burst], *, capacity: int = 1024, name: str | None = None
+    ) -> IterablePort:
+        """Adds a port that plays a Python iterable: its frames come into the network, in order, as soon as taken.
+
+        The iterable is asked in a thread of its own, from when the network runs and the port is plugged in until it
+        is at its end, the port is removed or the network stops; what it raises is the port's ``error``.
+
+        Args:
+            frames: frames, or bursts of them, which is faster. A generator is closed at the end.
+            capacity: frames that may wait for the network; when there are so many, the iterable waits.
+            name: what to call it.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     player, there = net.iterable(bytes([2] * 14) for _ in range(3)), net.memory("there")
+            ...     _ = player >> there
+            ...     _ = player.wait(5)
+            ...     player.played, player.error
+            (3, None)
+        """
+        chosen = self._name(name, "iterable")
+        spec = PortSpec.of("memory", chosen, capacity=capacity)
+        handle = IterablePort(cast("Net", self), chosen, spec, frames)
+        self._add(planned(handle, spec))
+        if cast("Net", self).running:
+            handle._begin()  # noqa: SLF001 - a part of the network
+        return handle
 
     # Functions.
 
@@ -612,6 +708,14 @@ class Composing:
 
 #: What a program holds of functions that can be asked for more than others.
 HANDLES: dict[str, type[Function]] = {"switch": Switch}
+
+
+def _called(spec: PortSpec) -> str:
+    """What to call a port of which nobody says it."""
+    if spec.kind == "vxlan":
+        return f"vxlan{spec.options['vni']}"
+    is_address = spec.kind in {"stream", "dgram"} and "/" not in spec.where and ":" in spec.where
+    return spec.kind if is_address else Path(spec.where).stem or spec.kind
 
 
 def _forgetting(node: PlannedNode, name: str) -> PlannedNode:

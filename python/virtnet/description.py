@@ -358,7 +358,8 @@ def schema() -> dict[str, Any]:
     ports = {kind.name: {option.name: _option_schema(option) for option in kind.options} for kind in KINDS.values()}
     functions = {name: {key: one for key, (one, _) in kind.options.items()} for name, kind in FUNCTIONS.items()}
     where = {"where": {"type": "string", "minLength": 1}}
-    by_kind = [_of_kind(kind, where | options, ["kind", "where"]) for kind, options in ports.items()]
+    needed = {kind.name: [option.name for option in kind.options if option.required] for kind in KINDS.values()}
+    by_kind = [_of_kind(kind, where | options, ["kind", "where", *needed[kind]]) for kind, options in ports.items()]
     text = {
         "if": {"required": ["port"]},
         "then": {"properties": {"port": {"type": "string", "pattern": ":"}}, "additionalProperties": False},

@@ -102,8 +102,10 @@ def _explain(stats: PortStats, spec: PortSpec, *, runs: bool) -> Explanation:
         return _device(stats, spec)
     if stats.kind == "virtio-user":
         return _driver(stats, spec)
-    if stats.kind == "af-xdp":
+    if stats.kind in {"tap", "af-packet", "af-xdp"}:
         return _interface(stats, spec)
+    if stats.kind in {"stream", "dgram"}:
+        return _peer(stats, spec)
     return Explanation(f"{spec} is open; there is nothing to agree on.", _traffic(stats))
 
 
@@ -152,7 +154,7 @@ def _driver(stats: PortStats, spec: PortSpec) -> Explanation:
 
 
 def _interface(stats: PortStats, spec: PortSpec) -> Explanation:
-    facts = (f"Attached: {stats.xdp}.", *_traffic(stats))
+    facts = (*([f"Attached: {stats.xdp}."] if stats.xdp else []), *_traffic(stats))
     if stats.connected:
         return Explanation(f"The interface {spec.where} is up.", facts)
     if stats.last_error:
@@ -165,6 +167,27 @@ def _interface(stats: PortStats, spec: PortSpec) -> Explanation:
         f"The interface {spec.where} is down.",
         facts,
         f"ip link set {spec.where} up, and look at the other end of its cable",
+    )
+
+
+def _peer(stats: PortStats, spec: PortSpec) -> Explanation:
+    if stats.connected:
+        who = f"Process {stats.peer_pid}" if stats.peer_pid else "Somebody"
+        return Explanation(f"{who} is at the other end, as far as is known.", _traffic(stats))
+    why = (f"Last error: {stats.last_error}.",) if stats.last_error else ()
+    facts = (*why, *_traffic(stats))
+    if spec.kind == "dgram":
+        return Explanation(
+            f"Nobody receives at {spec.options['remote']}.", facts, "start the other end; nothing else has to be done"
+        )
+    if spec.options["client"]:
+        return Explanation(
+            f"Nobody listens at {spec.where}; it is tried again and again.", facts, "start one that listens there"
+        )
+    return Explanation(
+        f"Nobody has connected to {spec.where}" + (", or has left." if stats.sessions else " yet."),
+        facts,
+        "start one that connects (QEMU: -netdev stream,server=off)",
     )
 
 

@@ -32,6 +32,7 @@ from virtnet import _virtnet
 from virtnet.composing import Composing
 from virtnet.description import FunctionSpec, Plan, Poll, Spec
 from virtnet.errors import ConfigError, StateError
+from virtnet.feeding import IterablePort
 from virtnet.nodes import Node, PortNode
 from virtnet.plans import Plans, planned
 from virtnet.remote.place import Listener, check_name
@@ -173,6 +174,8 @@ class Net(Composing):
             self._ended = False
             self._engine = engine
             self._last_events = {}
+            for player in self._players():
+                player._begin()  # noqa: SLF001 - a part of the network
         return self
 
     def stop(self) -> None:
@@ -188,6 +191,11 @@ class Net(Composing):
                 ports = (name for name, node in self._plan.nodes.items() if isinstance(node.spec, PortSpec))
                 self._last_events = {name: engine.events(name, 0) for name in ports}
             self._ended = True
+        for player in self._players():
+            player._end()  # noqa: SLF001 - a part of the network; after the lock, which its iterable may need
+
+    def _players(self) -> list[IterablePort]:
+        return [node.handle for node in self._plan.nodes.values() if isinstance(node.handle, IterablePort)]
 
     def serve(self, seconds: float | None = None) -> None:
         """Runs until Ctrl-C, until :meth:`stop` is called elsewhere, or for a time; starts what is not started.

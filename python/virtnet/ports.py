@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 __all__ = [
     "AfPacketPort",
     "AfXdpPort",
+    "DgramPort",
     "MemoryPort",
     "PcapPort",
     "Port",
+    "StreamPort",
     "TapPort",
     "VhostUserPort",
     "VirtioUserPort",
+    "VxlanPort",
     "memory_pair",
     "open_port",
 ]
@@ -286,11 +289,14 @@ class TapPort(Port):
     Args:
         name: the interface.
         mtu: the largest payload of a frame to set.
+        queue_pairs: how many pairs of queues it has; the host uses as many processors to send to it. In a network each
+            worker has some of them. An interface that is there already must have been made for several.
+        netns: the network namespace that it is in: a name of ``ip netns``, a path, or ``pid:NUMBER``.
     """
 
-    def __init__(self, name: str, *, mtu: int | None = None) -> None:
+    def __init__(self, name: str, *, mtu: int | None = None, queue_pairs: int = 1, netns: str | None = None) -> None:
         """Makes or attaches the interface."""
-        super().__init__(PortSpec.of("tap", name, mtu=mtu))
+        super().__init__(PortSpec.of("tap", name, mtu=mtu, queue_pairs=queue_pairs, netns=netns))
 
 
 class AfPacketPort(Port):
@@ -302,11 +308,94 @@ class AfPacketPort(Port):
     Args:
         interface: the interface.
         promiscuous: receive frames for other stations too, as whoever bridges has to.
+        netns: the network namespace that it is in, as for :class:`TapPort`.
     """
 
-    def __init__(self, interface: str, *, promiscuous: bool = True) -> None:
+    def __init__(self, interface: str, *, promiscuous: bool = True, netns: str | None = None) -> None:
         """Opens a packet socket on the interface."""
-        super().__init__(PortSpec.of("af-packet", interface, promiscuous=promiscuous))
+        super().__init__(PortSpec.of("af-packet", interface, promiscuous=promiscuous, netns=netns))
+
+
+class VxlanPort(Port):
+    """A network stretched over an IP network: frames travel inside UDP datagrams to other hosts. Source: RFC 7348.
+
+    The other ends are VXLAN interfaces of Linux or of switches, or other such ports. What is for everybody, or for a
+    station that is not known, goes to every remote, a copy each. There is no secrecy and no proof of who sends: let
+    only networks that you trust carry it.
+
+    A frame becomes 50 bytes longer over IPv4, 70 over IPv6, its own Ethernet header not counted twice. Datagrams are
+    not cut into fragments: what is longer than the way allows is dropped and counted as ``too_big``. So tell the
+    stations an MTU of 1450 (1430 over IPv6) where the network below has 1500, or raise that by as much.
+
+    Args:
+        local: an address of this host, or 0.0.0.0 or ::, with the UDP port behind it if that is not 4789.
+        vni: the number of the virtual network, 0 to 16777215. Datagrams of others are counted as ``wrong_vni``.
+        remotes: the other hosts, at most 64, with their UDP ports if those are not 4789. Datagrams of others are
+            counted as ``unknown_sender``.
+        learn: send what is for a station that was heard of to its host only.
+        ageing_s: seconds after which a station that was not heard of is forgotten.
+        anyone: receive from anybody who knows the number; together with ``learn`` there need be no remotes.
+        source_ports: how many UDP ports to send from, by flow, so that routers and cards spread flows; 0 sends from the
+            local one.
+        netns: the network namespace whose addresses and routes are used, as for :class:`TapPort`.
+    """
+
+    def __init__(
+        self,
+        local: str,
+        *,
+        vni: int,
+        remotes: Iterable[str] = (),
+        learn: bool = True,
+        ageing_s: int = 300,
+        anyone: bool = False,
+        source_ports: int = 16,
+        netns: str | None = None,
+    ) -> None:
+        """Opens the sockets."""
+        options = {
+            "vni": vni,
+            "remotes": remotes if isinstance(remotes, str) else tuple(remotes),
+            "learn": learn,
+            "ageing_s": ageing_s,
+            "anyone": anyone,
+            "source_ports": source_ports,
+            "netns": netns,
+        }
+        super().__init__(PortSpec.of("vxlan", local, **options))
+
+
+class StreamPort(Port):
+    """A connection that frames go through, each behind its length: QEMU's ``-netdev stream``, or another such port.
+
+    One peer at a time; the next one waits. A peer that sends what is no frame loses its connection.
+
+    Args:
+        where: a unix socket's path, or an IP address and a TCP port (``127.0.0.1:5000``). Whoever reaches an address
+            may connect: prefer paths, which only your user can.
+        client: connect, again and again, to somebody who listens there, rather than listen.
+        netns: the network namespace for TCP, as for :class:`TapPort`.
+    """
+
+    def __init__(self, where: str | os.PathLike[str], *, client: bool = False, netns: str | None = None) -> None:
+        """Listens, or starts to connect."""
+        super().__init__(PortSpec.of("stream", str(where), client=client, netns=netns))
+
+
+class DgramPort(Port):
+    """A socket that frames go through, a datagram each: QEMU's ``-netdev dgram``, or another such port.
+
+    Args:
+        where: where to receive: a unix socket's path, or an IP address and a UDP port (``127.0.0.1:5000``).
+        remote: where the other end receives, of the same kind.
+        netns: the network namespace for UDP, as for :class:`TapPort`.
+    """
+
+    def __init__(
+        self, where: str | os.PathLike[str], *, remote: str | os.PathLike[str], netns: str | None = None
+    ) -> None:
+        """Opens the socket."""
+        super().__init__(PortSpec.of("dgram", str(where), remote=str(remote), netns=netns))
 
 
 class AfXdpPort(Port):
@@ -328,6 +417,7 @@ class AfXdpPort(Port):
         attach: ``native`` has the driver hand packets over, ``generic`` the network stack behind it (slower, for every
             driver), ``auto`` whichever works.
         promiscuous: receive frames for other stations too, as whoever bridges has to.
+        netns: the network namespace that it is in, as for :class:`TapPort`.
     """
 
     def __init__(
@@ -339,9 +429,17 @@ class AfXdpPort(Port):
         mode: Literal["auto", "copy", "zero-copy"] = "auto",
         attach: Literal["auto", "native", "generic"] = "auto",
         promiscuous: bool = True,
+        netns: str | None = None,
     ) -> None:
         """Attaches to the interface."""
-        options = {"queues": queues, "ring_size": ring_size, "mode": mode, "attach": attach, "promiscuous": promiscuous}
+        options = {
+            "queues": queues,
+            "ring_size": ring_size,
+            "mode": mode,
+            "attach": attach,
+            "promiscuous": promiscuous,
+            "netns": netns,
+        }
         super().__init__(PortSpec.of("af-xdp", interface, **options))
 
 
@@ -397,6 +495,9 @@ _CLASSES: dict[str, type[Port]] = {
     "tap": TapPort,
     "af-packet": AfPacketPort,
     "af-xdp": AfXdpPort,
+    "vxlan": VxlanPort,
+    "stream": StreamPort,
+    "dgram": DgramPort,
     "pcap": PcapPort,
 }
 
@@ -421,7 +522,7 @@ def open_port(spec: str | PortSpec) -> Port:
 def describe(stats: PortStats) -> str:
     """The state of a port in a few words."""
     parts: list[Any] = []
-    if stats.kind in {"vhost-user", "virtio-user"}:
+    if stats.kind in {"vhost-user", "virtio-user", "stream", "dgram"}:
         why = f" ({stats.last_error})" if stats.last_error else ""
         parts.append("connected" if stats.connected else f"nobody there{why}")
         if stats.link_up is False:
@@ -429,8 +530,9 @@ def describe(stats: PortStats) -> str:
         if stats.ring:
             pairs = f"{stats.queue_pairs} queue pair{'s' if stats.queue_pairs != 1 else ''}"
             parts.append(f"{stats.ring}, {pairs}")
-    if stats.kind == "af-xdp":
-        parts += ["link up" if stats.link_up else stats.last_error or "link down", str(stats.xdp)]
+    if stats.link_up is not None and stats.kind in {"tap", "af-packet", "af-xdp"}:
+        parts += ["link up" if stats.link_up else stats.last_error or "link down"]
+        parts += [stats.xdp] if stats.xdp else []
     parts += [f"{stats.received} received", f"{stats.sent} sent"]
     if dropped := sum(stats.drops.values()):
         parts.append(f"{dropped} dropped")

@@ -16,8 +16,9 @@ out. A mistake is answered with what would have been right.
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +34,10 @@ __all__ = ["PortSpec"]
 SOCKET_PATH_MAX = 107
 #: What Linux takes for the name of an interface, less the closing zero.
 INTERFACE_NAME_MAX = 15
+#: How many copies of a packet a VXLAN port sends at most.
+REMOTES_MAX = 64
+PORT_MAX = 65535
+IPV6 = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class Option:
     default: Any = None
     #: What a file may have for it, as JSON Schema.
     schema: Mapping[str, Any] = field(default_factory=dict)
+    #: Has to be said.
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +82,8 @@ class PortSpec:
     """What a port is to be. Make one with :meth:`parse` or :meth:`of`, which check it; ``str()`` writes it back.
 
     Attributes:
-        kind: ``vhost-user``, ``virtio-user``, ``tap``, ``af-packet``, ``af-xdp``, ``pcap`` or ``memory``.
-        where: the socket, interface or file.
+        kind: ``vhost-user``, ``tap``, ``vxlan``, ``pcap``, ...
+        where: the socket, address, interface or file.
         options: every option of the kind with its value, defaults included.
 
     Example:
@@ -137,6 +144,9 @@ class PortSpec:
                 values[name] = option.check(given)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{kind} option {name}: expected {option.expects}, found {given!r}") from error
+        for option in found.options:
+            if option.required and values[option.name] is None:
+                raise ConfigError(f"a {kind} port needs {option.name}=...: {option.expects}")
         return cls(kind, where, values)
 
     def __str__(self) -> str:
@@ -242,6 +252,44 @@ def _features(name: str) -> Option:
     return Option(name, "names of features joined by +, such as mrg_rxbuf+event_idx", check, write, 0, schema)
 
 
+def _namespace() -> Option:
+    """An option that is a network namespace of the host."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"pid:[0-9]{1,10}|[^\0:/]+|[^\0:]*/[^\0]*", value):
+            return _no()
+        return value if value not in {".", ".."} else _no()
+
+    expects = "a network namespace: a name of `ip netns`, a path with a slash in it, or pid:NUMBER"
+    return Option("netns", expects, check, str, None, {"type": "string", "minLength": 1})
+
+
+def _remotes() -> Option:
+    """An option that is a list of IP addresses, each with a UDP port or not."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        given = value.split("+") if isinstance(value, str) else list(value)
+        return tuple(_address(one) for one in given) if len(given) <= REMOTES_MAX else _no()
+
+    expects = f"at most {REMOTES_MAX} IP addresses joined by +, such as 192.0.2.2+192.0.2.3:4790"
+    schema = {"type": "array", "items": {"type": "string"}, "maxItems": REMOTES_MAX}
+    return Option("remotes", expects, check, "+".join, (), schema)
+
+
+def _endpoint(name: str) -> Option:
+    """An option that is where another socket is."""
+
+    def check(value: Any) -> str:
+        try:
+            _socket(value)
+        except ConfigError:
+            return _no()
+        return str(value) if value else _no()
+
+    expects = "a socket's path, or an IP address and a port"
+    return Option(name, expects, check, str, None, {"type": "string", "minLength": 1}, required=True)
+
+
 def _no() -> NoReturn:
     raise ValueError
 
@@ -263,6 +311,44 @@ def _interface_name(where: str) -> None:
         )
 
 
+def _address(text: Any) -> str:
+    """An IP address, with a port behind it or without."""
+    host, port = str(text), None
+    if found := re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:([0-9]{1,5})|([0-9.]+):([0-9]{1,5})", host):
+        host, port = found[1] or found[3], int(found[2] or found[4])
+    if (port is not None and not 1 <= port <= PORT_MAX) or "%" in host:
+        raise ValueError
+    ip = ipaddress.ip_address(host)
+    if port is None:
+        return str(ip)
+    return f"[{ip}]:{port}" if ip.version == IPV6 else f"{ip}:{port}"
+
+
+def _local_address(where: str) -> None:
+    try:
+        _address(where)
+    except ValueError:
+        raise ConfigError(
+            f"an IP address of this host was expected, 0.0.0.0 or :: for all, with a port behind it or not "
+            f"(192.0.2.1:4789, [2001:db8::1]:4789), found {where!r}"
+        ) from None
+
+
+def _socket(where: Any) -> None:
+    """A path, or an IP address with a port: what stands before a colon and a number and is neither is a mistake."""
+    where = str(where)
+    if "/" in where or not re.search(r"[^:]:[0-9]+$", where):
+        _socket_path(where)
+        return
+    try:
+        _address(where)
+    except ValueError:
+        raise ConfigError(
+            f"names are not looked up: an IP address and a port (127.0.0.1:5000, [::1]:5000) or a path was expected, "
+            f"found {where!r}"
+        ) from None
+
+
 def _anything(where: str) -> None:
     if "\0" in where:
         raise ConfigError(f"a name without zero bytes was expected, found {where!r}")
@@ -270,6 +356,7 @@ def _anything(where: str) -> None:
 
 _QUEUE_PAIRS = _count("queue_pairs", 1, 128, 1)
 _WITHOUT = _features("without")
+_NETNS = _namespace()
 
 #: The kinds of port, by name. What these tables let through is what Rust reads.
 KINDS: dict[str, Kind] = {
@@ -305,8 +392,8 @@ KINDS: dict[str, Kind] = {
                 _WITHOUT,
             ),
         ),
-        Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535),)),
-        Kind("af-packet", "an interface's name", _interface_name, (_switch("promiscuous", default=True),)),
+        Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535), _QUEUE_PAIRS, _NETNS)),
+        Kind("af-packet", "an interface's name", _interface_name, (_switch("promiscuous", default=True), _NETNS)),
         Kind(
             "af-xdp",
             "an interface's name",
@@ -317,8 +404,25 @@ KINDS: dict[str, Kind] = {
                 _choice("mode", ("auto", "copy", "zero-copy"), "auto"),
                 _choice("attach", ("auto", "native", "generic"), "auto"),
                 _switch("promiscuous", default=True),
+                _NETNS,
             ),
         ),
+        Kind(
+            "vxlan",
+            "an address of this host",
+            _local_address,
+            (
+                replace(_count("vni", 0, 0xFFFFFF), required=True),
+                _remotes(),
+                _switch("learn", default=True),
+                _count("ageing_s", 1, 1_000_000, 300),
+                _switch("anyone"),
+                _count("source_ports", 0, 64, 16),
+                _NETNS,
+            ),
+        ),
+        Kind("stream", "a socket's path, or an address and a port", _socket, (_switch("client"), _NETNS)),
+        Kind("dgram", "a socket's path, or an address and a port", _socket, (_endpoint("remote"), _NETNS)),
         Kind(
             "pcap",
             "a file's path",

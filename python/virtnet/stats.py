@@ -53,6 +53,8 @@ class PortStats:
         refusals: requests of front-ends that were refused.
         xdp: of an AF_XDP port, where its program runs and who copies: ``native, zero-copy``, ``native, copy`` or
             ``generic, copy``.
+        detail: what only its kind counts, by name. A VXLAN port: ``copies`` sent to remotes, ``copies_lost`` of packets
+            that reached others, ``stations`` it knows.
         mac: the MAC address that the device tells its driver, ``None`` where it tells none.
         link_up: whether the device says that the link is up, or the interface is; ``None`` where nobody says.
         mtu: the largest payload of a frame that the device tells, or the interface has, likewise.
@@ -82,6 +84,7 @@ class PortStats:
     peer_pid: int | None = None
     refusals: int = 0
     xdp: str | None = None
+    detail: dict[str, int] = field(default_factory=dict)
     mac: str | None = None
     link_up: bool | None = None
     mtu: int | None = None
@@ -135,6 +138,7 @@ class PortStats:
             "refusals": self.refusals,
             "logging": self.logging,
             "xdp": self.xdp,
+            "detail": self.detail,
             "mac": self.mac,
             "link_up": self.link_up,
             "mtu": self.mtu,

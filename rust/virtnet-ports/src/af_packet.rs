@@ -20,8 +20,9 @@ use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCoun
 use virtnet_sys::{Events, PACKET_BATCH, PACKET_HEADER_LEN, PacketBatch, PacketSocket, Poller};
 use virtnet_virtio::net::header;
 
-use crate::PortError;
+use crate::link::Watched;
 use crate::tap::{left_to_do, net_header};
+use crate::{Control, InterfaceWatch, PortError};
 
 /// Bytes of a VLAN tag.
 const TAG_LEN: u16 = 4;
@@ -45,6 +46,7 @@ pub struct AfPacketPort {
     counters: PortCounters,
     /// Frames that the kernel has lost, as far as it was asked.
     lost: Cell<usize>,
+    interface: Option<Watched>,
 }
 
 impl AfPacketPort {
@@ -65,7 +67,17 @@ impl AfPacketPort {
             to_send: PacketBatch::default(),
             counters: PortCounters::default(),
             lost: Cell::new(0),
+            interface: None,
         })
+    }
+
+    /// Hears of the interface `name`, which is the port's, from now on, and tells how it stands.
+    ///
+    /// # Errors
+    /// [`PortError::System`]: there is none in the network namespace that the calling thread is in.
+    pub fn watch(&mut self, name: &str, control: &Control) -> Result<InterfaceWatch, PortError> {
+        let watched = self.interface.insert(Watched::interface(name, control)?);
+        Ok(watched.watch())
     }
 
     fn take(&mut self, i: usize, burst: &mut Burst) {

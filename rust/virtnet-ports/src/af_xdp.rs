@@ -13,7 +13,6 @@
 //! In a packet's way this is a first and a last step with one copy by us on each side, and another by the kernel where it does not
 //! share the memory with the card.
 
-mod link;
 mod queue;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,10 +27,9 @@ use virtnet_sys::{
     receive_queues,
 };
 
-pub use link::AfXdpWatch;
-use link::{Link, LinkService};
 use queue::{CHUNK, Queue, Sender};
 
+use crate::link::{InterfaceWatch, Link, LinkService};
 use crate::{Control, PortError, Served, What};
 
 /// Bytes of a VLAN tag, and what says that there is one.
@@ -130,11 +128,12 @@ impl AfXdpPort {
             let part = &mut parts[queue as usize % lanes];
             part.add(options, index, queue, mode, &program)?;
         }
-        let link = Arc::new(Link::new(
-            name,
-            program.is_native(),
-            parts[0].is_zero_copy(),
-        ));
+        let how = match (program.is_native(), parts[0].is_zero_copy()) {
+            (true, true) => "native, zero-copy",
+            (true, false) => "native, copy",
+            (false, _) => "generic, copy",
+        };
+        let link = Arc::new(Link::new(name, Some(how)));
         link.events.record(What::Attached {
             native: program.is_native(),
             zero_copy: parts[0].is_zero_copy(),
@@ -148,8 +147,8 @@ impl AfXdpPort {
 
     /// Asks how the interface stands, wherever the port is.
     #[must_use]
-    pub fn watch(&self) -> AfXdpWatch {
-        AfXdpWatch::of(&self.link)
+    pub fn watch(&self) -> InterfaceWatch {
+        InterfaceWatch::of(&self.link)
     }
 
     /// Nothing will come of a queue any more, and nobody is to be woken for it.

@@ -1,7 +1,7 @@
 //! Every port to the outside: tap, packet socket, AF_XDP, pcap, and what vhost-user and virtio-user ports are built on.
 //!
 //! A port has two halves. The data half moves packets and belongs to one worker at a time; the control half answers sockets
-//! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`AfPacketPort`], [`PcapPort`]) have no
+//! and timers on a [`Control`] thread. They meet in a [`Slot`]. Ports without a session ([`TapPort`], [`VxlanPort`], [`PcapPort`]) have no
 //! control half.
 //!
 //! [`check`] is no port: it puts somebody else's back-end to the test.
@@ -20,6 +20,7 @@ mod control;
 mod dgram;
 mod error;
 mod events;
+mod link;
 mod owned;
 mod pcap;
 mod ring_status;
@@ -31,11 +32,12 @@ mod virtio_user;
 mod vxlan;
 
 pub use af_packet::AfPacketPort;
-pub use af_xdp::{AfXdpOptions, AfXdpPort, AfXdpWatch, XDP_QUEUES_MAX, try_af_xdp};
+pub use af_xdp::{AfXdpOptions, AfXdpPort, XDP_QUEUES_MAX, try_af_xdp};
 pub use control::{Control, REST, Served, Service};
 pub use dgram::{DgramPort, DgramWatch};
 pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};
+pub use link::InterfaceWatch;
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
 pub use pcap::{Pace, PcapMode, PcapPort};
 pub use ring_status::RingStatus;

@@ -53,7 +53,7 @@ impl StreamPort {
     /// [`PortError::System`]: somebody else has the address or path.
     pub fn open(at: &Endpoint, client: bool, control: &Control) -> Result<Self, PortError> {
         let failed = |source| PortError::io("wait for a connection", source);
-        let shared = Arc::new(Shared::new().map_err(failed)?);
+        let shared = Arc::new(Shared::new(client).map_err(failed)?);
         let poller = Poller::new().map_err(failed)?;
         poller.add(&shared.bell, BELL).map_err(failed)?;
         let service = StreamService::new(at, client, &shared)?;

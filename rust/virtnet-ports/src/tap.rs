@@ -4,6 +4,9 @@
 //! call. In front of each frame is a virtio-net header: packets that leave carry their offload metadata in it, and those that
 //! arrive as well if the port [takes](TapPort::take_offloads) what the host would leave to it.
 //!
+//! A tap may have several queues, each with its own packets: the host receives a flow on the queue on which we send of it. Queues
+//! may belong to different workers ([`TapPort::in_lanes`]).
+//!
 //! It guarantees that a full queue of the host is "no room" and everything else the host refuses is a counted drop. When the
 //! interface is deleted, the port goes quiet and keeps the reason.
 //!
@@ -11,14 +14,16 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtnet_packet::header::ETHERNET_LEN;
-use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters, flow_hash};
 use virtnet_sys::{Events, Poller, Tap, TapOffloads, TapQueue};
 use virtnet_virtio::net::header;
 
-use crate::PortError;
+use crate::link::Watched;
+use crate::{Control, InterfaceWatch, PortError};
 
 /// Bytes of the virtio-net header in front of every frame.
 const HEADER_LEN: usize = 12;
@@ -31,12 +36,15 @@ const EIO: i32 = 5;
 /// What the kernel answers when the interface is gone.
 const EBADFD: i32 = 77;
 
-/// A tap interface as a port, with one queue.
+/// A tap interface as a port, or some of its queues as a part of one.
 #[derive(Debug)]
 pub struct TapPort {
-    queue: TapQueue,
-    tap: Option<Tap>,
-    /// What a worker waits for: holds the queue until the interface is gone.
+    queues: Vec<TapQueue>,
+    /// Which queue is read first.
+    turn: usize,
+    tap: Option<Arc<Tap>>,
+    interface: Option<Watched>,
+    /// What a worker waits for: holds the queues until the interface is gone.
     poller: Poller,
     events: Events,
     /// Header and frame on their way in or out.
@@ -55,12 +63,26 @@ impl TapPort {
     /// # Errors
     /// [`PortError::System`]: each says which right or device is missing and what to do.
     pub fn open(name: &str) -> Result<Self, PortError> {
-        let (tap, queues) = Tap::open(name, 1, true)?;
-        let Some(queue) = queues.into_iter().next() else {
-            unreachable!("one queue was asked for");
-        };
+        let mut lanes = Self::in_lanes(name, 1, 1)?;
+        lanes.pop().ok_or(PortError::NoService)
+    }
+
+    /// The same with `queues` queues (at least one) in as many parts as there are workers, at most one for each queue.
+    ///
+    /// # Errors
+    /// As [`TapPort::open`].
+    pub fn in_lanes(name: &str, queues: usize, workers: usize) -> Result<Vec<Self>, PortError> {
+        let (tap, opened) = Tap::open(name, queues, true)?;
         tap.set_up(true)?;
-        Self::over(queue, Some(tap))
+        let tap = Arc::new(tap);
+        let mut lanes: Vec<Vec<TapQueue>> = Vec::new();
+        lanes.resize_with(workers.clamp(1, opened.len()), Vec::new);
+        let n = lanes.len();
+        for (i, queue) in opened.into_iter().enumerate() {
+            lanes[i % n].push(queue);
+        }
+        let port = |queues| Self::over(queues, Some(Arc::clone(&tap)));
+        lanes.into_iter().map(port).collect()
     }
 
     /// Takes over the descriptor of a tap queue that somebody with the rights has opened, with a virtio-net header of 12 bytes.
@@ -68,17 +90,21 @@ impl TapPort {
     /// # Errors
     /// [`PortError::System`] if it is something else; the descriptor is closed.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, PortError> {
-        Self::over(TapQueue::from_owned(fd)?, None)
+        Self::over(vec![TapQueue::from_owned(fd)?], None)
     }
 
-    fn over(queue: TapQueue, tap: Option<Tap>) -> Result<Self, PortError> {
-        queue.set_offloads(TapOffloads::empty())?;
+    fn over(queues: Vec<TapQueue>, tap: Option<Arc<Tap>>) -> Result<Self, PortError> {
         let failed = |source| PortError::io("wait for a tap", source);
         let poller = Poller::new().map_err(failed)?;
-        poller.add(&queue, 0).map_err(failed)?;
+        for queue in &queues {
+            queue.set_offloads(TapOffloads::empty())?;
+            poller.add(queue, 0).map_err(failed)?;
+        }
         Ok(Self {
-            queue,
+            queues,
+            turn: 0,
             tap,
+            interface: None,
             poller,
             events: Events::with_capacity(1),
             bytes: vec![0; HEADER_LEN + FRAME_MAX].into(),
@@ -95,10 +121,12 @@ impl TapPort {
     pub fn take_offloads(&mut self) -> Result<(), PortError> {
         let tcp = TapOffloads::CSUM | TapOffloads::TSO4 | TapOffloads::TSO6 | TapOffloads::TSO_ECN;
         let all = tcp | TapOffloads::USO4 | TapOffloads::USO6;
-        // Kernels before 6.2 know nothing of segments of UDP.
-        self.knows_uso = self.queue.set_offloads(all).is_ok();
-        if !self.knows_uso {
-            self.queue.set_offloads(tcp)?;
+        for queue in &self.queues {
+            // Kernels before 6.2 know nothing of segments of UDP.
+            self.knows_uso = queue.set_offloads(all).is_ok();
+            if !self.knows_uso {
+                queue.set_offloads(tcp)?;
+            }
         }
         Ok(())
     }
@@ -106,7 +134,25 @@ impl TapPort {
     /// The interface, unless the port was made from a descriptor.
     #[must_use]
     pub fn interface(&self) -> Option<&Tap> {
-        self.tap.as_ref()
+        self.tap.as_deref()
+    }
+
+    /// Hears of the interface from now on, and tells how it stands; the parts of a port hear the same.
+    ///
+    /// # Errors
+    /// [`PortError::System`]: it is not in the network namespace that the calling thread is in.
+    pub fn watch(
+        lanes: &mut [Self],
+        control: &Control,
+    ) -> Result<Option<InterfaceWatch>, PortError> {
+        let Some(tap) = lanes.first().and_then(Self::interface) else {
+            return Ok(None);
+        };
+        let watched = Watched::interface(tap.name(), control)?;
+        for lane in lanes {
+            lane.interface = Some(watched.clone());
+        }
+        Ok(Some(watched.watch()))
     }
 
     /// Why the port is quiet for good, once it is.
@@ -118,9 +164,39 @@ impl TapPort {
     /// The interface is gone: nothing will ever arrive, and nobody is to be woken for it.
     fn lose(&mut self, error: io::Error) {
         if self.gone.is_none() {
-            // It was added when the port was made, and only this takes it out.
-            drop(self.poller.remove(&self.queue));
+            for queue in &self.queues {
+                // It was added when the port was made, and only this takes it out.
+                drop(self.poller.remove(queue));
+            }
             self.gone = Some(error);
+        }
+    }
+
+    /// Reads from a queue until it is empty or the burst is full.
+    fn read(&mut self, queue: usize, burst: &mut Burst) {
+        while burst.room() > 0 && self.gone.is_none() {
+            let len = match self.queues[queue].read(&mut self.bytes) {
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.lose(error);
+                    break;
+                }
+            };
+            let (header, frame) = self
+                .bytes
+                .get(..len)
+                .and_then(<[u8]>::split_first_chunk::<HEADER_LEN>)
+                .unwrap_or((&[0; HEADER_LEN], &[]));
+            let (offload, _) = header::parse(*header);
+            self.counters.received += 1;
+            self.counters.received_bytes += frame.len() as u64;
+            if frame.len() < ETHERNET_LEN {
+                self.counters.rx_drops.add(DropReason::Runt, 1);
+            } else {
+                burst.push_bytes(frame, left_to_do(offload));
+            }
         }
     }
 
@@ -135,7 +211,11 @@ impl TapPort {
         header.copy_from_slice(&net_header(&burst.offload(i)));
         burst.copy_frame(i, &mut frame[..frame_len]);
         let packet = IoSlice::new(&self.bytes[..HEADER_LEN + frame_len]);
-        let reason = match self.queue.write_vectored(&[packet]) {
+        let queue = match self.queues.len() {
+            1 => 0,
+            n => flow_hash(burst.head(i)) as usize % n,
+        };
+        let reason = match self.queues[queue].write_vectored(&[packet]) {
             Ok(_) => {
                 self.counters.sent += 1;
                 self.counters.sent_bytes += frame_len as u64;
@@ -169,30 +249,11 @@ pub(crate) fn left_to_do(offload: Offload) -> Offload {
 impl Port for TapPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let before = burst.len();
-        while burst.room() > 0 && self.gone.is_none() {
-            let len = match self.queue.read(&mut self.bytes) {
-                Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    self.lose(error);
-                    break;
-                }
-            };
-            let (header, frame) = self
-                .bytes
-                .get(..len)
-                .and_then(<[u8]>::split_first_chunk::<HEADER_LEN>)
-                .unwrap_or((&[0; HEADER_LEN], &[]));
-            let (offload, _) = header::parse(*header);
-            self.counters.received += 1;
-            self.counters.received_bytes += frame.len() as u64;
-            if frame.len() < ETHERNET_LEN {
-                self.counters.rx_drops.add(DropReason::Runt, 1);
-            } else {
-                burst.push_bytes(frame, left_to_do(offload));
-            }
+        let n = self.queues.len();
+        for k in 0..n {
+            self.read((self.turn + k) % n, burst);
         }
+        self.turn = (self.turn + 1) % n;
         burst.len() - before
     }
 

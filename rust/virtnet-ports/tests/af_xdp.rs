@@ -99,7 +99,7 @@ fn conformance(attach: XdpAttach, mtu: u32) {
     } else {
         "generic, copy"
     };
-    assert_eq!(a.watch().how(), how);
+    assert_eq!(a.watch().how(), Some(how));
     assert!(is_attached("near"));
     wait_for_link(&mut a, &mut b);
     wait_for_link(&mut b, &mut a);

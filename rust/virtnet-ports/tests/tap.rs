@@ -159,3 +159,60 @@ fn inside_down() {
     send_one(&mut tap, &frame, Offload::default());
     assert_eq!(tap.counters().tx_drops.of(DropReason::PortDown), 2);
 }
+
+#[test]
+fn a_flow_stays_on_the_queue_on_which_it_was_sent() {
+    in_namespace("inside_queues");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_queues() {
+    inside();
+    let mut lanes = TapPort::in_lanes("vn0", 4, 2).unwrap();
+    assert_eq!(lanes.len(), 2);
+    for lane in &mut lanes {
+        lane.take_offloads().unwrap();
+    }
+    ip("addr add 10.0.0.1/24 dev vn0");
+    let mut host = Endpoint::number(1);
+    host.mac.0 = lanes[0].interface().unwrap().mac().unwrap();
+    let server = UdpSocket::bind(("10.0.0.1", host.port)).unwrap();
+    server
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut us = Endpoint::number(2);
+    ip(&format!(
+        "neigh add 10.0.0.2 lladdr {} dev vn0",
+        us.mac.0.map(|byte| format!("{byte:02x}")).join(":")
+    ));
+    // Each lane sends flows of its own; the answers come back to it.
+    for flow in 0..40_u16 {
+        us.port = 2000 + flow;
+        let (mine, other) = (usize::from(flow % 2), usize::from(1 - flow % 2));
+        assert_eq!(send(&mut lanes[mine], &[us.udp(&host, b"question")]), 1);
+        let mut bytes = [0; 100];
+        let (n, from) = server.recv_from(&mut bytes).unwrap();
+        assert_eq!((&bytes[..n], from.port()), (&b"question"[..], us.port));
+        server.send_to(b"answer", from).unwrap();
+        let (mut nobody, _other) = memory_pair(1);
+        assert_eq!(receive(&mut nobody, &mut lanes[mine], 1).len(), 1);
+        assert_eq!(lanes[other].rx(&mut Burst::new()), 0);
+    }
+    // The whole interface is gone for all.
+    let control = virtnet_ports::Control::start("test").unwrap();
+    let watch = TapPort::watch(&mut lanes, &control).unwrap().unwrap();
+    assert!(watch.is_up());
+    ip("link del vn0");
+    for lane in &mut lanes {
+        lane.rx(&mut Burst::new());
+        assert!(lane.error().is_some() && !lane.arm());
+    }
+    let start = std::time::Instant::now();
+    while !watch.is_gone() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (events, _) = watch.events().since(0);
+    assert_eq!(events.last().unwrap().what.kind(), "removed");
+}

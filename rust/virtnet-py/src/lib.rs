@@ -23,6 +23,7 @@ mod packets;
 mod ports;
 mod probe;
 mod rings;
+mod sockets;
 mod stats;
 
 /// The module `virtnet._virtnet`.

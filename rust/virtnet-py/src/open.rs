@@ -6,15 +6,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    AfPacketPort, AfXdpOptions, AfXdpPort, AfXdpWatch, Control, Event, OFFLOADS, Pace, PcapMode,
-    PcapPort, RingStatus, TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch,
-    VirtioUserOptions, VirtioUserPort, VirtioUserWatch, XdpAttach, XdpMode,
+    AfPacketPort, AfXdpOptions, AfXdpPort, Control, DgramWatch, Event, InterfaceWatch, OFFLOADS,
+    Pace, PcapMode, PcapPort, RingStatus, StreamWatch, TapPort, VhostUserOptions, VhostUserPort,
+    VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch, VxlanWatch, XdpAttach,
+    XdpMode,
 };
 use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, RingFormat};
 
 use crate::errors::{ConfigError, StateError, port_error};
 use crate::ports;
+use crate::sockets::{open_dgram, open_stream, open_vxlan, there};
 use crate::stats::Session;
 
 /// A port, and whoever can be asked how its session stands.
@@ -25,7 +27,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    fn whole(port: impl Port + 'static, watch: Watch) -> Self {
+    pub(crate) fn whole(port: impl Port + 'static, watch: Watch) -> Self {
         Self {
             lanes: vec![Box::new(port)],
             watch,
@@ -38,7 +40,10 @@ impl Opened {
 pub(crate) enum Watch {
     VhostUser(VhostUserWatch),
     VirtioUser(VirtioUserWatch),
-    AfXdp(AfXdpWatch),
+    Interface(InterfaceWatch),
+    Vxlan(VxlanWatch),
+    Dgram(DgramWatch),
+    Stream(StreamWatch),
     /// There is no session: the other end is there as long as the port is.
     Always,
 }
@@ -53,7 +58,10 @@ impl Watch {
             Self::VirtioUser(watch) => watch
                 .status()
                 .map_or_else(|_| Session::default(), Session::from),
-            Self::AfXdp(watch) => Session::from(watch),
+            Self::Interface(watch) => Session::from(watch),
+            Self::Vxlan(watch) => Session::from(watch),
+            Self::Dgram(watch) => Session::from(watch),
+            Self::Stream(watch) => Session::from(watch),
             Self::Always => Session::always(),
         }
     }
@@ -63,7 +71,10 @@ impl Watch {
         match self {
             Self::VhostUser(watch) => watch.events().since(first),
             Self::VirtioUser(watch) => watch.events().since(first),
-            Self::AfXdp(watch) => watch.events().since(first),
+            Self::Interface(watch) => watch.events().since(first),
+            Self::Vxlan(watch) => watch.events().since(first),
+            Self::Dgram(watch) => watch.events().since(first),
+            Self::Stream(watch) => watch.events().since(first),
             Self::Always => (Vec::new(), 0),
         }
     }
@@ -73,7 +84,7 @@ impl Watch {
         match self {
             Self::VhostUser(watch) => watch.rings().unwrap_or_default(),
             Self::VirtioUser(watch) => watch.rings().unwrap_or_default(),
-            Self::AfXdp(_) | Self::Always => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -81,7 +92,7 @@ impl Watch {
     pub(crate) fn set_link(&self, up: bool) -> PyResult<()> {
         match self {
             Self::VhostUser(watch) => watch.set_link(up).map_err(port_error),
-            Self::VirtioUser(_) | Self::AfXdp(_) | Self::Always => Err(ConfigError::new_err(
+            _ => Err(ConfigError::new_err(
                 "only vhost-user ports have a link that can be taken down: that of others is the other end's",
             )),
         }
@@ -104,7 +115,7 @@ impl Watch {
             match watch {
                 Self::VhostUser(watch) => backs.push(watch.clone()),
                 Self::VirtioUser(watch) => fronts.push(watch.clone()),
-                Self::AfXdp(_) | Self::Always => {}
+                _ => {}
             }
         }
         let mut backs = VhostUserWatch::status_of_all(&backs).into_iter();
@@ -112,8 +123,7 @@ impl Watch {
         let session = |watch: &Self| match watch {
             Self::VhostUser(_) => backs.next()?.ok().map(Session::from),
             Self::VirtioUser(_) => fronts.next()?.ok().map(Session::from),
-            Self::AfXdp(watch) => Some(Session::from(watch)),
-            Self::Always => Some(Session::always()),
+            other => Some(other.session()),
         };
         watches
             .iter()
@@ -205,27 +215,20 @@ pub(crate) fn open(
             let watch = Watch::VirtioUser(port.watch());
             Ok(Opened::whole(port, watch))
         }
-        "tap" => {
-            let (name, mtu): (String, Option<u32>) = (get(options, "where")?, get(options, "mtu")?);
-            let mut port = py.detach(|| TapPort::open(&name)).map_err(port_error)?;
-            if matches!(owner, Owner::Workers(_)) {
-                port.take_offloads().map_err(port_error)?;
-            }
-            if let (Some(mtu), Some(interface)) = (mtu, port.interface()) {
-                interface
-                    .set_mtu(mtu)
-                    .map_err(|error| port_error(error.into()))?;
-            }
-            Ok(Opened::whole(port, Watch::Always))
-        }
+        "tap" => open_tap(options, owner, control),
         "af-packet" => {
             let (name, promiscuous): (String, bool) =
                 (get(options, "where")?, get(options, "promiscuous")?);
-            let port = py
-                .detach(|| AfPacketPort::open(&name, promiscuous))
-                .map_err(port_error)?;
-            Ok(Opened::whole(port, Watch::Always))
+            let (port, watch) = there(options, || {
+                let mut port = AfPacketPort::open(&name, promiscuous)?;
+                let watch = port.watch(&name, control)?;
+                Ok((port, watch))
+            })?;
+            Ok(Opened::whole(port, Watch::Interface(watch)))
         }
+        "vxlan" => open_vxlan(options),
+        "dgram" => open_dgram(options),
+        "stream" => open_stream(options, control),
         "af-xdp" => open_af_xdp(options, workers, control),
         "pcap" => open_pcap(options),
         "memory" => {
@@ -239,6 +242,31 @@ pub(crate) fn open(
             "there is no kind of port {kind:?}"
         ))),
     }
+}
+
+fn open_tap(options: &Bound<'_, PyDict>, owner: Owner, control: &Control) -> PyResult<Opened> {
+    let name: String = get(options, "where")?;
+    let (queues, mtu): (usize, Option<u32>) = (get(options, "queue_pairs")?, get(options, "mtu")?);
+    let (lanes, watch) = there(options, || {
+        let workers = match owner {
+            Owner::Workers(n) => n,
+            Owner::Hands => 1,
+        };
+        let mut lanes = TapPort::in_lanes(&name, queues, workers)?;
+        if matches!(owner, Owner::Workers(_)) {
+            lanes.iter_mut().try_for_each(TapPort::take_offloads)?;
+        }
+        if let (Some(mtu), Some(tap)) = (mtu, lanes.first().and_then(TapPort::interface)) {
+            tap.set_mtu(mtu)?;
+        }
+        let watch = TapPort::watch(&mut lanes, control)?;
+        Ok((lanes, watch))
+    })?;
+    let boxed = |lane| -> Box<dyn Port> { Box::new(lane) };
+    Ok(Opened {
+        lanes: lanes.into_iter().map(boxed).collect(),
+        watch: watch.map_or(Watch::Always, Watch::Interface),
+    })
 }
 
 fn open_af_xdp(options: &Bound<'_, PyDict>, workers: usize, control: &Control) -> PyResult<Opened> {
@@ -258,15 +286,12 @@ fn open_af_xdp(options: &Bound<'_, PyDict>, workers: usize, control: &Control) -
         promiscuous: get(options, "promiscuous")?,
         ..AfXdpOptions::new(get::<String>(options, "where")?)
     };
-    let lanes = options
-        .py()
-        .detach(|| AfXdpPort::in_lanes(&wanted, workers, control))
-        .map_err(port_error)?;
+    let lanes = there(options, || AfXdpPort::in_lanes(&wanted, workers, control))?;
     let watch = lanes.first().map(AfXdpPort::watch);
     let boxed = |lane| -> Box<dyn Port> { Box::new(lane) };
     Ok(Opened {
         lanes: lanes.into_iter().map(boxed).collect(),
-        watch: watch.map_or(Watch::Always, Watch::AfXdp),
+        watch: watch.map_or(Watch::Always, Watch::Interface),
     })
 }
 

@@ -7,7 +7,9 @@ use pyo3::types::PyDict;
 use virtnet_engine::{FunctionDetail, FunctionStats, Gate, NetBalance};
 use virtnet_packet::header::Mac;
 use virtnet_packet::{DropCounters, PortCounters};
-use virtnet_ports::{AfXdpWatch, Step, VhostUserStatus, VirtioUserStatus};
+use virtnet_ports::{
+    DgramWatch, InterfaceWatch, Step, StreamWatch, VhostUserStatus, VirtioUserStatus, VxlanWatch,
+};
 use virtnet_virtio::net::NetConfig;
 
 /// How a port and whoever is at its other end get on.
@@ -28,6 +30,7 @@ pub(crate) struct Session {
     refusals: u64,
     config: NetConfig,
     xdp: Option<&'static str>,
+    detail: Vec<(&'static str, u64)>,
 }
 
 impl Session {
@@ -40,8 +43,8 @@ impl Session {
     }
 }
 
-impl From<&AfXdpWatch> for Session {
-    fn from(watch: &AfXdpWatch) -> Self {
+impl From<&InterfaceWatch> for Session {
+    fn from(watch: &InterfaceWatch) -> Self {
         Self {
             connected: watch.is_up(),
             last_error: watch.is_gone().then(|| "the interface is gone".to_owned()),
@@ -50,7 +53,43 @@ impl From<&AfXdpWatch> for Session {
                 mtu: u16::try_from(watch.mtu()).ok(),
                 ..NetConfig::default()
             },
-            xdp: Some(watch.how()),
+            xdp: watch.how(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&VxlanWatch> for Session {
+    fn from(watch: &VxlanWatch) -> Self {
+        Self {
+            detail: watch.detail().to_vec(),
+            ..Self::always()
+        }
+    }
+}
+
+impl From<&DgramWatch> for Session {
+    fn from(watch: &DgramWatch) -> Self {
+        Self {
+            connected: watch.is_there(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&StreamWatch> for Session {
+    fn from(watch: &StreamWatch) -> Self {
+        let connected = watch.is_up();
+        Self {
+            connected,
+            state: Some(match (connected, watch.is_client()) {
+                (true, _) => "running",
+                (false, true) => "connecting",
+                (false, false) => "listening",
+            }),
+            sessions: watch.sessions(),
+            last_error: watch.last_error(),
+            peer_pid: watch.peer_pid(),
             ..Self::default()
         }
     }
@@ -74,6 +113,7 @@ impl From<VhostUserStatus> for Session {
             peer_pid: status.peer_pid,
             refusals: status.refusals,
             xdp: None,
+            detail: Vec::new(),
             config: NetConfig {
                 link_up: Some(status.link_up),
                 ..status.config.unwrap_or_default()
@@ -131,6 +171,11 @@ pub(crate) fn port<'py>(
     stats.set_item("peer_pid", session.peer_pid)?;
     stats.set_item("refusals", session.refusals)?;
     stats.set_item("xdp", session.xdp)?;
+    let detail = PyDict::new(py);
+    for (name, n) in &session.detail {
+        detail.set_item(name, n)?;
+    }
+    stats.set_item("detail", detail)?;
     config(&stats, &session.config)?;
     Ok(stats)
 }

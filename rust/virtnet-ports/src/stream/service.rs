@@ -24,6 +24,7 @@ pub(super) struct Shared {
     /// Tells the control thread that a connection is over.
     over: EventFd,
     up: AtomicBool,
+    client: bool,
     sessions: AtomicU64,
     peer: Mutex<Known>,
     events: EventLog,
@@ -36,13 +37,14 @@ struct Known {
 }
 
 impl Shared {
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new(client: bool) -> std::io::Result<Self> {
         Ok(Self {
             there: AtomicBool::new(false),
             waiting: Mutex::default(),
             bell: EventFd::new()?,
             over: EventFd::new()?,
             up: AtomicBool::new(false),
+            client,
             sessions: AtomicU64::new(0),
             peer: Mutex::default(),
             events: EventLog::default(),
@@ -113,6 +115,12 @@ impl StreamWatch {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.0.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether the port connects, rather than listens.
+    #[must_use]
+    pub fn is_client(&self) -> bool {
+        self.0.client
     }
 
     /// How often somebody has come.

@@ -6,26 +6,25 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtnet_sys::{LinkNews, LinkState, LinkWatch};
 
-use crate::{EventLog, PortError, Service, What};
+use crate::{Control, EventLog, PortError, Served, Service, What};
 
 /// How the interface is, as the control thread has heard last.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     interface: String,
-    native: bool,
-    zero_copy: bool,
+    /// Of AF_XDP, where the program runs and whether the card shares our memory, in two words.
+    how: Option<&'static str>,
     up: AtomicBool,
     gone: AtomicBool,
     mtu: AtomicU32,
-    pub(super) events: EventLog,
+    pub(crate) events: EventLog,
 }
 
 impl Link {
-    pub(super) fn new(interface: &str, native: bool, zero_copy: bool) -> Self {
+    pub(crate) fn new(interface: &str, how: Option<&'static str>) -> Self {
         Self {
             interface: interface.to_owned(),
-            native,
-            zero_copy,
+            how,
             up: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             mtu: AtomicU32::new(0),
@@ -33,12 +32,12 @@ impl Link {
         }
     }
 
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
 
     /// The largest payload of a frame.
-    pub(super) fn mtu(&self) -> usize {
+    pub(crate) fn mtu(&self) -> usize {
         self.mtu.load(Ordering::Relaxed) as usize
     }
 
@@ -72,14 +71,14 @@ impl Link {
 
 /// Hears of changes.
 #[derive(Debug)]
-pub(super) struct LinkService {
+pub(crate) struct LinkService {
     watch: LinkWatch,
     link: Arc<Link>,
 }
 
 impl LinkService {
     /// Hears how the interface is now.
-    pub(super) fn new(watch: LinkWatch, link: Arc<Link>) -> Result<Self, PortError> {
+    pub(crate) fn new(watch: LinkWatch, link: Arc<Link>) -> Result<Self, PortError> {
         let mut service = Self { watch, link };
         service.on_ready(0)?;
         Ok(service)
@@ -100,12 +99,35 @@ impl Service for LinkService {
     }
 }
 
-/// Asks how the interface of an AF_XDP port stands, wherever the port is and whether it is there or not.
+/// Hears of an interface as long as it is held; a copy hears of the same.
 #[derive(Clone, Debug)]
-pub struct AfXdpWatch(Arc<Link>);
+pub(crate) struct Watched {
+    link: Arc<Link>,
+    _served: Arc<Served<LinkService>>,
+}
 
-impl AfXdpWatch {
-    pub(super) fn of(link: &Arc<Link>) -> Self {
+impl Watched {
+    /// Begins to watch the interface `name` of the network namespace that the calling thread is in.
+    pub(crate) fn interface(name: &str, control: &Control) -> Result<Self, PortError> {
+        let link = Arc::new(Link::new(name, None));
+        let service = LinkService::new(LinkWatch::open(name)?, Arc::clone(&link))?;
+        Ok(Self {
+            link,
+            _served: Arc::new(control.add(service)?),
+        })
+    }
+
+    pub(crate) fn watch(&self) -> InterfaceWatch {
+        InterfaceWatch::of(&self.link)
+    }
+}
+
+/// Asks how the interface of a port stands, wherever the port is and whether it is there or not.
+#[derive(Clone, Debug)]
+pub struct InterfaceWatch(Arc<Link>);
+
+impl InterfaceWatch {
+    pub(crate) fn of(link: &Arc<Link>) -> Self {
         Self(Arc::clone(link))
     }
 
@@ -127,14 +149,10 @@ impl AfXdpWatch {
         self.0.mtu()
     }
 
-    /// Where the program runs and whether the card shares our memory, in two words.
+    /// Of an AF_XDP port, where the program runs and whether the card shares our memory, in two words.
     #[must_use]
-    pub fn how(&self) -> &'static str {
-        match (self.0.native, self.0.zero_copy) {
-            (true, true) => "native, zero-copy",
-            (true, false) => "native, copy",
-            (false, _) => "generic, copy",
-        }
+    pub fn how(&self) -> Option<&'static str> {
+        self.0.how
     }
 
     /// What has happened.
