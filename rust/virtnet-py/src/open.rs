@@ -102,7 +102,7 @@ impl Watch {
     pub(crate) fn ask(&self, py: Python<'_>, command: Command) -> PyResult<Vec<u8>> {
         match self {
             Self::VirtioUser(watch) => py.detach(|| watch.command(command)).map_err(port_error),
-            Self::VhostUser(_) | Self::AfXdp(_) | Self::Always => Err(StateError::new_err(
+            _ => Err(StateError::new_err(
                 "only a virtio-user port has a device at its other end that can be asked",
             )),
         }
