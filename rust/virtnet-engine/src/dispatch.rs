@@ -142,7 +142,20 @@ impl Network {
         picks: &Picks,
         now: u64,
     ) -> usize {
-        let target = self.first_target(slot);
+        self.offer_made_at(slot, 0, burst, picks, now)
+    }
+
+    /// The same for whatever is cabled to `gate`.
+    pub(crate) fn offer_made_at(
+        &mut self,
+        slot: usize,
+        gate: Gate,
+        burst: &mut Burst,
+        picks: &Picks,
+        now: u64,
+    ) -> usize {
+        let routes = self.routes.functions.get(slot);
+        let target = routes.map_or(Target::Nothing, |gates| gates.target(gate));
         self.entries_left = MAX_ENTRIES;
         let way = Way {
             now,

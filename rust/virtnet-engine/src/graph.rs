@@ -87,6 +87,8 @@ pub enum NodeKind {
     Echo,
     /// A small network stack with an address.
     Host,
+    /// Rules, and what belongs to what they have let begin.
+    Firewall,
 }
 
 impl NodeKind {
@@ -104,6 +106,7 @@ impl NodeKind {
             Self::Source => "source",
             Self::Echo => "echo",
             Self::Host => "host",
+            Self::Firewall => "firewall",
         }
     }
 
@@ -112,7 +115,7 @@ impl NodeKind {
     pub fn gates(self) -> u16 {
         match self {
             Self::Port | Self::Source | Self::Host => 1,
-            Self::Wire => 2,
+            Self::Wire | Self::Firewall => 2,
             Self::Tee => 3,
             Self::Divert => 4,
             Self::Element | Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,

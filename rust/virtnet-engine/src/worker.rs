@@ -22,6 +22,9 @@ use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
 use crate::{EngineError, Rejected};
 
+/// How often a firewall that nothing comes to is swept.
+const FIREWALL_SWEEP_NS: u64 = 1_000_000_000;
+
 /// All of a network's nodes, and what moves packets between them, one breath at a time.
 #[derive(Debug, Default)]
 pub struct Worker {
@@ -339,6 +342,7 @@ impl Worker {
                 switch.sweep(now);
                 0
             }
+            Function::Firewall(_) => self.let_firewall_answer(slot, now),
             Function::Wire(_)
             | Function::Tee(_)
             | Function::Divert(_)
@@ -361,6 +365,33 @@ impl Worker {
             source.sent(burst, taken, now);
         }
         taken
+    }
+
+    /// What a firewall has to say to those it rejects; what finds no room is not said.
+    fn let_firewall_answer(&mut self, slot: usize, now: u64) -> usize {
+        let mut made = 0;
+        for gate in 0..2 {
+            let Some(Function::Firewall(firewall)) = self.function(slot) else {
+                return made;
+            };
+            firewall.sweep(now, FIREWALL_SWEEP_NS);
+            let Some(mut answers) = firewall.take_answers(gate) else {
+                continue;
+            };
+            let all = Picks::first(answers.len());
+            let network = &mut self.network;
+            let sent = network.offer_made_at(slot, gate, &mut answers, &all, now);
+            if let Some(Function::Firewall(firewall)) = self.function(slot) {
+                firewall.give_back(gate, answers, sent);
+            }
+            made += sent;
+        }
+        made
+    }
+
+    fn function(&mut self, slot: usize) -> Option<&mut Function> {
+        let node = self.network.functions.get_mut(slot)?.as_mut()?;
+        Some(&mut node.function)
     }
 
     /// A host's answers and questions leave one by one, since it must know which of them were taken; its bulk packets as a

@@ -12,6 +12,7 @@ mod divert;
 mod echo;
 mod element;
 mod filter;
+mod firewall;
 mod frame;
 mod host;
 mod mac_table;
@@ -27,6 +28,10 @@ pub use divert::{Divert, DivertOrders, Late};
 pub use echo::Echo;
 pub use element::{Element, Program, ProgramError, Step, Table};
 pub use filter::{Filter, FilterError, Instruction};
+pub use firewall::{
+    Action, AddressSet, Ends, Firewall, FirewallCounters, FirewallOrders, Prefix, Rule,
+    RuleCounters, RuleSet, Timeouts,
+};
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
@@ -89,6 +94,8 @@ pub enum Function {
     Echo(Echo),
     /// A small network stack with an address.
     Host(Box<Host>),
+    /// Rules, and what belongs to what they have let begin.
+    Firewall(Box<Firewall>),
 }
 
 impl Function {
@@ -105,6 +112,7 @@ impl Function {
             Self::Source(_) => NodeKind::Source,
             Self::Echo(_) => NodeKind::Echo,
             Self::Host(_) => NodeKind::Host,
+            Self::Firewall(_) => NodeKind::Firewall,
         }
     }
 
@@ -129,7 +137,7 @@ impl Function {
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
-            Self::Source(_) | Self::Host(_) => return None,
+            Self::Source(_) | Self::Host(_) | Self::Firewall(_) => return None,
         })
     }
 
@@ -154,6 +162,7 @@ impl Function {
             Self::Source(_) => Verdict::All(Fate::Consumed),
             Self::Echo(_) => Verdict::All(Echo::turn_around(burst, picks, gate)),
             Self::Host(host) => Verdict::All(host.receive(burst, picks, now)),
+            Self::Firewall(firewall) => firewall.classify(burst, picks, gate, now, fates),
         }
     }
 
@@ -182,6 +191,7 @@ impl Function {
             Self::Switch(switch) => switch.due(),
             Self::Source(source) => source.due(),
             Self::Host(host) => host.due(),
+            Self::Firewall(firewall) => firewall.due(),
             Self::Wire(_)
             | Self::Tee(_)
             | Self::Divert(_)
@@ -193,8 +203,9 @@ impl Function {
 
     /// A cable was taken out of `gate`, or another one put in.
     pub(crate) fn recabled(&mut self, gate: Gate) {
-        if let Self::Switch(switch) = self {
-            switch.forget(gate);
+        match self {
+            Self::Switch(switch) => switch.forget(gate),
+            _ => {}
         }
     }
 
@@ -206,6 +217,7 @@ impl Function {
             (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders),
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
+            (Self::Firewall(firewall), Update::Firewall(orders)) => firewall.order(orders),
             _ => debug_assert!(false, "an update reached another kind of function"),
         }
     }
@@ -229,6 +241,7 @@ impl Function {
             },
             Self::Echo(_) => FunctionDetail::Echo,
             Self::Host(host) => FunctionDetail::Host(Box::new(host.counters())),
+            Self::Firewall(firewall) => FunctionDetail::Firewall(Box::new(firewall.counters())),
         }
     }
 }
@@ -266,6 +279,8 @@ pub enum FunctionDetail {
     Echo,
     /// A host.
     Host(Box<HostCounters>),
+    /// A firewall.
+    Firewall(Box<FirewallCounters>),
 }
 
 impl FunctionDetail {
@@ -307,6 +322,8 @@ pub enum Update {
     Source(SourceOrders),
     /// For a host.
     Host(HostOrders),
+    /// For a firewall.
+    Firewall(FirewallOrders),
 }
 
 impl Update {
@@ -317,6 +334,7 @@ impl Update {
             Self::Switch(_) => NodeKind::Switch,
             Self::Source(_) => NodeKind::Source,
             Self::Host(_) => NodeKind::Host,
+            Self::Firewall(_) => NodeKind::Firewall,
         }
     }
 
@@ -326,6 +344,7 @@ impl Update {
             Self::Switch(orders) => orders.check(),
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
+            Self::Firewall(_) => Ok(()),
         }
     }
 }
@@ -351,6 +370,12 @@ impl From<SwitchOrders> for Update {
 impl From<SourceOrders> for Update {
     fn from(orders: SourceOrders) -> Self {
         Self::Source(orders)
+    }
+}
+
+impl From<FirewallOrders> for Update {
+    fn from(orders: FirewallOrders) -> Self {
+        Self::Firewall(orders)
     }
 }
 
@@ -380,6 +405,12 @@ impl From<Element> for Node {
 impl From<Switch> for Node {
     fn from(switch: Switch) -> Self {
         Self::Function(Function::Switch(Box::new(switch)))
+    }
+}
+
+impl From<Firewall> for Node {
+    fn from(firewall: Firewall) -> Self {
+        Self::Function(Function::Firewall(Box::new(firewall)))
     }
 }
 

@@ -1,0 +1,460 @@
+//! A firewall between two gates: rules in their order, and what belongs to what they have let begin.
+//!
+//! A packet of a flow that is known passes without a look at the rules, if it is where that flow is; any other is judged by the first
+//! rule that matches. A firewall has its flows in one place, so it is with one worker: others hand their packets over.
+//!
+//! Gate 1 is the inside where there is one.
+
+mod answers;
+mod fragments;
+mod packet;
+mod rules;
+mod sets;
+mod states;
+mod tcp;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks};
+
+use self::fragments::Datagrams;
+use self::packet::{Echo, Packet, Piece, Seen, TCP, UDP, complaint, echo, look_at};
+use self::states::{Key, State, States};
+use self::tcp::{Connection, Phase, Segment};
+use super::{Fate, Fates, Verdict};
+use crate::graph::Gate;
+
+pub use self::rules::{Action, Ends, Rule, RuleSet};
+pub use self::sets::{AddressSet, Prefix};
+pub use self::states::Timeouts;
+
+/// A firewall is swept once in this time.
+const SWEEP_NS: u64 = 1_000_000_000;
+/// And little by little where packets come, this often.
+const SWEEP_PART_NS: u64 = 1_000_000;
+
+/// The number of the rule that is none.
+const NO_RULE: u32 = u32::MAX;
+
+/// What a firewall is to do.
+#[derive(Clone, Debug)]
+pub struct FirewallOrders {
+    /// Its rules.
+    pub rules: Arc<RuleSet>,
+    /// How long flows are remembered.
+    pub timeouts: Timeouts,
+}
+
+/// What a rule has counted, and its flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleCounters {
+    /// The rule as it was written; empty for what none matched.
+    pub text: String,
+    /// Packets that matched, and those of the flows that it let begin.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What a firewall has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirewallCounters {
+    /// Flows that are remembered, those included that have expired and were not swept out yet.
+    pub states: usize,
+    /// Flows that began.
+    pub created: u64,
+    /// Flows that were forgotten because nothing was heard of them.
+    pub expired: u64,
+    /// Flows that had to make room for others.
+    pub evicted: u64,
+    /// Packets of flows that were known, and ICMP errors about them.
+    pub known: u64,
+    /// Refusals that were sent.
+    pub refused: u64,
+    /// Each rule, and last what matched none.
+    pub rules: Vec<RuleCounters>,
+}
+
+/// A firewall.
+#[derive(Debug)]
+pub struct Firewall {
+    rules: Arc<RuleSet>,
+    timeouts: InNs,
+    states: States,
+    datagrams: Datagrams,
+    counted: Vec<(u64, u64)>,
+    known: u64,
+    refused: u64,
+    /// What is to be sent back by each gate.
+    answers: [Option<Box<Burst>>; 2],
+    swept: u64,
+}
+
+/// Timeouts as they are used.
+#[derive(Clone, Copy, Debug)]
+struct InNs {
+    tcp_opening: u64,
+    tcp: u64,
+    tcp_closing: u64,
+    unanswered: u64,
+    udp: u64,
+    icmp: u64,
+    other: u64,
+}
+
+impl From<Timeouts> for InNs {
+    fn from(timeouts: Timeouts) -> Self {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            tcp_opening: ns(timeouts.tcp_opening),
+            tcp: ns(timeouts.tcp),
+            tcp_closing: ns(timeouts.tcp_closing),
+            unanswered: ns(timeouts.unanswered),
+            udp: ns(timeouts.udp),
+            icmp: ns(timeouts.icmp),
+            other: ns(timeouts.other),
+        }
+    }
+}
+
+impl InNs {
+    fn of(&self, state: &State, packet: &Packet) -> u64 {
+        match &state.tcp {
+            Some(connection) => match connection.phase() {
+                Phase::Opening => self.tcp_opening,
+                Phase::Established => self.tcp,
+                Phase::Closing => self.tcp_closing,
+            },
+            None if packet.protocol == packet::ICMP || packet.protocol == packet::ICMP6 => {
+                self.icmp
+            }
+            None if !state.answered => self.unanswered,
+            None if packet.protocol == UDP => self.udp,
+            None => self.other,
+        }
+    }
+}
+
+/// What a packet is to a flow.
+enum Place {
+    /// It belongs to it.
+    In,
+    /// It does not fit where it is.
+    Out,
+    /// It is not about it: another may begin.
+    Beside,
+}
+
+impl Firewall {
+    /// A firewall that remembers up to `states` flows.
+    #[must_use]
+    pub fn new(orders: FirewallOrders, states: usize) -> Self {
+        Self {
+            counted: vec![(0, 0); orders.rules.rules.len() + 1],
+            rules: orders.rules,
+            timeouts: orders.timeouts.into(),
+            states: States::new(states),
+            datagrams: Datagrams::default(),
+            known: 0,
+            refused: 0,
+            answers: [None, None],
+            swept: 0,
+        }
+    }
+
+    /// Takes new orders. Flows stay, also those that would not begin any more; rules that stay as written go on counting.
+    pub(super) fn order(&mut self, orders: FirewallOrders) {
+        self.timeouts = orders.timeouts.into();
+        let before = std::mem::replace(&mut self.rules, orders.rules);
+        let places: HashMap<&str, usize> = (self.rules.rules.iter().enumerate())
+            .map(|(at, rule)| (rule.text.as_str(), at))
+            .collect();
+        let mut counted = vec![(0, 0); self.rules.rules.len() + 1];
+        let mut numbers = Vec::with_capacity(before.rules.len());
+        for (rule, &counts) in before.rules.iter().zip(&self.counted) {
+            let at = places.get(rule.text.as_str()).copied();
+            if let Some(at) = at {
+                counted[at] = counts;
+            }
+            numbers.push(at.and_then(|at| u32::try_from(at).ok()).unwrap_or(NO_RULE));
+        }
+        if let (Some(last), Some(was)) = (counted.last_mut(), self.counted.last()) {
+            *last = *was;
+        }
+        self.counted = counted;
+        self.states
+            .renumber(|rule| numbers.get(rule as usize).copied().unwrap_or(NO_RULE));
+    }
+
+    pub(super) fn counters(&self) -> FirewallCounters {
+        let texts = self.rules.rules.iter().map(|rule| rule.text.clone());
+        let rules = texts.chain([String::new()]).zip(&self.counted);
+        FirewallCounters {
+            states: self.states.len(),
+            created: self.states.created,
+            expired: self.states.expired,
+            evicted: self.states.evicted,
+            known: self.known,
+            refused: self.refused,
+            rules: rules
+                .map(|(text, &(packets, bytes))| RuleCounters {
+                    text,
+                    packets,
+                    bytes,
+                })
+                .collect(),
+        }
+    }
+
+    pub(super) fn classify(
+        &mut self,
+        burst: &Burst,
+        picks: &Picks,
+        gate: Gate,
+        now: u64,
+        fates: &mut Fates,
+    ) -> Verdict {
+        self.sweep(now, SWEEP_PART_NS);
+        let on = Fate::To(gate ^ 1);
+        let mut all_pass = true;
+        for (k, i) in picks.iter().enumerate() {
+            fates[k] = match self.judge(burst.head(i), burst.frame_len(i), gate, now) {
+                Ok(()) => on,
+                Err(reason) => {
+                    all_pass = false;
+                    Fate::Drop(reason)
+                }
+            };
+        }
+        if all_pass {
+            Verdict::All(on)
+        } else {
+            Verdict::Each
+        }
+    }
+
+    fn judge(
+        &mut self,
+        head: &[u8],
+        frame_len: usize,
+        gate: Gate,
+        now: u64,
+    ) -> Result<(), DropReason> {
+        let seen = look_at(head);
+        let packet = match &seen {
+            Seen::Malformed => return Err(DropReason::Malformed),
+            Seen::Other(_) => return self.judge_by_rules(&seen, None, head, frame_len, gate, now),
+            Seen::Ip(packet) => *packet,
+        };
+        if packet.piece != Piece::Whole {
+            if !self.rules.fragments {
+                return Err(DropReason::Fragment);
+            }
+            if packet.piece == Piece::Later {
+                let passes = self.datagrams.has_passed(&packet, now);
+                return passes.then_some(()).ok_or(DropReason::Fragment);
+            }
+        }
+        self.judge_ip(&seen, &packet, head, frame_len, gate, now)?;
+        if packet.piece == Piece::First {
+            self.datagrams.pass(&packet, now);
+        }
+        Ok(())
+    }
+
+    fn judge_ip(
+        &mut self,
+        seen: &Seen,
+        packet: &Packet,
+        head: &[u8],
+        frame_len: usize,
+        gate: Gate,
+        now: u64,
+    ) -> Result<(), DropReason> {
+        let segment = match packet.protocol {
+            TCP => Some(Segment::of(packet, head).ok_or(DropReason::Malformed)?),
+            _ => None,
+        };
+        if let Some(about) = complaint(packet, head) {
+            if self.is_about_a_flow(packet, &about, gate, now) {
+                self.known += 1;
+                return Ok(());
+            }
+        } else {
+            let key = Key::of(packet);
+            let timeouts = self.timeouts;
+            if let Some(state) = self.states.find(&key, now) {
+                match place(state, packet, segment.as_ref(), head, gate) {
+                    Place::In => {
+                        state.expires = now.saturating_add(timeouts.of(state, packet));
+                        let rule = state.rule;
+                        self.known += 1;
+                        self.count(rule, frame_len);
+                        return Ok(());
+                    }
+                    Place::Out => return Err(DropReason::BadState),
+                    Place::Beside => {}
+                }
+            }
+        }
+        let packet = Some((packet, segment));
+        self.judge_by_rules(seen, packet, head, frame_len, gate, now)
+    }
+
+    /// Whether an ICMP error tells somebody of a flow about a packet of his.
+    fn is_about_a_flow(&mut self, error: &Packet, about: &Packet, gate: Gate, now: u64) -> bool {
+        let Some(state) = self.states.find(&Key::of(about), now) else {
+            return false;
+        };
+        let began = about.from == state.began;
+        // It goes the other way than what it is about, and to whoever sent that.
+        error.to.address == about.from.address && began == (gate != state.gate)
+    }
+
+    fn judge_by_rules(
+        &mut self,
+        seen: &Seen,
+        packet: Option<(&Packet, Option<Segment>)>,
+        head: &[u8],
+        frame_len: usize,
+        gate: Gate,
+        now: u64,
+    ) -> Result<(), DropReason> {
+        let rules = Arc::clone(&self.rules);
+        let (rule, action, keeps) = match rules.first(seen, gate, head, frame_len) {
+            Some((at, rule)) => (
+                u32::try_from(at).unwrap_or(NO_RULE),
+                rule.action,
+                rule.keep_state,
+            ),
+            None => (NO_RULE, rules.otherwise, false),
+        };
+        self.count(rule, frame_len);
+        match (action, packet) {
+            (Action::Pass, Some((packet, segment))) if keeps => {
+                self.begin(packet, segment.as_ref(), head, gate, rule, now)
+            }
+            (Action::Pass, _) => Ok(()),
+            (Action::Reject, Some((packet, _))) => {
+                self.refuse(packet, head, gate);
+                Err(DropReason::Filtered)
+            }
+            _ => Err(DropReason::Filtered),
+        }
+    }
+
+    /// Remembers the flow that begins with a packet.
+    fn begin(
+        &mut self,
+        packet: &Packet,
+        segment: Option<&Segment>,
+        head: &[u8],
+        gate: Gate,
+        rule: u32,
+        now: u64,
+    ) -> Result<(), DropReason> {
+        let is_icmp = matches!(packet.protocol, packet::ICMP | packet::ICMP6);
+        if is_icmp {
+            let kind = head.get(packet.above).and_then(|&kind| echo(packet, kind));
+            match kind {
+                Some(Echo::Request) => {}
+                // An answer to nothing.
+                Some(Echo::Reply) => return Err(DropReason::BadState),
+                // Others begin nothing, and pass by themselves.
+                None => return Ok(()),
+            }
+        }
+        if segment.is_some_and(|segment| !segment.begins()) {
+            return Err(DropReason::BadState);
+        }
+        let mut state = State {
+            key: Key::of(packet),
+            began: packet.from,
+            gate,
+            rule,
+            answered: false,
+            tcp: segment.map(Connection::new),
+            expires: 0,
+        };
+        state.expires = now.saturating_add(self.timeouts.of(&state, packet));
+        let has_room = self.states.insert(state, now);
+        has_room.then_some(()).ok_or(DropReason::StatesFull)
+    }
+
+    fn refuse(&mut self, packet: &Packet, head: &[u8], gate: Gate) {
+        let answers = self.answers[usize::from(gate) % 2].get_or_insert_default();
+        // As many as fit into a burst: who sends more than that need not hear of each.
+        if answers.len() < BURST_MAX
+            && let Some(frame) = answers::refusal(packet, head)
+        {
+            answers.push_bytes(&frame, Offload::default());
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, rule: u32, bytes: usize) {
+        let at = (rule as usize).min(self.counted.len() - 1);
+        self.counted[at].0 += 1;
+        self.counted[at].1 += bytes as u64;
+    }
+
+    /// What is to be sent by a gate, to be given back empty.
+    pub(crate) fn take_answers(&mut self, gate: Gate) -> Option<Box<Burst>> {
+        self.answers[usize::from(gate) % 2].take_if(|answers| !answers.is_empty())
+    }
+
+    pub(crate) fn give_back(&mut self, gate: Gate, mut answers: Box<Burst>, sent: usize) {
+        answers.clear();
+        self.answers[usize::from(gate) % 2] = Some(answers);
+        self.refused += sent as u64;
+    }
+
+    /// Forgets flows, as many as the time since the last look calls for; not before so long has passed.
+    #[inline]
+    pub(crate) fn sweep(&mut self, now: u64, after: u64) {
+        let since = now.saturating_sub(self.swept);
+        if since >= after {
+            let places = self.states.places();
+            let n = (places as u128 * u128::from(since)).div_ceil(SWEEP_NS.into());
+            self.states.sweep(usize::try_from(n).unwrap_or(places), now);
+            self.swept = now;
+        }
+    }
+
+    pub(super) fn due(&self) -> Option<u64> {
+        (self.states.len() > 0).then(|| self.swept.saturating_add(SWEEP_NS))
+    }
+}
+
+/// What a packet is to the flow that has its ends.
+fn place(
+    state: &mut State,
+    packet: &Packet,
+    segment: Option<&Segment>,
+    head: &[u8],
+    gate: Gate,
+) -> Place {
+    let began = gate == state.gate;
+    if began != (packet.from == state.began) && packet.from != packet.to {
+        return Place::Out;
+    }
+    if let (Some(connection), Some(segment)) = (&mut state.tcp, segment) {
+        if connection.is_over() && segment.begins() {
+            return Place::Beside;
+        }
+        return match connection.take(usize::from(!began), segment) {
+            true => Place::In,
+            false => Place::Out,
+        };
+    }
+    let kind = head.get(packet.above).and_then(|&kind| echo(packet, kind));
+    match kind {
+        Some(Echo::Request) if !began => return Place::Beside,
+        Some(Echo::Reply) if began => return Place::Out,
+        _ => {}
+    }
+    state.answered |= !began;
+    Place::In
+}
