@@ -22,7 +22,7 @@ from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler
 from virtnet.net import Net
-from virtnet.nodes import Capture, Function, Node, PortNode, QemuArgs, Switch
+from virtnet.nodes import Capture, Firewall, Function, Node, PortNode, QemuArgs, Switch
 from virtnet.ports import (
     AfPacketPort,
     AfXdpPort,
@@ -50,6 +50,7 @@ from virtnet.stats import (
     PortStats,
     QueueStats,
     RingState,
+    RuleStats,
     WorkerStats,
 )
 
@@ -78,6 +79,7 @@ __all__ = [
     "Event",
     "Events",
     "Explanation",
+    "Firewall",
     "Frames",
     "Function",
     "FunctionSpec",
@@ -106,6 +108,7 @@ __all__ = [
     "QueueStats",
     "RingFeature",
     "RingState",
+    "RuleStats",
     "Spec",
     "StateError",
     "StreamPort",

@@ -13,7 +13,7 @@ from virtnet.errors import ConfigError
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
-from virtnet.nodes import Capture, Function, Node, PortNode, Switch
+from virtnet.nodes import Capture, Firewall, Function, Node, PortNode, Switch
 from virtnet.plans import PlannedNode, Plans, planned
 from virtnet.spec import PortSpec
 
@@ -319,6 +319,77 @@ class Composing:
             tee = self._function(name, FunctionSpec("tee", {"branch": branch.name, "filter": filter}))
             self.cable(branch, tee)
         return tee
+
+    def firewall(
+        self,
+        rules: str | Iterable[str] = "",
+        *,
+        at: Node | tuple[Node, Node] | None = None,
+        inside: Node | str | None = None,
+        sets: Mapping[str, Iterable[str]] | None = None,
+        default: Literal["pass", "drop", "reject"] = "drop",
+        fragments: Literal["follow", "drop"] = "follow",
+        states: int = 100_000,
+        timeouts: Mapping[str, float] | None = None,
+        name: str | None = None,
+    ) -> Firewall:
+        r"""Adds a firewall, a wire that passes what its rules let pass.
+
+        A packet that belongs to a flow that a rule with ``keep-state`` has let begin passes without a look at the
+        rules: both ways, and ICMP errors about it. Of TCP that is what lies in the windows of a connection that began
+        with a SYN; of pings, answers; of other protocols, what goes between the same ends. Everything else is judged by
+        the first rule that matches, and what none matches by ``default``. A rule that says something of IP matches IP
+        only, so ARP needs a rule of its own (``pass proto arp``), and so does neighbour discovery (``proto icmp6``).
+
+        Rules, sets and timeouts change while it runs, and flows stay: ``firewall.set(rules=...)``. A firewall is
+        with one worker, whichever packets come from.
+
+        Args:
+            rules: one a line; the language is described in :mod:`virtnet.firewalling`.
+            at: where it stands: in the cable of a node, which is the inside then, or in that between two, of which the
+                first is. Without it it is plugged in like a wire.
+            inside: the node on the inside (past wires and tees), for rules that say ``in`` and ``out``.
+            sets: addresses and prefixes by name, for rules with ``<name>``. Looking one up costs the same for ten and
+                for 100 000.
+            default: what is done to what no rule matches.
+            fragments: pieces of datagrams ``follow`` the first one, which has to come first, or none passes (``drop``).
+            states: how many flows are remembered at most. Where there is no room, one that has not been answered is
+                forgotten for a new one; otherwise what would begin another is dropped and counted as ``states_full``.
+            timeouts: seconds that flows are remembered after their last packet: ``tcp_opening`` (30), ``tcp`` (86400),
+                ``tcp_closing`` (60), ``unanswered`` (30), ``udp`` (120), ``icmp`` (20), ``other`` (120).
+            name: what to call it.
+
+        Example:
+            >>> import virtnet as vn
+            >>> net = vn.Net()
+            >>> vm, uplink = net.memory("vm"), net.memory("uplink")
+            >>> _ = vm >> uplink
+            >>> net.firewall("pass proto arp\npass out keep-state", at=vm)
+            <firewall 'firewall': not running>
+
+        Raises:
+            ConfigError: a rule or an option makes no sense; the message says where, to line and column.
+        """
+        with self.change():
+            ends = None if at is None else self._cable_at(at)
+            if ends is not None and inside is None:
+                inside = ends[0]
+            options = {
+                "rules": rules if isinstance(rules, str) else "\n".join(rules),
+                "sets": dict(sets or {}),
+                "inside": inside.name if isinstance(inside, Node) else inside or "",
+                "default": default,
+                "fragments": fragments,
+                "states": states,
+                "timeouts": dict(timeouts or {}),
+            }
+            check_options(FunctionSpec("firewall", options))
+            firewall = cast("Firewall", self._function(name, FunctionSpec("firewall", options)))
+            if ends is not None:
+                self.unplug(*ends)
+                self.cable(ends[0], firewall)
+                self.cable(firewall, ends[1])
+        return firewall
 
     def capture(
         self,
@@ -664,15 +735,6 @@ class Composing:
         self._add(planned(handle, spec))
         return cast("Function", handle)
 
-    def _configure(self, name: str, options: Mapping[str, Any]) -> None:
-        """Gives a function other options, those that are not given stay."""
-        with self.change():
-            node = self._known(name)
-            spec = whole(FunctionSpec(node.handle.kind, {**node.spec.options, **options}))
-            if spec != node.spec:
-                self._plan = replace(self._plan, nodes={**self._plan.nodes, name: planned(node.handle, spec)})
-                node.handle.spec = spec
-
     def _add(self, node: PlannedNode) -> None:
         name = node.handle.name
         with self.change():
@@ -707,7 +769,7 @@ class Composing:
 
 
 #: What a program holds of functions that can be asked for more than others.
-HANDLES: dict[str, type[Function]] = {"switch": Switch}
+HANDLES: dict[str, type[Function]] = {"firewall": Firewall, "switch": Switch}
 
 
 def _called(spec: PortSpec) -> str:

@@ -446,7 +446,11 @@ def check_options(spec: FunctionSpec) -> None:
     kind = FUNCTIONS[spec.kind]
     for name, value in spec.options.items():
         described, default = kind.options[name]
-        if value != default and (error := best_match(Draft202012Validator(described).iter_errors(value))):
+        if (
+            name not in kind.checked
+            and value != default
+            and (error := best_match(Draft202012Validator(described).iter_errors(value)))
+        ):
             raise ConfigError(f"{spec.kind} option {name}: {error.message}")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtnet.errors import ConfigError
 from virtnet.filters import compile_filter
+from virtnet.firewalling import ACTIONS, TIMEOUTS, check_firewall, prepare_firewall
 from virtnet.switching import CABLES, check_cables, prepare_switch
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ QUEUE_MAX = 65536 - QUEUE_SPARE
 #: The offload metadata of a packet with nothing left to do.
 PLAIN = bytes(10)
 
+#: The most flows that a firewall remembers.
+STATES_MAX = 1 << 24
+
 MANY = (4096, "many")
 
 
@@ -51,6 +55,7 @@ class FunctionKind:
         branches: options that name a node, and the gate that its cable goes to, or several, and the gate of the
             first; others take the gates below. Gates 0 and 1 of what stands in a cable are its ends.
         check: options in the form in which they are compared, or an error that begins with the place of what is wrong.
+        checked: options that ``check`` leaves nothing to be said about.
         prepare: options as the engine takes them.
         stands_in_cables: it has two ends and is no end of a cable to those who name cables by who is at their far end.
     """
@@ -60,6 +65,7 @@ class FunctionKind:
     changeable: frozenset[str] = frozenset()
     branches: Mapping[str, int] = field(default_factory=dict)
     check: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    checked: frozenset[str] = frozenset()
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
     stands_in_cables: bool = False
 
@@ -118,8 +124,9 @@ FUNCTIONS: dict[str, FunctionKind] = {
             "cables": (CABLES, {}),
             "loop_guard": ({"type": "integer", "minimum": 1, "maximum": 10**6}, None),
         },
-        changeable=frozenset({"ageing_s", "cables", "loop_guard", "aware"}),
+        changeable=frozenset({"ageing_s", "cables", "loop_guard"}),
         check=check_cables,
+        checked=frozenset({"cables"}),
         prepare=prepare_switch,
     ),
     "wire": FunctionKind((2, "two"), stands_in_cables=True),
@@ -156,6 +163,35 @@ FUNCTIONS: dict[str, FunctionKind] = {
         changeable=frozenset({"program"}),
         branches={"to": 2},
         prepare=_element,
+        stands_in_cables=True,
+    ),
+    "firewall": FunctionKind(
+        (2, "two"),
+        {
+            "rules": ({"type": "string", "description": "rules, one a line"}, ""),
+            "sets": (
+                {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
+                {},
+            ),
+            "inside": ({"type": "string"}, ""),
+            "default": ({"enum": list(ACTIONS)}, "drop"),
+            "fragments": ({"enum": ["follow", "drop"]}, "follow"),
+            "states": ({"type": "integer", "minimum": 1, "maximum": STATES_MAX}, 100_000),
+            "timeouts": (
+                {
+                    "type": "object",
+                    "properties": {key: {"type": "number", "exclusiveMinimum": 0} for key in TIMEOUTS},
+                    "additionalProperties": False,
+                },
+                {},
+            ),
+        },
+        # Its inside is named by who is past what stands in the cable, where a capture may come and go.
+        changeable=frozenset({"rules", "sets", "default", "fragments", "timeouts", "gates"}),
+        branches={"inside": 1},
+        check=check_firewall,
+        checked=frozenset({"rules", "sets", "timeouts"}),
+        prepare=prepare_firewall,
         stands_in_cables=True,
     ),
     "sink": FunctionKind(MANY, {"copy": ({"type": "boolean"}, False)}),

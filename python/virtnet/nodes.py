@@ -16,7 +16,7 @@ from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.ports import describe
-from virtnet.stats import FunctionStats, PortStats, RingState
+from virtnet.stats import FunctionStats, PortStats, RingState, RuleStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Other = TypeVar("Other", bound="Node")
 
-__all__ = ["Capture", "Device", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
+__all__ = ["Capture", "Device", "Firewall", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
 
 
 class Node:
@@ -88,8 +88,6 @@ class Node:
 class Function(Node):
     """A network function: what happens to packets between ports.
 
-    What it is to be can change while it runs (:meth:`configure`).
-
     Attributes:
         spec: what it is to be.
     """
@@ -112,17 +110,6 @@ class Function(Node):
     def stats(self) -> FunctionStats:
         """What it did so far."""
         return self.net.stats().functions.get(self.name, FunctionStats(self.kind))
-
-    def configure(self, **options: Any) -> None:
-        """Gives it other options, as the method of :class:`~virtnet.Net` that has made it takes them.
-
-        Most take effect in place: tables, states and counters stay, and no packet is lost. :meth:`Net.plan
-        <virtnet.Net.plan>` says which do.
-
-        Raises:
-            ConfigError: there is no such option, or its value makes no sense; everything is as before.
-        """
-        self.net._configure(self.name, options)  # noqa: SLF001 - the network holds what there is
 
 
 class Switch(Function):
@@ -161,7 +148,7 @@ class Switch(Function):
         tables: dict[str, dict[str, Any]] = dict(self.spec.options["cables"])
         table = tables.get(name, {}) | options
         tables[name] = {option: value for option, value in table.items() if value is not None}
-        self.configure(cables=tables)
+        self.set(cables=tables)
 
     def access(self, node: Node | str, vlan: int) -> None:
         """Puts the cable to ``node`` into one VLAN, whose frames have no tag there."""
@@ -199,6 +186,30 @@ class Device(DeviceCommands):
 
     def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         return self.port.net._running(self.port).device_stats(self.port.name, {"asked": asked})  # noqa: SLF001 - the same
+
+
+class Firewall(Function):
+    """A firewall; see :meth:`Net.firewall() <virtnet.Net.firewall>`."""
+
+    @property
+    def rules(self) -> tuple[RuleStats, ...]:
+        """What each rule has counted, in order; last, without a text, what none matched."""
+        return tuple(RuleStats(**rule) for rule in self.stats().detail.get("rules", ()))
+
+    def add(self, name: str, *addresses: str) -> None:
+        """Adds addresses and prefixes to a set, which begins with them if there is none of that name."""
+        sets = dict(self.spec.options["sets"])
+        self.set(sets=sets | {name: [*sets.get(name, ()), *addresses]})
+
+    def discard(self, name: str, *addresses: str) -> None:
+        """Takes addresses and prefixes, as they are written, out of a set."""
+        sets = dict(self.spec.options["sets"])
+        self.set(sets=sets | {name: [one for one in sets.get(name, ()) if one not in set(addresses)]})
+
+    def take_out(self) -> None:
+        """Removes it, and joins again what it stood between."""
+        with self.net.change():
+            self.net._take_out(self)  # noqa: SLF001 - the network holds what there is
 
 
 class PortNode(Node):

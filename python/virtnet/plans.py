@@ -70,6 +70,8 @@ class Plans:
     def _options(self, name: str) -> dict[str, Any]:
         """A node's options, its tables for cables named after who is plugged in."""
         options = self.nodes[name].options
+        if self.nodes[name].handle.kind == "firewall":
+            return options | {"gates": self._gates(name, options["gates"])}
         tables = options.get("cables")
         if tables is None:
             return options
@@ -85,6 +87,15 @@ class Plans:
                 plugged[end] = table | {"mirror": named.get(table["mirror"])}
         return options | {"cables": plugged}
 
+    def _gates(self, name: str, gates: dict[str, int]) -> dict[str, int]:
+        """Gates by who is plugged in there, not by who is past that."""
+        found = {}
+        for end in self._neighbours.get(name, ()):
+            far = next((far for far in self._far_ends(name, end) if far in gates), None)
+            if far is not None:
+                found[end] = gates[far]
+        return found
+
     @functools.cached_property
     def _neighbours(self) -> dict[str, list[str]]:
         neighbours: dict[str, list[str]] = {}
@@ -99,7 +110,7 @@ class Plans:
         before = name
         while (node := self.nodes[ends[-1]]).handle.kind in FUNCTIONS and FUNCTIONS[node.handle.kind].stands_in_cables:
             kind, at = FUNCTIONS[node.handle.kind], ends[-1]
-            aside = {before, *(node.spec.options[branch] for branch, gate in kind.branches.items() if gate > 1)}
+            aside = {before, *(other for other, gate in kind.gates(node.spec.options).items() if gate > 1)}
             on = [other for other in self._neighbours.get(at, ()) if other not in aside]
             if len(on) != 1 or on[0] in ends:
                 break

@@ -271,7 +271,9 @@ class FunctionStats:
         detail: what only its kind counts. Of a switch: ``entries`` (stations in its tables), ``learned``, ``moved``,
             ``aged``, ``table_full`` (packets whose sender found no place), ``flooded``, ``flaps`` that its loop guard
             has found, and the ``last_flap`` (``vlan``, ``mac``, ``cable``). Of what :meth:`Net.on_burst` puts in:
-            ``late`` (packets that Python had no time for).
+            ``late`` (packets that Python had no time for). Of a firewall: ``states`` (flows that are remembered),
+            ``created``, ``expired``, ``evicted`` (to make room), ``known`` (packets of flows), ``refused`` (refusals
+            sent), ``rules`` (see :attr:`Firewall.rules <virtnet.Firewall.rules>`).
     """
 
     kind: str = "switch"
@@ -284,6 +286,21 @@ class FunctionStats:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStats:
+    """What a rule of a firewall has counted: what it matched, and the flows that it has let begin.
+
+    Attributes:
+        text: the rule; empty for what none matched.
+        packets: packets.
+        bytes: their bytes.
+    """
+
+    text: str
+    packets: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

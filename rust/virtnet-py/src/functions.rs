@@ -7,13 +7,14 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    BridgeRules, CableRules, Divert, DivertOrders, Echo, Element, Filter, Gate, Instruction, Late,
-    Node, Program, Sink, Source, SourceOrders, Step, StormLimits, Switch, SwitchOptions,
-    SwitchOrders, Table, Tee, Update, Wire,
+    BridgeRules, CableRules, Divert, DivertOrders, Echo, Element, Filter, Firewall, Gate,
+    Instruction, Late, Node, Program, Sink, Source, SourceOrders, Step, StormLimits, Switch,
+    SwitchOptions, SwitchOrders, Table, Tee, Update, Wire,
 };
 use virtnet_packet::Backlog;
 
 use crate::errors::{ConfigError, engine_error};
+use crate::firewall;
 use crate::open::get;
 use crate::packets::offload_from;
 use crate::ports::Port;
@@ -32,6 +33,7 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
         "tee" => Tee::new(filter(options)?).into(),
         "divert" => Divert::new(divert_orders(options)?, backlogs(options)?).into(),
         "element" => Element::new(program(options)?).into(),
+        "firewall" => Firewall::new(firewall::orders(options)?, get(options, "states")?).into(),
         "sink" if get(options, "copy")? => Sink::copying().into(),
         "sink" => Sink::new().into(),
         "source" => {
@@ -68,6 +70,7 @@ pub(crate) fn update(
     Ok(match kind {
         "divert" => Some(divert_orders(options)?.into()),
         "element" => Some(program(options)?.into()),
+        "firewall" => Some(firewall::orders(options)?.into()),
         "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
         _ => None,
@@ -170,7 +173,7 @@ fn backlogs(options: &Bound<'_, PyDict>) -> PyResult<[Option<Backlog>; 2]> {
 }
 
 /// A filter as libpcap has compiled it.
-fn filter(options: &Bound<'_, PyDict>) -> PyResult<Filter> {
+pub(crate) fn filter(options: &Bound<'_, PyDict>) -> PyResult<Filter> {
     let program: Vec<(u16, u8, u8, u32)> = get(options, "program")?;
     let program: Vec<_> = program
         .into_iter()

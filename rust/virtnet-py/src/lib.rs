@@ -15,6 +15,7 @@ mod commands;
 mod edit;
 mod engine;
 mod errors;
+mod firewall;
 mod functions;
 mod history;
 mod host;

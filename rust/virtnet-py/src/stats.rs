@@ -233,6 +233,22 @@ fn detail<'py>(
             });
             counts.set_item("last_flap", flap.transpose()?)?;
         }
+        FunctionDetail::Firewall(firewall) => {
+            counts.set_item("states", firewall.states)?;
+            counts.set_item("created", firewall.created)?;
+            counts.set_item("expired", firewall.expired)?;
+            counts.set_item("evicted", firewall.evicted)?;
+            counts.set_item("known", firewall.known)?;
+            counts.set_item("refused", firewall.refused)?;
+            let rules = firewall.rules.iter().map(|rule| {
+                let counted = PyDict::new(py);
+                counted.set_item("text", &rule.text)?;
+                counted.set_item("packets", rule.packets)?;
+                counted.set_item("bytes", rule.bytes)?;
+                Ok(counted)
+            });
+            counts.set_item("rules", rules.collect::<PyResult<Vec<_>>>()?)?;
+        }
         _ => {}
     }
     Ok(counts)

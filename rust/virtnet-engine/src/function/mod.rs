@@ -203,9 +203,8 @@ impl Function {
 
     /// A cable was taken out of `gate`, or another one put in.
     pub(crate) fn recabled(&mut self, gate: Gate) {
-        match self {
-            Self::Switch(switch) => switch.forget(gate),
-            _ => {}
+        if let Self::Switch(switch) = self {
+            switch.forget(gate);
         }
     }
 
