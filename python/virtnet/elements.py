@@ -115,7 +115,7 @@ def element(function: Callable[[Any], Any]) -> Element:
         ... def web_only(packets):
         ...     return (packets.l4_dst == 80) | (packets.l4_src == 80)
         >>> web_only
-        <element 'web_only': 5 steps>
+        <element 'web_only': 8 steps>
         >>> web_only(vn.Burst([bytes(60)]))
         array([False])
     """

@@ -184,6 +184,14 @@ impl MemoryPort {
 }
 
 impl Port for MemoryPort {
+    fn detach(&mut self) {
+        let mut inbox = self.inbox.lock();
+        inbox.armed = false;
+        inbox.rung = false;
+        inbox.bell = None;
+        self.bell = None;
+    }
+
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let mut inbox = self.inbox.lock();
         let n = burst.room().min(inbox.packets.len());
@@ -261,8 +269,6 @@ impl Port for MemoryPort {
 
 impl Drop for MemoryPort {
     fn drop(&mut self) {
-        let mut inbox = self.inbox.lock();
-        inbox.armed = false;
-        inbox.bell = None;
+        self.detach();
     }
 }

@@ -338,9 +338,11 @@ impl Hand {
         Ok(given)
     }
 
+    /// Ends what [`Port::listen`] began, descriptors and all.
     fn hush(&mut self) {
         if let Some(port) = &mut self.port {
             port.disarm();
+            port.detach();
         }
     }
 
