@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 
 use support::{Pair, Wiring, beside_others, breathe, burst_of, send_or_drop, until};
 use virtnet_packet::{DropReason, Port};
-use virtnet_ports::{Control, VhostUserPort};
+use virtnet_ports::{Control, VhostUserPort, What};
 use virtnet_sys::memfd;
 use virtnet_testkit::{FakeVm, FrontEnd, TempDir, frame, send};
 use virtnet_vhost::ProtocolFeatures;
@@ -148,6 +148,15 @@ fn packets_that_a_port_had_taken_when_it_went_are_taken_by_the_next_one() {
 
             let mut port = scene.port();
             let mut vm = scene.start(&mut port, Some(vm));
+            let told = port.watch().events().since(0).0;
+            let recovered = told.iter().filter_map(|event| match event.what {
+                What::RingRecovered {
+                    ring, taken_again, ..
+                } => Some((ring, taken_again)),
+                _ => None,
+            });
+            let expected: Vec<_> = [(0, 1), (1, 5 + round as u16)].into();
+            assert_eq!(recovered.collect::<Vec<_>>(), expected, "{format:?}");
             let frames = breathe(&mut port);
             let expected = (next - 5 - round as u8..next).map(|n| frame::pattern(100, n.into()));
             assert!(frames.into_iter().eq(expected), "{format:?}");

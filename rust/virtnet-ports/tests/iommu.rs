@@ -12,20 +12,20 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use support::{Echo, PATIENCE, Wiring, beside_others, until};
 use virtnet_mem::GuestAddr;
-use virtnet_packet::{DropReason, Port};
-use virtnet_ports::{Control, VhostUserPort, VhostUserStatus, VhostUserWatch};
+use virtnet_packet::{Burst, DropReason, Port};
+use virtnet_ports::{Control, RingStatus, VhostUserPort, VhostUserStatus, VhostUserWatch};
 use virtnet_sys::Stream;
 use virtnet_testkit::{Buffer, FakeVm, FrontEnd, TempDir, frame};
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::Request;
 use virtnet_vhost::payload::{
-    Iotlb, MemoryRegion, MemoryTable, Payload, VringAddresses, VringState,
+    InflightArea, Iotlb, MemoryRegion, MemoryTable, Payload, VringAddresses, VringState,
 };
 use virtnet_virtio::Features;
 
@@ -66,6 +66,19 @@ impl Host {
     }
 }
 
+/// What a front-end keeps of buffers in flight.
+type Record = Option<(InflightArea, OwnedFd)>;
+
+fn ask_for_record(front_end: &FrontEnd) -> (InflightArea, OwnedFd) {
+    let asked = InflightArea {
+        num_queues: 2,
+        queue_size: SIZE,
+        ..InflightArea::default()
+    };
+    let (payload, mut files) = front_end.ask_for_files(&Request::GetInflightFd(asked), &[]);
+    (InflightArea::from_bytes(&payload).unwrap(), files.remove(0))
+}
+
 /// A machine with an IOMMU, and the front-end's end of the back-end's channel.
 struct Machine {
     vm: FakeVm,
@@ -82,9 +95,23 @@ struct Machine {
 impl Machine {
     /// A machine that has told everything but translations; its rings are started.
     fn start(host: &Host, format: Features) -> Self {
+        Self::attach(Self::vm(&host.path, format), &mut None)
+    }
+
+    /// The same, with a record of what is in flight.
+    fn start_recorded(host: &Host, format: Features, record: &mut Record) -> Self {
+        Self::attach(Self::vm(&host.path, format), &mut Some(record))
+    }
+
+    fn vm(path: &Path, format: Features) -> FakeVm {
         let features =
             Features::VERSION_1 | Features::EVENT_IDX | Features::ACCESS_PLATFORM | format;
-        let vm = FakeVm::new(FrontEnd::connect(&host.path), features, 1, SIZE);
+        FakeVm::new(FrontEnd::connect(path), features, 1, SIZE)
+    }
+
+    /// Tells a new back-end everything but translations.
+    fn attach(vm: FakeVm, record: &mut Option<&mut Record>) -> Self {
+        let features = vm.features;
         let (channel, theirs) = Stream::pair().unwrap();
         let (table, files) = vm.memory_table();
         let Request::SetMemTable(MemoryTable(mut regions)) = table else {
@@ -94,7 +121,10 @@ impl Machine {
             panic!("one region is as much as these tests think of");
         };
         regions[0].guest_addr = ELSEWHERE;
-        let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        let mut protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        if record.is_some() {
+            protocol |= ProtocolFeatures::INFLIGHT_SHMFD;
+        }
         let front_end = &vm.front_end;
         front_end.tell(&Request::SetOwner, &[]);
         front_end.ask(&Request::GetFeatures, &[]);
@@ -102,6 +132,10 @@ impl Machine {
         front_end.insist(&Request::SetBackendReqFd, &[theirs.as_fd()]);
         let accepted = features | Features::PROTOCOL_FEATURES;
         front_end.insist(&Request::SetFeatures(accepted.bits()), &[]);
+        if let Some(record) = record {
+            let (area, file) = record.get_or_insert_with(|| ask_for_record(front_end));
+            front_end.insist(&Request::SetInflightFd(*area), &[file.as_fd()]);
+        }
         let table = Request::SetMemTable(MemoryTable(regions));
         front_end.insist(&table, &[files[0].as_fd()]);
         let mut machine = Self {
@@ -497,9 +531,13 @@ fn a_page_that_is_refused_costs_the_chain_that_needs_it() {
 #[test]
 fn rings_that_are_taken_back_wait_and_go_on_where_they_were() {
     let _gate = beside_others();
-    for format in FORMATS {
+    for (format, recorded) in FORMATS.into_iter().flat_map(|it| [(it, false), (it, true)]) {
         let host = Host::new();
-        let mut machine = Machine::start(&host, format);
+        let mut machine = if recorded {
+            Machine::start_recorded(&host, format, &mut None)
+        } else {
+            Machine::start(&host, format)
+        };
         for round in 0..10 {
             machine.echo(&frames(1 + 3 * round % 7));
             for ring in 0..2 {
@@ -521,6 +559,63 @@ fn rings_that_are_taken_back_wait_and_go_on_where_they_were() {
         assert_eq!(host.status().refusals, 0);
         drop(host.echo.stop());
     }
+}
+
+#[test]
+fn what_a_port_had_taken_behind_an_iommu_is_taken_by_the_next_one() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let (directory, mut record) = (TempDir::new(), None);
+        let control = Control::start("control").unwrap();
+        let path = directory.join("port.sock");
+        let sent = frames(5);
+        let mut port = Wiring::default().device(&path, &control);
+        let mut machine = Machine::attach(Machine::vm(&path, format), &mut Some(&mut record));
+        for frame in &sent {
+            machine.vm.transmit(0, frame);
+        }
+        port.attach();
+        assert!(take_all(&mut port, &mut machine, 5) == sent, "{format:?}");
+        // It is gone before it has given anything back.
+        drop(port);
+        assert_eq!(machine.vm.transmitted(0), 0);
+
+        let mut port = Wiring::default().device(&path, &control);
+        let vm = machine.vm.reconnect(FrontEnd::connect(&path));
+        let mut machine = Machine::attach(vm, &mut Some(&mut record));
+        port.attach();
+        assert!(take_all(&mut port, &mut machine, 5) == sent, "{format:?}");
+        assert_eq!(port_rings(&mut port)[1].taken_again, 5, "{format:?}");
+        port.attach();
+        port.complete();
+        assert_eq!(machine.vm.transmitted(0), 5);
+        machine.vm.guest.check();
+    }
+}
+
+/// The next `n` frames that a port takes, which gives no buffer back.
+#[track_caller]
+fn take_all(port: &mut VhostUserPort, machine: &mut Machine, n: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    until("all of them are taken", || {
+        machine.serve();
+        port.sync();
+        let mut burst = Burst::new();
+        port.rx(&mut burst);
+        frames.extend((0..burst.len()).map(|i| {
+            let mut frame = vec![0; burst.frame_len(i)];
+            burst.copy_frame(i, &mut frame);
+            frame
+        }));
+        frames.len() == n
+    });
+    frames
+}
+
+/// How the rings of a port stand that nobody runs meanwhile.
+fn port_rings(port: &mut VhostUserPort) -> Vec<RingStatus> {
+    port.detach();
+    port.watch().rings().unwrap()
 }
 
 impl Machine {

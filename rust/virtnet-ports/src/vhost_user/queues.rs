@@ -447,7 +447,7 @@ impl Queues {
         let base = setup.base;
         self.go_on(ring, setup, record)?;
         self.open_books(ring, taken_again);
-        if base == format.fresh_base() {
+        if base == format.fresh_base() && taken_again == 0 {
             return Ok(None);
         }
         if let Some(queue) = self.queue(ring) {

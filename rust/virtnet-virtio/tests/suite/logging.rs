@@ -204,6 +204,28 @@ fn u21_behind_an_iommu_the_guest_addresses_of_a_ring_are_marked_not_its_io_addre
 }
 
 #[test]
+fn u21_what_a_device_finds_and_mends_in_a_ring_is_marked_with_all_of_it() {
+    for (format, pages) in [
+        (
+            RingFormat::Split,
+            vec![LOGGED - 1, LOGGED, LOGGED + 1, LOGGED + 2],
+        ),
+        (
+            RingFormat::Packed,
+            (0..4)
+                .map(|n| START / PAGE + n)
+                .chain([LOGGED - 1])
+                .collect(),
+        ),
+    ] {
+        let mut ring = Logged::new(format, Features::EVENT_IDX);
+        ring.pass(3, false);
+        ring.device.log_all();
+        assert_eq!(ring.marked(), pages.into_iter().collect(), "{format}");
+    }
+}
+
+#[test]
 fn u22_a_ring_in_memory_that_is_not_logged_marks_nothing() {
     for format in [RingFormat::Split, RingFormat::Packed] {
         let mut ring = Logged::new(format, Features::CSUM);
@@ -226,6 +248,7 @@ fn u22_a_ring_in_memory_that_is_not_logged_marks_nothing() {
         assert_eq!(ring.pass(5, false), [].into());
         ring.device.arm();
         ring.device.disarm();
+        ring.device.log_all();
         assert_eq!(ring.marked(), [].into());
     }
 }
