@@ -13,9 +13,9 @@ use std::collections::BTreeSet;
 use support::{Pair, Wiring, beside_others, breathe, burst_of, offered, send_or_drop, until};
 use virtnet_packet::header::Mac;
 use virtnet_packet::{Burst, DropReason, Offloads, Port};
-use virtnet_ports::PortError;
+use virtnet_ports::{Control, PortError, VhostUserOptions, VhostUserPort};
 use virtnet_sys::{Events, Poller};
-use virtnet_testkit::frame;
+use virtnet_testkit::{TempDir, frame};
 use virtnet_virtio::net::control::{Coalescing, Command, ReceiveMode, RssConfig, StatsAsked};
 use virtnet_virtio::net::rss::{HashTypes, Hasher};
 use virtnet_virtio::{Features, RingFormat};
@@ -159,6 +159,36 @@ fn a_driver_receives_what_it_wants_and_the_rest_is_counted() {
         );
         assert_eq!(counters.tx_drops.total(), 10);
     }
+}
+
+#[test]
+fn a_device_has_the_address_that_its_driver_gives_it() {
+    let _shared = beside_others();
+    let (directory, control) = (TempDir::new(), Control::start("control").unwrap());
+    let path = directory.join("port.sock");
+    let mut options = VhostUserOptions::new(&path);
+    options.mac = Some(OWN.0);
+    let wiring = wiring(RingFormat::Split, 1);
+    let mut pair = Pair {
+        device: VhostUserPort::new(options, &control).unwrap(),
+        driver: wiring.driver(&path, &control),
+        control,
+        directory,
+    };
+    pair.wait_until_running();
+    let mac = |pair: &Pair| pair.device.status().unwrap().config.unwrap().mac;
+    assert_eq!(mac(&pair), Some(OWN.0));
+    // It is the address that is received without a word of the driver.
+    ask(&pair, Command::Receive(ReceiveMode::Promiscuous, false));
+    let frames = [OWN, OTHER].map(frame_to);
+    assert_eq!(send(&mut pair, &frames), frames[..1]);
+    ask(&pair, Command::SetMac(OTHER));
+    assert_eq!(mac(&pair), Some(OTHER.0));
+    assert_eq!(send(&mut pair, &frames), frames[1..]);
+    // The next driver finds it as it was.
+    pair.driver = wiring.driver(&path, &pair.control);
+    pair.wait_until_running();
+    assert_eq!(mac(&pair), Some(OWN.0));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use support::{Echo, PATIENCE, Wiring, beside_others, until};
 use virtnet_mem::GuestAddr;
+use virtnet_packet::header::Mac;
 use virtnet_packet::{Burst, DropReason, Port};
 use virtnet_ports::{Control, RingStatus, VhostUserPort, VhostUserStatus, VhostUserWatch};
 use virtnet_sys::Stream;
@@ -28,6 +29,7 @@ use virtnet_vhost::payload::{
     InflightArea, Iotlb, MemoryRegion, MemoryTable, Payload, VringAddresses, VringState,
 };
 use virtnet_virtio::Features;
+use virtnet_virtio::net::control::Command;
 
 const PAGE: u64 = 4096;
 const SIZE: u16 = 64;
@@ -104,9 +106,13 @@ impl Machine {
     }
 
     fn vm(path: &Path, format: Features) -> FakeVm {
-        let features =
-            Features::VERSION_1 | Features::EVENT_IDX | Features::ACCESS_PLATFORM | format;
-        FakeVm::new(FrontEnd::connect(path), features, 1, SIZE)
+        Self::vm_of(path, format, 1)
+    }
+
+    /// One with as many rings as so many queue pairs have.
+    fn vm_of(path: &Path, more: Features, pairs: usize) -> FakeVm {
+        let features = Features::VERSION_1 | Features::EVENT_IDX | Features::ACCESS_PLATFORM | more;
+        FakeVm::new(FrontEnd::connect(path), features, pairs, SIZE)
     }
 
     /// Tells a new back-end everything but translations.
@@ -121,7 +127,8 @@ impl Machine {
             panic!("one region is as much as these tests think of");
         };
         regions[0].guest_addr = ELSEWHERE;
-        let mut protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        let mut protocol =
+            ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::RARP;
         if record.is_some() {
             protocol |= ProtocolFeatures::INFLIGHT_SHMFD;
         }
@@ -590,6 +597,65 @@ fn what_a_port_had_taken_behind_an_iommu_is_taken_by_the_next_one() {
         port.complete();
         assert_eq!(machine.vm.transmitted(0), 5);
         machine.vm.guest.check();
+    }
+}
+
+#[test]
+fn a_control_queue_behind_an_iommu_is_served_when_its_pages_are_told() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let host = Host::new();
+        let control = Features::CTRL_VQ | Features::CTRL_MAC_ADDR | Features::GUEST_ANNOUNCE;
+        let vm = Machine::vm_of(&host.path, format | control, 2);
+        let mut machine = Machine::attach(vm, &mut None);
+        machine.start_ring(CONTROL);
+        for round in 0..6_u8 {
+            let mac = Mac([2, 0, 0, 0, 1, round]);
+            assert_eq!(machine.command(&Command::SetMac(mac)), 0);
+            let config = host.status().config.unwrap();
+            assert_eq!(config.mac, Some(mac.0), "{format:?}");
+            // Once the ring itself goes away for a while, and once a request that nobody tells of.
+            let page = *machine.ring_pages(CONTROL).iter().next().unwrap();
+            machine.unmap(page, PAGE);
+        }
+        machine.echo(&frames(3));
+        let base = machine.vm.front_end.stop_ring(CONTROL as u32);
+        machine.restart_ring(CONTROL, base);
+        let set = Command::SetMac(Mac([2, 0, 0, 0, 2, 0]));
+        assert_eq!(machine.command(&set), 0);
+        assert_eq!(machine.command(&Command::SetPairs(1)), 1, "not negotiated");
+        // Whoever has moved is to say so, and does.
+        machine.vm.front_end.insist(&Request::SendRarp(2), &[]);
+        until("the driver is to announce itself", || {
+            host.status().config.unwrap().announce
+        });
+        assert_eq!(machine.command(&Command::AcknowledgeAnnounce), 0);
+        assert!(!host.status().config.unwrap().announce);
+        drop(host.echo.stop());
+    }
+}
+
+/// Number of the control queue of a device with one queue pair.
+const CONTROL: usize = 2;
+
+impl Machine {
+    /// Has a command carried out, whose pages are told when they are asked for; the verdict.
+    fn command(&mut self, command: &Command) -> u8 {
+        let bytes = command.encode();
+        let request = self.page(bytes.len() as u32, false);
+        self.vm.guest.write(request.addr, &bytes);
+        let answer = self.page(1, true);
+        let queue = &mut self.vm.rings[CONTROL].queue;
+        queue.offer(&mut self.vm.guest, &[request, answer]);
+        self.vm.kick(CONTROL);
+        let mut returned = Vec::new();
+        until("a command is answered", || {
+            self.serve();
+            let queue = &mut self.vm.rings[CONTROL].queue;
+            returned.extend(queue.collect(&mut self.vm.guest));
+            !returned.is_empty()
+        });
+        returned[0].bytes[0]
     }
 }
 

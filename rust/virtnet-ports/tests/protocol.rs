@@ -19,6 +19,7 @@ use std::time::Duration;
 use support::host::{FORMATS, Honest, Host};
 use support::{beside_others, until};
 use virtnet_mem::{GuestAddr, GuestMemory};
+use virtnet_packet::header::Mac;
 use virtnet_sys::{Stream, Userfault};
 use virtnet_testkit::{Backing, Calls, FakeVm, FrontEnd, VmMemory, frame, is_signalled};
 use virtnet_vhost::ProtocolFeatures;
@@ -27,6 +28,7 @@ use virtnet_vhost::payload::{
     DeviceState, MemoryRegion, MemoryTable, Payload, SingleRegion, VringFd, VringState,
 };
 use virtnet_virtio::Features;
+use virtnet_virtio::net::control::Command;
 
 const ACK: ProtocolFeatures = ProtocolFeatures::REPLY_ACK;
 
@@ -114,6 +116,46 @@ fn u26_a_device_goes_on_with_the_state_of_another() {
 }
 
 #[test]
+fn u26_what_a_driver_has_asked_for_travels_with_its_device() {
+    let _gate = beside_others();
+    let (from, to) = (Host::new(1), Host::new(1));
+    let agreed = |host: &Host| {
+        let control = Features::CTRL_VQ | Features::CTRL_RX | Features::CTRL_MAC_ADDR;
+        let more = Features::STATUS | Features::GUEST_ANNOUNCE;
+        let mut machine = host.machine(control | more, 1);
+        machine.agree_on(ACK | ProtocolFeatures::DEVICE_STATE);
+        machine
+    };
+    let (source, target) = (agreed(&from), agreed(&to));
+    // As the source's driver would have had it: another address.
+    let part = |command: &Command| {
+        let bytes = command.encode();
+        let len = u16::try_from(bytes.len()).unwrap();
+        [&[3, 0][..], &len.to_le_bytes(), &bytes].concat()
+    };
+    let mac = Mac([2, 0, 0, 0, 0, 9]);
+    let state = [save(&source), part(&Command::SetMac(mac))].concat();
+    assert!(load(&source, &state));
+    assert_eq!(from.status().config.unwrap().mac, Some(mac.0));
+    let state = save(&source);
+    assert!(load(&target, &state));
+    let config = to.status().config.unwrap();
+    assert_eq!((config.mac, config.announce), (Some(mac.0), true));
+    assert_eq!(save(&target), state);
+    let nonsense = [state.clone(), part(&Command::SetPairs(1))].concat();
+    assert!(
+        !load(&target, &nonsense),
+        "several pairs were not agreed on"
+    );
+    let error = to.status().last_error.unwrap();
+    assert!(error.contains("does not do"), "{error}");
+    assert_eq!(save(&target), state);
+    drop((source, target));
+    from.assert_unharmed();
+    to.assert_unharmed();
+}
+
+#[test]
 fn u26_what_is_no_state_of_this_device_is_refused_and_changes_nothing() {
     let _gate = beside_others();
     let host = Host::new(1);
@@ -126,7 +168,7 @@ fn u26_what_is_no_state_of_this_device_is_refused_and_changes_nothing() {
     };
     refused(b"", "are not the state");
     refused(&state[..state.len() - 1], "are not the state");
-    refused(&[7; 4097], "at most 4096 bytes");
+    refused(&[7; 8193], "at most 8192 bytes");
     let mut other = state.clone();
     other[4] = 9;
     refused(&other, "version 9");

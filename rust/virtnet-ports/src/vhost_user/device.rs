@@ -50,14 +50,16 @@ pub(super) struct Device {
     /// What faults in the memory are told to, while pages of it are still to come.
     userfault: Option<Userfault>,
     pub(super) control: ControlHalf,
+    /// The configuration space has changed by itself, and the driver has not been told.
+    has_news: bool,
 }
 
 impl Device {
-    /// A device of `queue_pairs` pairs, without memory and rings.
+    /// A device without memory and rings.
     pub(super) fn new(
         lanes: Lanes,
         config: NetConfig,
-        queue_pairs: u16,
+        control: ControlHalf,
         events: EventLog,
         now_ns: u64,
     ) -> Self {
@@ -77,7 +79,8 @@ impl Device {
             features: Features::empty(),
             mtu: None,
             userfault: None,
-            control: ControlHalf::new(queue_pairs),
+            control,
+            has_news: false,
         }
     }
 
@@ -149,10 +152,26 @@ impl Device {
         self.show(self.regions.clone())
     }
 
+    /// The configuration space as the driver sees it now.
+    pub(super) fn config(&self) -> NetConfig {
+        let controls = self.control.controls();
+        NetConfig {
+            mac: controls.settings().filter.mac().map(|mac| mac.0),
+            announce: controls.announces(),
+            ..self.config
+        }
+    }
+
+    /// Whether the driver is to be told that the configuration space has changed.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// Lets the queues see translations that differ in `size` bytes at `iova`, at their next look.
-    fn post_view(&self, iova: u64, size: u64) {
+    fn post_view(&mut self, iova: u64, size: u64) {
         if let Some(translations) = &self.translations {
             let view = translations.view(&self.memory);
+            self.control.set_view(&view, iova, size);
             self.lanes
                 .post_all(move |queues| queues.set_view(Arc::clone(&view), iova, size));
         }
@@ -362,6 +381,8 @@ impl BackendDevice for Device {
     }
 
     fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        // A guest that says itself where it is says it to more than this network.
+        self.has_news |= self.control.ask_announce();
         // Which worker says it is all the same.
         Ok(self
             .lanes
@@ -369,7 +390,7 @@ impl BackendDevice for Device {
     }
 
     fn reset(&mut self) {
-        self.control.reset(None);
+        self.control.reset();
         // A worker that does not answer has been reported by the call before, and will be by the next.
         drop(self.lanes.set_settings(None));
         self.events.record(What::Reset);
@@ -413,9 +434,12 @@ impl BackendDevice for Device {
     }
 
     fn save_state(&mut self) -> Result<Vec<u8>, DeviceError> {
+        let (commands, vlans) = self.control.controls().save();
         let state = State {
             features: self.features - Features::LOG_ALL,
             mtu: self.mtu,
+            commands,
+            vlans,
         };
         Ok(state.to_bytes())
     }
@@ -430,6 +454,11 @@ impl BackendDevice for Device {
                 format!("the state was saved under other features: {differ:?} differ").into(),
             );
         }
+        self.control
+            .restore(saved, &state.commands, state.vlans.as_deref())
+            .ok_or("the driver had asked for what this device does not do")?;
+        // The network here does not know the guest yet.
+        self.has_news |= self.control.ask_announce();
         if let Some(mtu) = state.mtu {
             self.set_mtu(mtu)?;
         }
@@ -454,6 +483,7 @@ impl BackendDevice for Device {
         }
         translations.remove(iova, size);
         let view = translations.view(&self.memory);
+        self.control.set_view(&view, iova, size);
         let see = move |queues: &mut Queues| queues.set_view(Arc::clone(&view), iova, size);
         // The front-end has its answer when every worker has let go.
         let seen = self.lanes.run_all(see.clone());
@@ -478,7 +508,7 @@ impl BackendDevice for Device {
     }
 
     fn read_config(&mut self, offset: u32, buffer: &mut [u8]) {
-        let space = self.config.to_bytes();
+        let space = self.config().to_bytes();
         let rest = usize::try_from(offset).ok().and_then(|at| space.get(at..));
         let rest = rest.unwrap_or_default();
         let n = rest.len().min(buffer.len());
@@ -492,7 +522,7 @@ impl BackendDevice for Device {
         self.log = None;
         self.logging = false;
         self.record = None;
-        self.control = ControlHalf::new(self.control.pairs());
+        self.control.end();
         // When the worker does not answer in time the change waits for it all the same.
         self.lanes.post_all(Queues::stop_all);
     }

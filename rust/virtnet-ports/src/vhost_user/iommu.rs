@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use virtnet_mem::{GuestMemory, Iotlb, MemoryError, Miss, Permission, UserAddr};
 use virtnet_sys::EventFd;
 use virtnet_vhost::payload;
+use virtnet_virtio::QueueConfig;
 
 /// The most pages that one worker has asked for and not got; what else is missing is found again when these are there.
 const MOST_ASKED: usize = 256;
@@ -81,6 +82,22 @@ impl Misses {
             // Our own eventfd: it cannot refuse a signal.
             drop(self.bell.signal());
         }
+    }
+
+    /// Whether it is not known yet where a ring is; what is missing is asked for. Only with an IOMMU.
+    pub(super) fn must_wait(&mut self, memory: &GuestMemory, config: &QueueConfig) -> bool {
+        let Some(iotlb) = memory.iotlb() else {
+            return false;
+        };
+        let areas = config.areas().map(|(at, len)| (at.0, len as u64));
+        let is_refused = areas.iter().any(|&(at, len)| iotlb.is_refused(at, len));
+        let missing = areas
+            .iter()
+            .flat_map(|&(at, len)| iotlb.missing(at, len, Permission::BOTH));
+        let mut missing = missing.peekable();
+        let must_wait = is_refused || missing.peek().is_some();
+        self.ask(missing);
+        must_wait
     }
 
     /// Something was told about `size` bytes at `iova`: what is still missing there may be asked for anew.
@@ -190,13 +207,20 @@ impl Translations {
     }
 }
 
+/// Whether a ring lies in some of `size` bytes at `iova`, or all from there when there is no size.
+pub(super) fn touches_ring(config: &QueueConfig, iova: u64, size: u64) -> bool {
+    let areas = config.areas();
+    let mut areas = areas.iter();
+    areas.any(|(at, len)| touches(at.0, *len as u64, iova, size))
+}
+
 /// Whether a page is touched by `size` bytes at `iova`, or by all from there when there is no size.
-pub(super) fn overlaps(miss: &Miss, iova: u64, size: u64) -> bool {
+fn overlaps(miss: &Miss, iova: u64, size: u64) -> bool {
     touches(miss.iova, Iotlb::PAGE, iova, size)
 }
 
 /// Whether `len` bytes at `at` are among `size` bytes at `iova`, or all from there when there is no size.
-pub(super) fn touches(at: u64, len: u64, iova: u64, size: u64) -> bool {
+fn touches(at: u64, len: u64, iova: u64, size: u64) -> bool {
     let last = |first: u64, size: u64| {
         size.checked_sub(1)
             .map_or(u64::MAX, |reach| first.saturating_add(reach))

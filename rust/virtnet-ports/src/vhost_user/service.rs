@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_mem::{Iotlb, Miss, arm_guard, losses};
+use virtnet_packet::header::Mac;
 use virtnet_sys::{Interest, Listener, Stream, monotonic_ns};
 use virtnet_vhost::message::BackRequest;
 use virtnet_vhost::payload;
@@ -13,6 +14,7 @@ use virtnet_virtio::Features;
 use virtnet_virtio::net::rss::{HashTypes, KEY_MAX, TABLE_MAX};
 use virtnet_virtio::net::{NetConfig, RssConfig};
 
+use super::controlq::ControlHalf;
 use super::device::Device;
 use super::iommu::{Asked, Missed};
 use super::lanes::Lanes;
@@ -274,7 +276,7 @@ impl BackendService {
         } else {
             ("connected", Some(session.step()))
         };
-        status.config = Some(session.device.config);
+        status.config = Some(session.device.config());
         status.peer_pid = session.peer_pid;
         status.negotiated = features.bits();
         status.protocol = session.backend.session().protocol_features().bits();
@@ -349,7 +351,11 @@ impl BackendService {
         let device = Device::new(
             self.lanes.clone(),
             self.config(),
-            self.options.queue_pairs,
+            ControlHalf::new(
+                self.options.queue_pairs,
+                self.options.mac.map(Mac),
+                self.missed.of_worker(),
+            ),
             self.events.clone(),
             now_ns,
         );
@@ -373,6 +379,7 @@ impl BackendService {
         NetConfig {
             mac: self.options.mac,
             link_up: Some(self.link_up),
+            announce: false,
             max_queue_pairs: Some(self.options.queue_pairs),
             mtu: Some(self.options.mtu.unwrap_or(MTU)),
             speed_mbps: self.options.speed_mbps,
@@ -440,6 +447,9 @@ impl BackendService {
         let served = work(&mut session.backend, &mut session.device);
         if session.device.control.serve(&session.device.lanes) {
             session.backend.set_needs_reset();
+        }
+        if session.device.take_news() {
+            session.backend.config_changed();
         }
         for miss in self.missed.take() {
             session.ask(miss);

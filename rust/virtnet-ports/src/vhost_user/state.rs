@@ -16,6 +16,9 @@ const VERSION: u16 = 1;
 
 const FEATURES: u16 = 1;
 const MTU: u16 = 2;
+/// A command of the control queue; any number of them, in order.
+const COMMAND: u16 = 3;
+const VLANS: u16 = 4;
 
 /// What is saved and loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +27,9 @@ pub(super) struct State {
     pub(super) features: Features,
     /// The longest packet, as NET_SET_MTU told it.
     pub(super) mtu: Option<u16>,
+    /// What the driver has asked for through the control queue; see `Controls::save`.
+    pub(super) commands: Vec<Vec<u8>>,
+    pub(super) vlans: Option<Vec<u8>>,
 }
 
 /// Why a state is not taken.
@@ -57,6 +63,12 @@ impl State {
         if let Some(mtu) = self.mtu {
             put(MTU, &mtu.to_le_bytes());
         }
+        for command in &self.commands {
+            put(COMMAND, command);
+        }
+        if let Some(vlans) = &self.vlans {
+            put(VLANS, vlans);
+        }
         bytes
     }
 
@@ -87,6 +99,8 @@ impl State {
                 }
                 (MTU, &[low, high]) => state.mtu = Some(u16::from_le_bytes([low, high])),
                 (FEATURES | MTU, _) => return Err(form),
+                (COMMAND, part) => state.commands.push(part.to_vec()),
+                (VLANS, part) => state.vlans = Some(part.to_vec()),
                 (kind, _) => return Err(StateError::Part(kind)),
             }
             rest = next;
@@ -108,11 +122,13 @@ mod tests {
         let state = State {
             features: Features::VERSION_1 | Features::MTU,
             mtu: Some(9000),
+            commands: vec![vec![1, 2, 3], vec![4]],
+            vlans: Some(vec![5; 512]),
         };
         let bytes = state.to_bytes();
         assert_eq!(State::from_bytes(&bytes), Ok(state));
-        // The last part may be missing, which is another state; anything between is none.
-        let whole = [18, bytes.len()];
+        // Last parts may be missing, which is another state; anything between is none.
+        let whole = [18, 24, 31, 36, bytes.len()];
         for len in (0..bytes.len()).filter(|len| !whole.contains(len) && *len != 6) {
             assert_eq!(
                 State::from_bytes(&bytes[..len]),

@@ -7,6 +7,7 @@ pub const CONFIG_LEN: usize = 24;
 
 /// Bits of `status`.
 const LINK_UP: u16 = 1;
+const ANNOUNCE: u16 = 2;
 
 /// What stands in `speed` and `duplex` where they are not known.
 const SPEED_UNKNOWN: u32 = u32::MAX;
@@ -21,6 +22,8 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// Whether the link is up, with STATUS.
     pub link_up: Option<bool>,
+    /// Whether the driver is to announce itself, with STATUS and GUEST_ANNOUNCE.
+    pub announce: bool,
     /// The most queue pairs a driver may use, with MQ or RSS.
     pub max_queue_pairs: Option<u16>,
     /// The longest packet behind Ethernet's header in bytes, with MTU.
@@ -49,11 +52,8 @@ impl NetConfig {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; CONFIG_LEN] {
         let rss = self.rss.unwrap_or_default();
-        let status = if self.link_up == Some(true) {
-            LINK_UP
-        } else {
-            0
-        };
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        let status = bit(self.link_up == Some(true), LINK_UP) | bit(self.announce, ANNOUNCE);
         // 1 full, 0 half; the one sentence of the specification that has it the other way round contradicts the field's own text.
         let duplex = self.full_duplex.map_or(DUPLEX_UNKNOWN, u8::from);
         let mut bytes = [0; CONFIG_LEN];
@@ -95,6 +95,9 @@ impl NetConfig {
         Self {
             mac: field(bytes, 0).filter(|_| if_offered(Features::MAC)),
             link_up: status.map(|status| status & LINK_UP != 0),
+            announce: status
+                .filter(|_| if_offered(Features::GUEST_ANNOUNCE))
+                .is_some_and(|status| status & ANNOUNCE != 0),
             max_queue_pairs: u16_at(8).filter(|_| if_offered(Features::MQ | Features::RSS)),
             mtu: u16_at(10).filter(|_| if_offered(Features::MTU)),
             speed_mbps: speed.filter(|&speed| speed <= 0x7fff_ffff),
@@ -118,6 +121,7 @@ mod tests {
     const FULL: NetConfig = NetConfig {
         mac: Some([2, 0, 0, 0, 0, 7]),
         link_up: Some(true),
+        announce: true,
         max_queue_pairs: Some(4),
         mtu: Some(9000),
         speed_mbps: Some(10_000),
@@ -132,7 +136,7 @@ mod tests {
     #[test]
     fn fields_lie_where_the_specification_has_them() {
         let golden = [
-            2, 0, 0, 0, 0, 7, 1, 0, 4, 0, 0x28, 0x23, 0x10, 0x27, 0, 0, 1, 40, 128, 0, 0x3f, 0, 0,
+            2, 0, 0, 0, 0, 7, 3, 0, 4, 0, 0x28, 0x23, 0x10, 0x27, 0, 0, 1, 40, 128, 0, 0x3f, 0, 0,
             0,
         ];
         assert_eq!(FULL.to_bytes(), golden);

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use virtnet_mem::{GuestMemory, Permission, Window};
+use virtnet_mem::{GuestMemory, Window};
 use virtnet_vhost::{DeviceError, RingSetup};
 use virtnet_virtio::{Access, QueueConfig};
 
 use super::{Broken, Queues};
-use crate::vhost_user::iommu::touches;
+use crate::vhost_user::iommu::touches_ring;
 use crate::vhost_user::queue_config;
 
 /// A ring that is to run as soon as it is known where it is.
@@ -37,10 +37,8 @@ impl Queues {
                 continue;
             };
             let base = self.base(ring).unwrap_or(setup.base);
-            let areas = queue_config(setup, self.features, base).areas();
-            let is_touched = areas
-                .iter()
-                .any(|(at, len)| touches(at.0, *len as u64, iova, size));
+            let config = queue_config(setup, self.features, base);
+            let is_touched = touches_ring(&config, iova, size);
             if is_touched || self.waiting[ring].is_some() {
                 let err = setup.err.clone();
                 // All of it is known then, and it is in several pieces, or somewhere a ring cannot be.
@@ -71,20 +69,9 @@ impl Queues {
         }
     }
 
-    /// Whether it is not known yet where a ring is; what is missing is asked for. Only with an IOMMU.
+    /// See [`Misses::must_wait`](crate::vhost_user::iommu::Misses::must_wait).
     pub(super) fn must_wait(&mut self, config: &QueueConfig) -> bool {
-        let Some(iotlb) = self.memory.iotlb() else {
-            return false;
-        };
-        let areas = config.areas().map(|(at, len)| (at.0, len as u64));
-        let is_refused = areas.iter().any(|&(at, len)| iotlb.is_refused(at, len));
-        let missing = areas
-            .iter()
-            .flat_map(|&(at, len)| iotlb.missing(at, len, Permission::BOTH));
-        let mut missing = missing.peekable();
-        let must_wait = is_refused || missing.peek().is_some();
-        self.misses.ask(missing);
-        must_wait
+        self.misses.must_wait(&self.memory, config)
     }
 
     pub(super) fn wait(

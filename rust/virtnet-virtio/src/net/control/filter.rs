@@ -2,7 +2,7 @@
 
 use virtnet_packet::header::{self, Mac};
 
-use super::command::ReceiveMode;
+use super::command::{Command, ReceiveMode};
 
 /// Addresses of each kind that are kept one by one; a driver that names more gets all of the kind, which filters may do.
 const MACS_MAX: usize = 64;
@@ -33,6 +33,17 @@ impl Macs {
         // What was read is as large as the driver pleased.
         macs.shrink_to_fit();
         Self::These(macs)
+    }
+
+    /// Addresses that make the same of a new one.
+    fn to_list(&self) -> Vec<Mac> {
+        match self {
+            Self::These(macs) => macs.clone(),
+            // Which they were does not matter any more: there are too many.
+            Self::All => (0..=MACS_MAX)
+                .map(|n| Mac([2, 0, 0, 0, 0, u8::try_from(n).unwrap_or_default()]))
+                .collect(),
+        }
     }
 
     fn contains(&self, mac: Mac) -> bool {
@@ -138,6 +149,51 @@ impl Filter {
     pub(super) fn set_macs(&mut self, unicast: Vec<Mac>, multicast: Vec<Mac>) {
         self.unicast = Macs::new(unicast);
         self.multicast = Macs::new(multicast);
+    }
+
+    /// What a driver would have to say to have this filter from the beginning, but for the device's address and VLANs.
+    pub(super) fn commands(&self) -> Vec<Command> {
+        let switches = [
+            self.promiscuous,
+            self.all_multicast,
+            self.all_unicast,
+            self.no_multicast,
+            self.no_unicast,
+            self.no_broadcast,
+        ];
+        let modes = ReceiveMode::ALL.into_iter().zip(switches);
+        let modes = modes.filter(|&(mode, on)| on != (mode == ReceiveMode::Promiscuous));
+        let mut commands: Vec<_> = modes.map(|(mode, on)| Command::Receive(mode, on)).collect();
+        if (&self.unicast, &self.multicast) != (&Macs::default(), &Macs::default()) {
+            commands.push(Command::MacTable {
+                unicast: self.unicast.to_list(),
+                multicast: self.multicast.to_list(),
+            });
+        }
+        commands
+    }
+
+    /// The VLANs that are received, a bit for each, if there are some.
+    pub(super) fn vlans(&self) -> Option<Vec<u8>> {
+        let vlans = self
+            .vlans
+            .as_ref()
+            .filter(|vlans| vlans.iter().any(|&it| it > 0))?;
+        Some(vlans.iter().flat_map(|word| word.to_le_bytes()).collect())
+    }
+
+    /// Receives these VLANs and no others; whether that is what the bytes say.
+    pub(super) fn set_vlans(&mut self, bytes: &[u8]) -> bool {
+        let (words, rest) = bytes.as_chunks();
+        let Some(vlans) = self.vlans.as_mut().filter(|it| it.len() == words.len()) else {
+            return false;
+        };
+        let words = words.iter().map(|&word| u64::from_le_bytes(word));
+        vlans
+            .iter_mut()
+            .zip(words)
+            .for_each(|(to, word)| *to = word);
+        rest.is_empty()
     }
 
     /// Receives a VLAN or does not; whether there is such a VLAN.

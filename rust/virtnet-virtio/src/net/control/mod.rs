@@ -68,7 +68,7 @@ pub struct QueueCounts {
 }
 
 /// The device's side of control: what was negotiated, and what was asked for since.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Controls {
     features: Features,
     /// How many queue pairs the device has.
@@ -76,6 +76,13 @@ pub struct Controls {
     settings: Settings,
     /// What queues are held back by that are not told otherwise: receiveqs, transmitqs.
     held: [Coalescing; 2],
+    /// What the settings' receive-side scaling and hasher were asked for by.
+    rss: Option<RssConfig>,
+    hash: Option<(HashTypes, Vec<u8>)>,
+    /// The device's address before the driver gave it another.
+    first_mac: Option<Mac>,
+    /// The driver is to announce itself and has not said yet that it has.
+    announces: bool,
     commands: u64,
     commands_ok: u64,
 }
@@ -98,6 +105,10 @@ impl Controls {
             pairs_max,
             settings,
             held: [Coalescing::default(); 2],
+            rss: None,
+            hash: None,
+            first_mac: mac,
+            announces: false,
             commands: 0,
             commands_ok: 0,
         }
@@ -107,6 +118,73 @@ impl Controls {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Has the driver announce itself, if it agreed to; whether it is to. Spec: virtio 1.4, 5.1.9.5.4.
+    pub fn ask_announce(&mut self) -> bool {
+        let agreed = Features::GUEST_ANNOUNCE | Features::CTRL_VQ;
+        self.announces |= self.features.contains(agreed);
+        self.announces
+    }
+
+    /// Whether the driver is to announce itself and has not acknowledged that.
+    #[must_use]
+    pub fn announces(&self) -> bool {
+        self.announces
+    }
+
+    /// What was asked for and is in force, for a device that is to go on in place of this one: commands that make the same of it, as
+    /// their bytes, and the VLANs that are received.
+    #[must_use]
+    pub fn save(&self) -> (Vec<Vec<u8>>, Option<Vec<u8>>) {
+        let settings = &self.settings;
+        let mut commands = settings.filter.commands();
+        let mac = settings
+            .filter
+            .mac()
+            .filter(|_| settings.filter.mac() != self.first_mac);
+        commands.extend(mac.map(Command::SetMac));
+        if let Some(rss) = &self.rss {
+            commands.push(Command::Rss(rss.clone()));
+        } else if settings.pairs != 1 {
+            commands.push(Command::SetPairs(settings.pairs));
+        }
+        let hash = self.hash.clone();
+        commands.extend(hash.map(|(types, key)| Command::Hash(types, key)));
+        if settings.offloads != self.features & Features::GUEST_OFFLOADS {
+            commands.push(Command::SetOffloads(settings.offloads.bits()));
+        }
+        let [receive, transmit] = self.held;
+        if receive != Coalescing::default() {
+            commands.push(Command::CoalesceReceive(receive));
+        }
+        if transmit != Coalescing::default() {
+            commands.push(Command::CoalesceTransmit(transmit));
+        }
+        for queue in 0..2 * settings.pairs {
+            let held = settings.coalescing[usize::from(queue)];
+            if held != self.held[usize::from(queue % 2)] {
+                commands.push(Command::CoalesceQueue(queue, held));
+            }
+        }
+        let commands = commands.iter().map(Command::encode).collect();
+        (commands, settings.filter.vlans())
+    }
+
+    /// Makes of this device what [`Self::save`] told of another; `None`, and nothing has changed, where it cannot be that.
+    pub fn restore(&mut self, commands: &[Vec<u8>], vlans: Option<&[u8]>) -> Option<()> {
+        let mut restored = Self::new(self.features, self.pairs_max, self.first_mac);
+        for bytes in commands {
+            let command = Command::decode(bytes)?;
+            let is_possible = self.features.contains(Features::CTRL_VQ | command.needs());
+            (is_possible && !command.only_asks()).then_some(())?;
+            restored.carry_out(command, |_| QueueCounts::default())?;
+        }
+        if let Some(vlans) = vlans {
+            restored.settings.filter.set_vlans(vlans).then_some(())?;
+        }
+        *self = restored;
+        Some(())
     }
 
     /// Carries a request out, or not, and appends to `answer` what the device writes: data, the verdict, results. `counts` tells what
@@ -156,17 +234,18 @@ impl Controls {
             Command::SetMac(mac) => settings.filter.set_mac(mac),
             Command::AddVlan(vlan) => settings.filter.set_vlan(vlan, true).then_some(())?,
             Command::RemoveVlan(vlan) => settings.filter.set_vlan(vlan, false).then_some(())?,
-            // Whoever asks for an announcement has to see that it was made; that is the caller's.
-            Command::AcknowledgeAnnounce => {}
+            Command::AcknowledgeAnnounce => self.announces = false,
             Command::SetPairs(pairs) => {
                 self.check_pairs(pairs)?;
                 // The last of the two commands is the one that counts.
                 self.settings.rss = None;
+                self.rss = None;
                 self.use_pairs(pairs);
             }
             Command::Rss(config) => self.set_rss(&config)?,
             Command::Hash(types, key) => {
                 settings.hasher = Some(Arc::new(hasher(types, &key)?));
+                self.hash = Some((types, key));
             }
             Command::SetOffloads(bits) => {
                 let wanted = command::offloads_of(bits)?;
@@ -216,7 +295,9 @@ impl Controls {
         let rss = Rss::new(hasher, &config.table, config.unclassified)?;
         if self.features.contains(Features::HASH_REPORT) {
             self.settings.hasher = Some(Arc::new(rss.hasher().clone()));
+            self.hash = Some((config.types, config.key.clone()));
         }
+        self.rss = Some(config.clone());
         self.settings.rss = Some(Arc::new(rss));
         self.use_pairs(config.transmitqs);
         Some(())

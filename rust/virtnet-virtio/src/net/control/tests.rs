@@ -251,3 +251,89 @@ fn whatever_is_said_is_answered_and_kept_small() {
     assert!(ask(&mut controls, &table));
     assert!(format!("{:?}", controls.settings().filter).len() < 2000);
 }
+
+#[test]
+fn a_device_goes_on_with_what_another_was_asked_for() {
+    let hold = |max_packets| Coalescing {
+        max_packets,
+        max_usecs: 9,
+    };
+    let many = (0..70).map(|n| Mac([2, 7, 7, 7, 7, n])).collect();
+    let stories = [
+        vec![],
+        vec![
+            Command::Receive(ReceiveMode::Promiscuous, false),
+            Command::Receive(ReceiveMode::NoBroadcast, true),
+            Command::MacTable {
+                unicast: vec![Mac([2, 0, 0, 0, 0, 8])],
+                multicast: many,
+            },
+            Command::SetMac(Mac([2, 0, 0, 0, 0, 9])),
+            Command::AddVlan(1),
+            Command::AddVlan(4095),
+            Command::SetOffloads(Features::GUEST_CSUM.bits()),
+        ],
+        vec![
+            Command::Rss(rss()),
+            Command::Hash(HashTypes::IPV4, vec![3; 8]),
+            Command::CoalesceReceive(hold(4)),
+            Command::CoalesceQueue(6, hold(5)),
+        ],
+        vec![
+            Command::Rss(rss()),
+            Command::SetPairs(2),
+            Command::CoalesceTransmit(hold(7)),
+            Command::CoalesceQueue(3, hold(0)),
+        ],
+    ];
+    for story in stories {
+        let mut from = controls();
+        for command in &story {
+            assert!(ask(&mut from, command), "{command:?}");
+        }
+        let saved = from.save();
+        let mut to = controls();
+        to.restore(&saved.0, saved.1.as_deref()).unwrap();
+        assert_eq!(to.save(), saved);
+        assert_eq!(to.settings().filter, from.settings().filter);
+        let others = |controls: &Controls| {
+            let settings = controls.settings();
+            let in_use = 2 * usize::from(settings.pairs);
+            let held = settings.coalescing[..in_use].to_vec();
+            let (rss, hasher) = (settings.rss.clone(), settings.hasher.clone());
+            (settings.pairs, rss, hasher, settings.offloads, held)
+        };
+        assert_eq!(others(&to), others(&from));
+    }
+}
+
+#[test]
+fn what_was_not_negotiated_is_not_restored_and_nothing_changes() {
+    let mut to = controls_with(Features::CTRL_RX);
+    let mode = Command::Receive(ReceiveMode::Promiscuous, false).encode();
+    let other = Command::SetPairs(2).encode();
+    assert_eq!(to.restore(&[mode.clone(), other], None), None);
+    assert_eq!(
+        to.restore(&[mode.clone()], Some(&[0; 512])),
+        None,
+        "no VLANs"
+    );
+    assert_eq!(to.restore(&[mode[..1].to_vec()], None), None);
+    assert_eq!(to.restore(&[Command::AskStats.encode()], None), None);
+    assert!(to.settings().filter.takes_all());
+    assert_eq!(to.restore(&[mode], None), Some(()));
+    assert!(!to.settings().filter.takes_all());
+    let mut to = controls();
+    assert_eq!(to.restore(&[], Some(&[0; 511])), None);
+}
+
+#[test]
+fn a_driver_announces_itself_once_if_it_agreed_to() {
+    let mut silent = controls_with(Features::CTRL_RX);
+    assert!(!silent.ask_announce() && !silent.announces());
+    let mut controls = controls();
+    assert!(!controls.announces());
+    assert!(controls.ask_announce() && controls.announces());
+    assert!(ask(&mut controls, &Command::AcknowledgeAnnounce));
+    assert!(!controls.announces());
+}
