@@ -52,6 +52,7 @@ fn the_driver_reads_what_the_device_is_told_to_say() {
     let expected = NetConfig {
         mac: Some(MAC),
         link_up: Some(true),
+        announce: false,
         max_queue_pairs: Some(4),
         mtu: Some(9000),
         speed_mbps: Some(25_000),

@@ -403,11 +403,11 @@ fn what_cannot_be_asked_says_why() {
 #[test]
 fn a_back_end_without_a_control_queue_is_used_without_one() {
     let _shared = beside_others();
-    let mut options = virtnet_ports::VhostUserOptions::new("unused");
+    let mut options = VhostUserOptions::new("unused");
     options.without = Features::CTRL_VQ;
     let offered = options.features();
     assert!(!offered.intersects(Features::CONTROLLED | Features::CTRL_VQ));
-    let all = virtnet_ports::VhostUserOptions::new("unused").features();
+    let all = VhostUserOptions::new("unused").features();
     assert!(all.contains(Features::CTRL_VQ | Features::CTRL_RX) && !all.contains(Features::RSS));
 }
 

@@ -427,6 +427,48 @@ fn what_was_taken_back_is_neither_read_nor_written() {
 }
 
 #[test]
+fn nothing_counts_as_taken_back_before_the_worker_has_let_go_of_it() {
+    let _gate = beside_others();
+    for format in FORMATS {
+        let (directory, control) = (TempDir::new(), Control::start("control").unwrap());
+        let path = directory.join("port.sock");
+        let mut port = Wiring::default().device(&path, &control);
+        let mut machine = Machine::attach(Machine::vm(&path, format), &mut None);
+        let packets = [0, 1].map(|_| machine.page(12 + 60, false));
+        for packet in packets {
+            machine.write_packet(packet.addr, &frame::pattern(60, 1));
+            machine.map(packet.addr.0, PAGE, READ);
+        }
+        for page in machine.ring_pages(0).union(&machine.ring_pages(1)) {
+            machine.map(*page, PAGE, BOTH);
+        }
+        port.attach();
+        port.sync();
+        machine.offer(1, packets[0]);
+        let mut burst = Burst::new();
+        assert_eq!(port.rx(&mut burst), 1, "{format:?}");
+        // It is in the middle of a breath, and goes on with it for longer than anybody waits.
+        let page = packets[1].addr.0;
+        let invalidate = Request::IotlbMsg(Iotlb {
+            iova: page,
+            size: PAGE,
+            kind: Iotlb::INVALIDATE,
+            ..Iotlb::default()
+        });
+        let front_end = &machine.vm.front_end;
+        assert!(!front_end.accepts(&invalidate, &[]), "nobody has let go");
+        port.complete();
+        // With the next breath it is gone all the same.
+        port.sync();
+        machine.offer(1, packets[1]);
+        burst.clear();
+        assert_eq!(port.rx(&mut burst), 0, "{format:?}");
+        port.detach();
+        machine.unmap(page, PAGE);
+    }
+}
+
+#[test]
 fn pages_are_taken_back_under_traffic_and_keep_what_is_in_them() {
     let _gate = beside_others();
     for format in FORMATS {

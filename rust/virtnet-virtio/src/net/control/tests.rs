@@ -314,7 +314,7 @@ fn what_was_not_negotiated_is_not_restored_and_nothing_changes() {
     let other = Command::SetPairs(2).encode();
     assert_eq!(to.restore(&[mode.clone(), other], None), None);
     assert_eq!(
-        to.restore(&[mode.clone()], Some(&[0; 512])),
+        to.restore(std::slice::from_ref(&mode), Some(&[0; 512])),
         None,
         "no VLANs"
     );
