@@ -323,6 +323,9 @@ class VxlanPort(Port):
     station that is not known, goes to every remote, a copy each. There is no secrecy and no proof of who sends: let
     only networks that you trust carry it.
 
+    Frames travel whole, with their checksums. (Where the way leaves a Linux host by a veth pair, that host leaves the
+    checksums of what is inside to be done, and nobody does them: ``ethtool -K VETH tx off`` there ends that.)
+
     A frame becomes 50 bytes longer over IPv4, 70 over IPv6, its own Ethernet header not counted twice. Datagrams are
     not cut into fragments: what is longer than the way allows is dropped and counted as ``too_big``. So tell the
     stations an MTU of 1450 (1430 over IPv6) where the network below has 1500, or raise that by as much.

@@ -121,6 +121,22 @@ class Nic:
         return f"intel_iommu=on {modes[self.iommu]} " if self.iommu else ""
 
 
+@dataclasses.dataclass(frozen=True)
+class SocketNic(Nic):
+    """A card whose frames go through a socket: QEMU's ``stream`` and ``dgram``.
+
+    Attributes:
+        netdev: what QEMU is told of the other end, without its id.
+    """
+
+    netdev: str = ""
+
+    def arguments(self) -> list[str]:
+        """Returns QEMU's arguments for the card."""
+        device = f"virtio-net-pci,netdev=net,romfile=,mac={self.mac or mac_for(self.socket.name)}"
+        return ["-netdev", f"{self.netdev},id=net", "-device", device]
+
+
 def mac_for(name: str) -> str:
     """Returns a locally administered address that is the same for the same name."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in hashlib.sha256(name.encode()).digest()[:3])
