@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import cells, curves, facts, machine, networks, ours, report, testpmd
+from benchmarks import cells, curves, facts, functions, machine, networks, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
 #: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
@@ -81,7 +81,7 @@ def _measure_all(
         if publishes:
             figures.renew(rows[-1:], [], circumstances)
     if options.facts:
-        for fact in itertools.chain(facts.measure_all(bench), networks.measure_all(bench)):
+        for fact in itertools.chain(*(module.measure_all(bench) for module in (facts, networks, functions))):
             print(f"  {fact.name}: {fact.peer}, {fact.ours}, aimed at {fact.target or '-'}", flush=True)
             found.append(fact)
     drawn = []

@@ -49,18 +49,23 @@ def measure_all(bench: Bench) -> Iterator[Fact]:
 
 
 class Lab:
-    """A guest at each of two ports, joined by a wire: one worker for the guests, another for the network."""
+    """A guest at each of two ports that are joined: one worker for the guests, another for the network."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, bench: Bench, *, size: int = 64, rate_pps: float | None = None
+        self,
+        stack: contextlib.ExitStack,
+        bench: Bench,
+        *,
+        join: Callable[[vn.Net, vn.PortNode, vn.PortNode], object] = lambda _net, a, b: a >> b,
+        rate_pps: float | None = None,
     ) -> None:
         """Attach, and let the first guest send."""
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self.net = stack.enter_context(vn.Net(cpus=[bench.back_core]))
         self.a, self.b = (self.net.vhost_user(directory / f"{n}.sock", name=n) for n in "ab")
-        self.wire = self.net.wire(self.a, self.b)
+        join(self.net, self.a, self.b)
         self.guests = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
-        self.source = self.guests.source(frames.between(0, 2, size), rate_pps=rate_pps, name="source")
+        self.source = self.guests.source(frames.between(0, 2, 64), rate_pps=rate_pps, name="source")
         self.sink = self.guests.sink(name="sink")
         left, right = (self.guests.virtio_user(directory / f"{n}.sock", name=n) for n in "ab")
         self.source >> left
