@@ -39,7 +39,7 @@ pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};
 pub use link::InterfaceWatch;
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
-pub use pcap::{Pace, PcapMode, PcapPort};
+pub use pcap::{CaptureOptions, Pace, PcapMode, PcapPort, PcapWatch};
 pub use ring_status::RingStatus;
 pub use slot::{DEADLINE, Held, Slot, SlotError};
 pub use stream::{StreamPort, StreamWatch};

@@ -5,11 +5,15 @@
 //! the extension `.pcap`) as pcap.
 //!
 //! It guarantees that a file that is cut or malformed is refused when the port is opened, with the record and the offset, and
-//! that a written file ends with a whole record after every breath, even when the disk fills up. It refuses captures of
-//! anything but Ethernet. A file to be read is held in memory, so that no breath ever waits for a disk.
+//! that a written file ends with a whole record after every breath, even when the disk fills up. Where a pipe is written to,
+//! somebody reads while it is written: who has not come yet, does not keep up or has left costs packets that are counted, and
+//! never time. What is written as pcapng ends with what was dropped. It refuses captures of anything but Ethernet. A file to
+//! be read is held in memory, so that no breath ever waits for a disk.
 //!
 //! In a packet's way this is a first or a last step.
 
+mod format;
+mod pipe;
 mod reader;
 mod writer;
 
@@ -24,6 +28,7 @@ use virtnet_sys::{Timer, monotonic_ns};
 use crate::PortError;
 use reader::Capture;
 use writer::CaptureWriter;
+pub use writer::{CaptureOptions, PcapWatch};
 
 /// What a capture file is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +87,32 @@ impl PcapPort {
             PcapMode::Read { looped, pace } => {
                 Side::Read(Player::new(Capture::open(path)?, looped, pace)?)
             }
-            PcapMode::Write => Side::Write(CaptureWriter::create(path)?),
+            PcapMode::Write => return Self::capture(path, CaptureOptions::default()),
         };
         Ok(Self {
             side,
             counters: PortCounters::default(),
         })
+    }
+
+    /// Writes a capture to the file or pipe at `path`, with what it says of itself.
+    ///
+    /// # Errors
+    /// [`PortError::Io`] if it cannot be made. That nobody reads from a pipe yet is no error.
+    pub fn capture(path: impl AsRef<Path>, options: CaptureOptions) -> Result<Self, PortError> {
+        Ok(Self {
+            side: Side::Write(CaptureWriter::create(path.as_ref(), options)?),
+            counters: PortCounters::default(),
+        })
+    }
+
+    /// Whoever wants to know how the writing goes on; none where the port is read from.
+    #[must_use]
+    pub fn watch(&self) -> Option<PcapWatch> {
+        match &self.side {
+            Side::Read(_) => None,
+            Side::Write(writer) => Some(writer.watch()),
+        }
     }
 
     /// How many packets are still to come; `None` when they never end, 0 for a port that writes.
@@ -109,8 +134,12 @@ impl PcapPort {
     }
 
     fn rx_at(&mut self, burst: &mut Burst, now_ns: u64) -> usize {
-        let Side::Read(player) = &mut self.side else {
-            return 0;
+        let player = match &mut self.side {
+            Side::Read(player) => player,
+            Side::Write(writer) => {
+                writer.attend();
+                return 0;
+            }
         };
         let before = burst.len();
         while burst.room() > 0 {
@@ -136,13 +165,14 @@ impl Port for PcapPort {
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
-        match &mut self.side {
-            Side::Write(writer) => writer.append(burst, picks),
-            Side::Read(_) => self
-                .counters
-                .tx_drops
-                .add(DropReason::PortDown, picks.len()),
-        }
+        let down = match &mut self.side {
+            Side::Write(writer) => match writer.is_down() {
+                None => return writer.append(burst, picks),
+                Some(reason) => reason,
+            },
+            Side::Read(_) => DropReason::PortDown,
+        };
+        self.counters.tx_drops.add(down, picks.len());
         picks.len()
     }
 
@@ -159,20 +189,32 @@ impl Port for PcapPort {
     }
 
     fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        if let Side::Write(writer) = &mut self.side {
+            writer.refused(n);
+        }
         self.counters.tx_drops.add(reason, n);
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.side {
             Side::Read(player) => player.timer.as_ref().map(AsFd::as_fd),
-            Side::Write(_) => None,
+            Side::Write(writer) => writer.wait_fd(),
         }
     }
 
     fn arm(&mut self) -> bool {
         match &mut self.side {
             Side::Read(player) => player.arm(monotonic_ns()),
-            Side::Write(_) => false,
+            Side::Write(writer) => {
+                writer.arm();
+                false
+            }
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let Side::Write(writer) = &mut self.side {
+            writer.disarm();
         }
     }
 
@@ -182,8 +224,12 @@ impl Port for PcapPort {
 }
 
 impl Drop for PcapPort {
+    /// Nobody waits for it: ports are dropped by whoever has removed them, not by their worker.
     fn drop(&mut self) {
         self.flush();
+        if let Side::Write(writer) = &mut self.side {
+            writer.finish();
+        }
     }
 }
 

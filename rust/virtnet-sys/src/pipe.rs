@@ -4,10 +4,15 @@
 //! written never waits, whatever the peer does to its own.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fstat, open};
 use rustix::io::{Errno, read, write};
+use rustix::pipe::fcntl_setpipe_size;
+use rustix::time::Timespec;
 
 use crate::error::SysError;
 use crate::event::kind;
@@ -52,6 +57,60 @@ impl PipeEnd {
         Ok(Self { fd })
     }
 
+    /// Opens the end of the pipe at `path` that is written to, with as much room as one may have; `None` if nobody reads there
+    /// yet.
+    ///
+    /// # Errors
+    /// The system's, and [`io::ErrorKind::InvalidInput`] for what is no pipe.
+    pub fn writer_at(path: &Path) -> io::Result<Option<Self>> {
+        /// The most that the kernel gives to everybody.
+        const ROOM: usize = 1 << 20;
+        let fd = match open(
+            path,
+            OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(fd) => fd,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        if FileType::from_raw_mode(fstat(&fd)?.st_mode) != FileType::Fifo {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // Where there is less to be had, it is a smaller pipe.
+        let _ = fcntl_setpipe_size(&fd, ROOM);
+        Ok(Some(Self { fd }))
+    }
+
+    /// Writes as much as there is room for now; how much that was.
+    ///
+    /// # Errors
+    /// There is no room at all ([`io::ErrorKind::WouldBlock`]), or nobody reads any more ([`io::ErrorKind::BrokenPipe`]).
+    pub fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(write(&self.fd, bytes)?)
+    }
+
+    /// Whether somebody still reads what is written.
+    #[must_use]
+    pub fn has_reader(&self) -> bool {
+        !self.polled(Duration::ZERO).contains(PollFlags::ERR)
+    }
+
+    /// Waits until there is room, or nobody who would read; whether that happened in time.
+    #[must_use]
+    pub fn wait_writable(&self, timeout: Duration) -> bool {
+        !self.polled(timeout).is_empty()
+    }
+
+    fn polled(&self, timeout: Duration) -> PollFlags {
+        let timeout = Timespec::try_from(timeout).ok();
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+
     /// Writes all of it at once, or nothing. A pipe that is empty has room for 4096 bytes.
     ///
     /// # Errors
@@ -87,10 +146,16 @@ impl PipeEnd {
     }
 }
 
+impl AsFd for PipeEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use super::*;
 
@@ -121,6 +186,32 @@ mod tests {
         );
         drop(writer);
         assert_eq!(reader.read_all(5).unwrap(), b"", "the rest of it");
+    }
+
+    #[test]
+    fn a_pipe_takes_what_it_has_room_for_and_tells_whether_somebody_reads() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        let end = PipeEnd::writer_at(Path::new(&path)).unwrap().unwrap();
+        drop(writer);
+        let mut written = 0;
+        let error = loop {
+            match end.write_some(&[7; 100_000]) {
+                Ok(n) => written += n,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(!end.wait_writable(Duration::ZERO));
+        assert!(end.has_reader());
+        reader.read_exact(&mut vec![0; written]).unwrap();
+        assert!(end.wait_writable(Duration::ZERO));
+        drop(reader);
+        assert!(!end.has_reader());
+        assert!(end.wait_writable(Duration::MAX), "it says so at once");
+        let error = end.write_some(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(PipeEnd::writer_at(Path::new("/dev/null")).is_err());
     }
 
     #[test]

@@ -63,6 +63,13 @@ impl Capture {
         Ok(Self { bytes, packets })
     }
 
+    #[cfg(test)]
+    pub(super) fn parse_for_tests(bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        let capture = Self::parse(bytes).unwrap_or_else(|defect| panic!("{}", defect.problem));
+        let frames = (0..capture.len()).filter_map(|i| capture.frame(i));
+        frames.map(<[u8]>::to_vec).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.packets.len()
     }
@@ -352,9 +359,14 @@ mod tests {
         };
         let pcap = pcap(0xa1b2_c3d4, false, 1, &[(1, 0, b"abcd"), (2, 0, b"efgh")]);
         let mut pcapng = Vec::new();
-        super::super::writer::pcapng_header(&mut pcapng);
+        super::super::format::header(super::super::format::Format::Pcapng, "", "", &mut pcapng);
         for _ in 0..3 {
-            super::super::writer::pcapng_record(&mut pcapng, 5, |out| out.extend(b"abcde"));
+            super::super::format::record(
+                super::super::format::Format::Pcapng,
+                5,
+                &mut pcapng,
+                |out| out.extend(b"abcde"),
+            );
         }
         assert_eq!(
             Capture::parse(pcapng.clone())

@@ -1,11 +1,16 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io::{PipeWriter, Read};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use virtnet_packet::BURST_MAX;
 use virtnet_sys::{Events, Poller};
 
 use super::*;
+
+const PCAPNG: format::Format = format::Format::Pcapng;
 
 /// A file in a directory of its own, which goes away with it.
 struct TempFile(PathBuf);
@@ -156,9 +161,11 @@ fn a_looped_capture_never_ends() {
 /// Three packets, at 0, 10 and 30 ms.
 fn paced_file(file: &TempFile) {
     let mut bytes = Vec::new();
-    writer::pcapng_header(&mut bytes);
+    format::header(PCAPNG, "", "", &mut bytes);
     for ms in [100, 110, 130] {
-        writer::pcapng_record(&mut bytes, ms * 1_000_000, |out| out.extend([0; 60]));
+        format::record(PCAPNG, ms * 1_000_000, &mut bytes, |out| {
+            out.extend([0; 60])
+        });
     }
     fs::write(&file.0, bytes).unwrap();
 }
@@ -232,8 +239,8 @@ fn a_worker_is_woken_when_the_next_packet_is_due() {
 fn a_loop_without_duration_has_no_recorded_pace() {
     let file = TempFile::new("a.pcapng");
     let mut bytes = Vec::new();
-    writer::pcapng_header(&mut bytes);
-    writer::pcapng_record(&mut bytes, 5, |out| out.extend([0; 60]));
+    format::header(PCAPNG, "", "", &mut bytes);
+    format::record(PCAPNG, 5, &mut bytes, |out| out.extend([0; 60]));
     fs::write(&file.0, bytes).unwrap();
     let mode = PcapMode::Read {
         looped: true,
@@ -255,7 +262,7 @@ fn a_missing_file_and_a_cut_one_say_so() {
     let error = PcapPort::open(&file.0, PcapMode::READ).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains("cut") && text.contains("block 5, byte 244"),
+        text.contains("cut") && text.contains("block 5, byte 268"),
         "{text}"
     );
 }
@@ -264,9 +271,9 @@ fn a_missing_file_and_a_cut_one_say_so() {
 fn runts_of_a_capture_are_counted_and_not_passed_on() {
     let file = TempFile::new("a.pcapng");
     let mut bytes = Vec::new();
-    writer::pcapng_header(&mut bytes);
+    format::header(PCAPNG, "", "", &mut bytes);
     for len in [0, 13, 14] {
-        writer::pcapng_record(&mut bytes, 5, |out| out.extend(vec![1; len]));
+        format::record(PCAPNG, 5, &mut bytes, |out| out.extend(vec![1; len]));
     }
     fs::write(&file.0, bytes).unwrap();
     let mut port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
@@ -274,4 +281,169 @@ fn runts_of_a_capture_are_counted_and_not_passed_on() {
     let counters = port.counters();
     assert_eq!((counters.received, counters.received_bytes), (3, 27));
     assert_eq!(counters.rx_drops.of(DropReason::Runt), 2);
+}
+
+/// A capture into a pipe.
+fn piped(writer: PipeWriter) -> PcapPort {
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let options = CaptureOptions {
+        interface: "vm1".to_owned(),
+        filter: "arp".to_owned(),
+        ..CaptureOptions::default()
+    };
+    let port = PcapPort::capture(path, options).unwrap();
+    drop(writer);
+    port
+}
+
+/// What a breath does with a port that nothing comes from.
+fn breathe(port: &mut PcapPort) {
+    port.disarm();
+    assert_eq!(port.rx(&mut Burst::new()), 0);
+    assert!(!port.arm());
+}
+
+#[test]
+fn a_reader_gets_packets_while_they_come_and_the_statistics_at_the_end() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut port = piped(writer);
+    write_frames(&mut port, 0..3);
+    port.flush();
+    assert_eq!(port.counters().sent, 3);
+    let mut live = vec![0; 4096];
+    let n = reader.read(&mut live).unwrap();
+    let recorded = Capture::parse_for_tests(live[..n].to_vec());
+    assert_eq!(recorded, (0..3).map(frame).collect::<Vec<_>>());
+    assert!(live[..n].windows(3).any(|text| text == b"vm1"));
+    assert!(live[..n].windows(4).any(|text| text == b"\0arp"));
+    port.drop_tx(DropReason::NoRoom, 2);
+    drop(port);
+    let mut end = Vec::new();
+    reader.read_to_end(&mut end).unwrap();
+    assert_eq!(
+        end[..4],
+        5u32.to_le_bytes(),
+        "an interface statistics block"
+    );
+    for (code, count) in [(5u16, 2u64), (6, 5), (8, 3)] {
+        let option = [
+            &code.to_le_bytes()[..],
+            &8u16.to_le_bytes(),
+            &count.to_le_bytes(),
+        ]
+        .concat();
+        assert!(
+            end.windows(12).any(|bytes| bytes == option),
+            "{code}: {end:?}"
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_keep_up_costs_packets_and_no_time() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut port = piped(writer);
+    let mut burst = Burst::new();
+    (0..BURST_MAX).for_each(|_| burst.push_bytes(&[7; 9000], Offload::default()));
+    let mut taken = 0;
+    let mut refused = 0;
+    for _ in 0..50 {
+        let n = port.tx(&burst, &Picks::first(burst.len()));
+        port.drop_tx(DropReason::NoRoom, burst.len() - n);
+        port.flush();
+        taken += n;
+        refused += burst.len() - n;
+    }
+    assert!(taken > 0 && refused > 0);
+    let counters = port.counters();
+    assert_eq!(counters.sent, taken as u64);
+    assert_eq!(counters.tx_drops.of(DropReason::NoRoom), refused as u64);
+    // It sleeps until there is room, and goes on then.
+    breathe(&mut port);
+    let poller = Poller::new().unwrap();
+    poller.add(port.wait_fd().unwrap(), 1).unwrap();
+    let mut events = Events::with_capacity(1);
+    assert_eq!(poller.wait(&mut events, Some(Duration::ZERO)).unwrap(), 0);
+    let reading = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        Capture::parse_for_tests(all).len()
+    });
+    while !matches!(&port.side, Side::Write(writer) if writer.is_empty()) {
+        poller.wait(&mut events, None).unwrap();
+        breathe(&mut port);
+    }
+    drop(port);
+    assert_eq!(
+        reading.join().unwrap(),
+        taken,
+        "whole packets, all that were taken"
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_capture_and_is_named() {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut port = piped(writer);
+    let watch = port.watch().unwrap();
+    assert_eq!(watch.state(), "writing");
+    breathe(&mut port);
+    let poller = Poller::new().unwrap();
+    poller.add(port.wait_fd().unwrap(), 1).unwrap();
+    let mut events = Events::with_capacity(1);
+    drop(reader);
+    // Without a packet.
+    assert_eq!(poller.wait(&mut events, None).unwrap(), 1);
+    breathe(&mut port);
+    assert_eq!(
+        (watch.state(), watch.why()),
+        ("ended", Some("its reader has left"))
+    );
+    assert_eq!(poller.wait(&mut events, Some(Duration::ZERO)).unwrap(), 0);
+    write_frames(&mut port, 0..4);
+    port.flush();
+    assert_eq!(port.counters().tx_drops.of(DropReason::PortDown), 4);
+    assert_eq!(port.counters().sent, 0);
+}
+
+#[test]
+fn a_reader_that_stopped_reading_is_not_waited_for_long_at_the_end() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let mut port = piped(writer);
+    let mut burst = Burst::new();
+    (0..BURST_MAX).for_each(|_| burst.push_bytes(&[7; 60_000], Offload::default()));
+    port.tx(&burst, &Picks::first(burst.len()));
+    port.flush();
+    let began = Instant::now();
+    drop(port);
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn a_capture_begins_when_somebody_reads() {
+    let file = TempFile::new("fifo");
+    let made = Command::new("mkfifo").arg(&file.0).status().unwrap();
+    assert!(made.success());
+    let mut port = PcapPort::open(&file.0, PcapMode::Write).unwrap();
+    assert_eq!(port.watch().unwrap().state(), "waiting");
+    write_frames(&mut port, 0..2);
+    port.flush();
+    assert_eq!(port.counters().tx_drops.of(DropReason::PortDown), 2);
+    let path = file.0.clone();
+    let opening = std::thread::spawn(move || File::open(path).unwrap());
+    let poller = Poller::new().unwrap();
+    poller.add(port.wait_fd().unwrap(), 1).unwrap();
+    let mut events = Events::with_capacity(1);
+    while port.watch().unwrap().state() == "waiting" {
+        // It looks again by itself.
+        poller.wait(&mut events, None).unwrap();
+        breathe(&mut port);
+    }
+    assert_eq!(port.watch().unwrap().state(), "writing");
+    write_frames(&mut port, 2..3);
+    port.flush();
+    let mut reader = opening.join().unwrap();
+    let mut live = vec![0; 4096];
+    let n = reader.read(&mut live).unwrap();
+    assert_eq!(Capture::parse_for_tests(live[..n].to_vec()), [frame(2)]);
 }

@@ -1,27 +1,75 @@
-//! A capture file being written: one buffer per breath, one write per flush, always ending with a whole record.
+//! A capture being written: into a file, one buffer per breath and one write per flush, always ending with a whole record; or
+//! to somebody who reads it meanwhile.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use virtnet_packet::{Burst, Picks};
+use virtnet_packet::{Burst, DropReason, Picks};
 
+use super::format::{self, Format, Tally};
+use super::pipe::{Pipe, Reader};
 use crate::PortError;
-
-/// The longest packet kept whole: more than any port carries.
-const SNAP_LEN: u32 = 262_144;
-
-/// Link type of Ethernet.
-const ETHERNET: u32 = 1;
 
 /// When the buffer is this full, it is written without waiting for the flush.
 const BUFFER_MAX: usize = 1 << 20;
 
-#[derive(Clone, Copy, Debug)]
-enum Format {
-    Pcap,
-    Pcapng,
+/// What a capture says of itself beside its packets, and how it begins.
+#[derive(Clone, Debug, Default)]
+pub struct CaptureOptions {
+    /// The place where it is taken, as the name of an interface; empty: none.
+    pub interface: String,
+    /// The filter that its packets have passed, in the language of tcpdump; empty: none.
+    pub filter: String,
+    /// A file is continued at its end, not made anew: somebody else has opened it.
+    pub append: bool,
+}
+
+/// How the writing of a capture goes on, for whoever does not own the port.
+#[derive(Clone, Debug, Default)]
+pub struct PcapWatch(Arc<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    state: AtomicU8,
+    why: OnceLock<String>,
+}
+
+const WRITING: u8 = 0;
+const WAITING: u8 = 1;
+const ENDED: u8 = 2;
+
+impl PcapWatch {
+    /// `writing`; `waiting` for somebody who reads; or `ended`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.0.state.load(Ordering::Acquire) {
+            WAITING => "waiting",
+            ENDED => "ended",
+            _ => "writing",
+        }
+    }
+
+    /// Why it has ended, once it has.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        self.0.why.get().map(String::as_str)
+    }
+
+    fn set(&self, state: u8) {
+        self.0.state.store(state, Ordering::Release);
+    }
+
+    fn end(&self, why: &str) {
+        // The first reason is the one.
+        let _ = self.0.why.set(why.to_owned());
+        self.set(ENDED);
+    }
 }
 
 /// What became of packets since the last flush.
@@ -32,45 +80,85 @@ pub(super) struct Flushed {
     pub(super) lost: usize,
 }
 
+/// What is written to.
+#[derive(Debug)]
+enum Target {
+    File {
+        file: File,
+        /// Its length, where it ends with a whole record.
+        len: u64,
+        buffer: Vec<u8>,
+    },
+    Pipe(Box<Pipe>),
+}
+
 #[derive(Debug)]
 pub(super) struct CaptureWriter {
-    file: File,
+    target: Target,
     format: Format,
-    buffer: Vec<u8>,
+    options: CaptureOptions,
     /// Packets in the buffer and their bytes.
     buffered: (u64, u64),
-    /// Length of the file, which ends with a whole record there.
-    file_len: u64,
     flushed: Flushed,
+    tally: Tally,
     error: Option<io::Error>,
+    watch: PcapWatch,
 }
 
 impl CaptureWriter {
-    fn over(file: File, format: Format) -> Self {
+    fn over(target: Target, format: Format, options: CaptureOptions) -> Self {
         Self {
-            file,
+            target,
             format,
-            buffer: Vec::new(),
+            tally: Tally {
+                began_ns: wall_ns(),
+                filtered: !options.filter.is_empty(),
+                ..Tally::default()
+            },
+            options,
             buffered: (0, 0),
-            file_len: 0,
             flushed: Flushed::default(),
             error: None,
+            watch: PcapWatch::default(),
         }
     }
 
-    pub(super) fn create(path: &Path) -> Result<Self, PortError> {
+    pub(super) fn create(path: &Path, options: CaptureOptions) -> Result<Self, PortError> {
         let failed =
             |source| PortError::io(format!("write the capture {}", path.display()), source);
         let is_pcap = path
             .extension()
             .is_some_and(|extension| extension.eq_ignore_ascii_case("pcap"));
-        let (format, header): (_, fn(&mut Vec<u8>)) = if is_pcap {
-            (Format::Pcap, pcap_header)
+        let format = if is_pcap {
+            Format::Pcap
         } else {
-            (Format::Pcapng, pcapng_header)
+            Format::Pcapng
         };
-        let mut writer = Self::over(File::create(path).map_err(failed)?, format);
-        header(&mut writer.buffer);
+        let is_pipe = path
+            .metadata()
+            .is_ok_and(|found| found.file_type().is_fifo());
+        let target = if is_pipe {
+            Target::Pipe(Box::new(Pipe::open(path).map_err(failed)?))
+        } else {
+            let mut opening = File::options();
+            if options.append {
+                opening.append(true);
+            } else {
+                opening.write(true).create(true).truncate(true);
+            }
+            let file = opening.open(path).map_err(failed)?;
+            let len = file.metadata().map_or(0, |found| found.len());
+            Target::File {
+                file,
+                len: if options.append { len } else { 0 },
+                buffer: Vec::new(),
+            }
+        };
+        let mut writer = Self::over(target, format, options);
+        match &writer.target {
+            Target::Pipe(pipe) if pipe.reader() != Reader::There => writer.watch.set(WAITING),
+            _ => writer.begin(),
+        }
         writer.write_buffer();
         match writer.error.take() {
             Some(error) => Err(failed(error)),
@@ -82,33 +170,72 @@ impl CaptureWriter {
         self.error.as_ref()
     }
 
-    /// Takes the picked packets; what becomes of them is known at the flush.
-    pub(super) fn append(&mut self, burst: &Burst, picks: &Picks) {
-        if self.error.is_some() {
-            self.flushed.lost += picks.len();
-            return;
+    pub(super) fn watch(&self) -> PcapWatch {
+        self.watch.clone()
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        match &mut self.target {
+            Target::File { buffer, .. } => buffer,
+            Target::Pipe(pipe) => pipe.buffer(),
         }
-        let time_ns = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| {
-                u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-            });
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.target {
+            Target::File { buffer, .. } => buffer.is_empty(),
+            Target::Pipe(pipe) => pipe.is_empty(),
+        }
+    }
+
+    fn begin(&mut self) {
+        let (format, options) = (self.format, self.options.clone());
+        self.tally.began_ns = wall_ns();
+        format::header(format, &options.interface, &options.filter, self.buffer());
+    }
+
+    /// Why packets are not written now, if they are not.
+    pub(super) fn is_down(&self) -> Option<DropReason> {
+        if self.error.is_some() {
+            return Some(DropReason::SendError);
+        }
+        match &self.target {
+            Target::Pipe(pipe) if pipe.reader() != Reader::There => Some(DropReason::PortDown),
+            _ => None,
+        }
+    }
+
+    /// Takes the picked packets, as many as there is room for; what becomes of those is known at the flush.
+    pub(super) fn append(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        if let Target::Pipe(pipe) = &self.target
+            && !pipe.has_room()
+        {
+            return 0;
+        }
+        let time_ns = wall_ns();
+        let format = self.format;
         for i in picks.iter() {
             let frame = |out: &mut Vec<u8>| {
                 let start = out.len();
                 out.resize(start + burst.frame_len(i), 0);
                 burst.copy_frame(i, &mut out[start..]);
             };
-            match self.format {
-                Format::Pcap => pcap_record(&mut self.buffer, time_ns, frame),
-                Format::Pcapng => pcapng_record(&mut self.buffer, time_ns, frame),
-            }
+            format::record(format, time_ns, self.buffer(), frame);
             self.buffered.0 += 1;
             self.buffered.1 += burst.frame_len(i) as u64;
         }
-        if self.buffer.len() >= BUFFER_MAX {
+        self.tally.offered += picks.len() as u64;
+        if matches!(&self.target, Target::File { buffer, .. } if buffer.len() >= BUFFER_MAX) {
             self.write_buffer();
         }
+        picks.len()
+    }
+
+    /// Counts packets that it had no room for.
+    pub(super) fn refused(&mut self, n: usize) {
+        self.tally.offered += n as u64;
+        self.tally.dropped += n as u64;
     }
 
     /// Writes what has been taken, and tells what became of it.
@@ -118,99 +245,107 @@ impl CaptureWriter {
     }
 
     fn write_buffer(&mut self) {
-        if self.buffer.is_empty() {
-            return;
-        }
         let (packets, bytes) = std::mem::take(&mut self.buffered);
-        match self.file.write_all(&self.buffer) {
+        let written = match &mut self.target {
+            Target::Pipe(pipe) => {
+                // Given to the reader, whatever he does with it. One who comes is welcomed elsewhere.
+                if pipe.reader() == Reader::There {
+                    pipe.attend();
+                }
+                Ok(())
+            }
+            Target::File { buffer, .. } if buffer.is_empty() => return,
+            Target::File { file, len, buffer } => {
+                let written = file.write_all(buffer);
+                if written.is_ok() {
+                    *len += buffer.len() as u64;
+                } else {
+                    // Part of it may have arrived.
+                    drop(file.set_len(*len));
+                }
+                buffer.clear();
+                written
+            }
+        };
+        match written {
             Ok(()) => {
-                self.file_len += self.buffer.len() as u64;
                 self.flushed.written += packets;
                 self.flushed.written_bytes += bytes;
             }
             Err(error) => {
-                // Part of it may have arrived. Where the file cannot be cut (a pipe), its reader sees half a record.
-                drop(self.file.set_len(self.file_len));
                 self.flushed.lost += usize::try_from(packets).unwrap_or(usize::MAX);
+                self.tally.dropped += packets;
+                self.watch.end(&error.to_string());
                 self.error = Some(error);
             }
         }
-        self.buffer.clear();
+        self.look_at_reader();
+    }
+
+    /// Looks after a reader: who has come, has left, or may have made room.
+    pub(super) fn attend(&mut self) {
+        let Target::Pipe(pipe) = &mut self.target else {
+            return;
+        };
+        let before = pipe.reader();
+        pipe.attend();
+        if before == Reader::Awaited && pipe.reader() == Reader::There {
+            self.watch.set(WRITING);
+            self.begin();
+        }
+        self.look_at_reader();
+    }
+
+    fn look_at_reader(&mut self) {
+        if let Target::Pipe(pipe) = &self.target
+            && pipe.reader() == Reader::Gone
+            && self.watch.state() != "ended"
+        {
+            self.watch.end("its reader has left");
+        }
+    }
+
+    pub(super) fn arm(&mut self) {
+        if let Target::Pipe(pipe) = &mut self.target {
+            pipe.arm();
+        }
+    }
+
+    pub(super) fn disarm(&mut self) {
+        if let Target::Pipe(pipe) = &mut self.target {
+            pipe.call();
+        }
+    }
+
+    pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.target {
+            Target::Pipe(pipe) => Some(pipe.as_fd()),
+            Target::File { .. } => None,
+        }
+    }
+
+    /// Writes what a capture ends with.
+    pub(super) fn finish(&mut self) {
+        if self.is_down().is_none() {
+            self.tally.ended_ns = wall_ns();
+            let (format, tally) = (self.format, self.tally);
+            format::statistics(format, &tally, self.buffer());
+            self.write_buffer();
+            if let Target::Pipe(pipe) = &mut self.target {
+                pipe.finish();
+            }
+        }
+        self.watch.end("it was stopped");
     }
 }
 
-fn pcap_header(out: &mut Vec<u8>) {
-    const NANOSECONDS: u32 = 0xa1b2_3c4d;
-    const VERSION: u32 = 0x0004_0002;
-    words(out, [NANOSECONDS, VERSION, 0, 0, SNAP_LEN, ETHERNET]);
-}
-
-fn pcap_record(out: &mut Vec<u8>, time_ns: u64, frame: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    let seconds = low_word(time_ns / 1_000_000_000);
-    let fraction = low_word(time_ns % 1_000_000_000);
-    words(out, [seconds, fraction, 0, 0]);
-    frame(out);
-    let len = len_word(out.len() - start - 16);
-    set_word(out, start + 8, len);
-    set_word(out, start + 12, len);
-}
-
-/// A section and its one interface, which counts in nanoseconds.
-pub(super) fn pcapng_header(out: &mut Vec<u8>) {
-    const BYTE_ORDER: u32 = 0x1a2b_3c4d;
-    const VERSION: u32 = 1;
-    const UNKNOWN_LENGTH: u32 = u32::MAX;
-    const TIME_RESOLUTION: u32 = 9 | 1 << 16;
-    const NANOSECONDS: u32 = 9;
-    block(out, 0x0a0d_0d0a, |out| {
-        words(out, [BYTE_ORDER, VERSION, UNKNOWN_LENGTH, UNKNOWN_LENGTH]);
-    });
-    block(out, 1, |out| {
-        words(out, [ETHERNET, SNAP_LEN, TIME_RESOLUTION, NANOSECONDS, 0]);
-    });
-}
-
-pub(super) fn pcapng_record(out: &mut Vec<u8>, time_ns: u64, frame: impl FnOnce(&mut Vec<u8>)) {
-    block(out, 6, |out| {
-        words(out, [0, low_word(time_ns >> 32), low_word(time_ns), 0, 0]);
-        let start = out.len();
-        frame(out);
-        let len = out.len() - start;
-        out.resize(start + len.next_multiple_of(4), 0);
-        let len = len_word(len);
-        set_word(out, start - 8, len);
-        set_word(out, start - 4, len);
-    });
-}
-
-/// A block of pcapng: type, length, body, length again.
-fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    words(out, [kind, 0]);
-    body(out);
-    let len = len_word(out.len() + 4 - start);
-    words(out, [len]);
-    set_word(out, start + 4, len);
-}
-
-fn words<const N: usize>(out: &mut Vec<u8>, words: [u32; N]) {
-    out.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-}
-
-fn set_word(out: &mut [u8], at: usize, word: u32) {
-    out[at..at + 4].copy_from_slice(&word.to_le_bytes());
-}
-
-/// The lower half of `value`.
-fn low_word(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-/// A length in the file. Frames are far shorter than this can hold.
-fn len_word(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX)
+/// Now, in nanoseconds since 1970.
+pub(super) fn wall_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        })
 }
 
 #[cfg(test)]
@@ -219,10 +354,18 @@ mod tests {
 
     use super::*;
 
+    fn over(path: &str, format: Format) -> CaptureWriter {
+        let target = Target::File {
+            file: File::options().write(true).open(path).unwrap(),
+            len: 0,
+            buffer: Vec::new(),
+        };
+        CaptureWriter::over(target, format, CaptureOptions::default())
+    }
+
     #[test]
     fn a_full_disk_loses_packets_that_are_counted_and_ends_the_writing() {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut writer = CaptureWriter::over(full, Format::Pcapng);
+        let mut writer = over("/dev/full", Format::Pcapng);
         let mut burst = Burst::new();
         (0..5).for_each(|_| burst.push_bytes(&[0; 60], Offload::default()));
         writer.append(&burst, &Picks::first(5));
@@ -230,19 +373,18 @@ mod tests {
         assert_eq!((flushed.written, flushed.lost), (0, 5));
         let kind = writer.error().unwrap().kind();
         assert_eq!(kind, io::ErrorKind::StorageFull);
-        writer.append(&burst, &Picks::first(2));
-        let flushed = writer.flush();
-        assert_eq!((flushed.written, flushed.lost), (0, 2));
+        assert_eq!(writer.is_down(), Some(DropReason::SendError));
+        assert_eq!(writer.watch().state(), "ended");
+        assert!(writer.watch().why().unwrap().contains("No space"));
     }
 
     #[test]
     fn a_breath_that_is_too_long_for_the_buffer_is_written_at_once() {
-        let null = File::options().write(true).open("/dev/null").unwrap();
-        let mut writer = CaptureWriter::over(null, Format::Pcap);
+        let mut writer = over("/dev/null", Format::Pcap);
         let mut burst = Burst::new();
         (0..40).for_each(|_| burst.push_bytes(&[0; 60_000], Offload::default()));
         writer.append(&burst, &Picks::first(40));
-        assert!(writer.buffer.is_empty());
+        assert!(writer.buffer().is_empty());
         let flushed = writer.flush();
         assert_eq!((flushed.written, flushed.written_bytes), (40, 2_400_000));
     }
