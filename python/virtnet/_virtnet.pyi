@@ -103,6 +103,22 @@ def memory_pair(capacity: int) -> tuple[Port, Port]:
     """Two ports back to back, each holding up to ``capacity`` packets that the other has not taken."""
 
 @final
+class Recorder:
+    """A port that keeps what is sent to it, for `virtnet.Net` to open, and what it has kept."""
+
+    def __new__(cls, snap: int, memory: int) -> Self:
+        """Keeps the first ``snap`` bytes of each packet, in ``memory`` bytes at most."""
+
+    def take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]:
+        """What has come since the last time: bytes, starts, lengths, offload metadata, times, lengths on the wire."""
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take."""
+
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+
+@final
 class Port:
     """One port, used by hand."""
 

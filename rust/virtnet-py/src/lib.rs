@@ -23,6 +23,7 @@ mod open;
 mod packets;
 mod ports;
 mod probe;
+mod recorder;
 mod rings;
 mod sockets;
 mod stats;
@@ -45,5 +46,6 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rings::DriverQueue>()?;
     module.add_class::<rings::GuestMemory>()?;
     module.add_class::<ports::Port>()?;
+    module.add_class::<recorder::Recorder>()?;
     Ok(())
 }

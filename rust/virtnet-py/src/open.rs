@@ -6,16 +6,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    AfPacketPort, AfXdpOptions, AfXdpPort, Control, DgramWatch, Event, InterfaceWatch, OFFLOADS,
-    Pace, PcapMode, PcapPort, RingStatus, StreamWatch, TapPort, VhostUserOptions, VhostUserPort,
-    VhostUserWatch, VirtioUserOptions, VirtioUserPort, VirtioUserWatch, VxlanWatch, XdpAttach,
-    XdpMode,
+    AfPacketPort, AfXdpOptions, AfXdpPort, CaptureOptions, Control, DgramWatch, Event,
+    InterfaceWatch, OFFLOADS, Pace, PcapMode, PcapPort, PcapWatch, RingStatus, StreamWatch,
+    TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort,
+    VirtioUserWatch, VxlanWatch, XdpAttach, XdpMode,
 };
 use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, RingFormat};
 
 use crate::errors::{ConfigError, StateError, port_error};
 use crate::ports;
+use crate::recorder::Recorder;
 use crate::sockets::{open_dgram, open_stream, open_vxlan, there};
 use crate::stats::Session;
 
@@ -38,6 +39,7 @@ impl Opened {
 /// Asks a port how its session stands, wherever the port is.
 #[derive(Clone, Debug)]
 pub(crate) enum Watch {
+    Pcap(PcapWatch),
     VhostUser(VhostUserWatch),
     VirtioUser(VirtioUserWatch),
     Interface(InterfaceWatch),
@@ -62,6 +64,7 @@ impl Watch {
             Self::Vxlan(watch) => Session::from(watch),
             Self::Dgram(watch) => Session::from(watch),
             Self::Stream(watch) => Session::from(watch),
+            Self::Pcap(watch) => Session::from(watch),
             Self::Always => Session::always(),
         }
     }
@@ -75,7 +78,7 @@ impl Watch {
             Self::Vxlan(watch) => watch.events().since(first),
             Self::Dgram(watch) => watch.events().since(first),
             Self::Stream(watch) => watch.events().since(first),
-            Self::Always => (Vec::new(), 0),
+            Self::Pcap(_) | Self::Always => (Vec::new(), 0),
         }
     }
 
@@ -231,6 +234,10 @@ pub(crate) fn open(
         "stream" => open_stream(options, control),
         "af-xdp" => open_af_xdp(options, workers, control),
         "pcap" => open_pcap(options),
+        "columns" => {
+            let recorder: Bound<'_, Recorder> = get(options, "recorder")?;
+            Ok(Opened::whole(recorder.get().take_port()?, Watch::Always))
+        }
         "memory" => {
             let end: Bound<'_, ports::Port> = get(options, "port")?;
             Ok(Opened {
@@ -317,8 +324,24 @@ fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {
         }
         _ => PcapMode::Write,
     };
+    // What a capture knows besides, and a port of a file does not.
+    let text = |name| -> PyResult<String> {
+        let found = options.get_item(name)?;
+        found.map_or(Ok(String::new()), |value| value.extract())
+    };
+    let flag = |name| -> PyResult<bool> {
+        let found = options.get_item(name)?;
+        found.map_or(Ok(false), |value| value.extract())
+    };
+    let described = CaptureOptions {
+        interface: text("interface")?,
+        filter: text("filter")?,
+        pcap: flag("pcap")?,
+        append: flag("append")?,
+    };
     if matches!(mode, PcapMode::Write)
-        && Path::new(&path).exists()
+        && !described.append
+        && Path::new(&path).is_file()
         && !get::<bool>(options, "overwrite")?
     {
         return Err(ConfigError::new_err(format!(
@@ -327,9 +350,13 @@ fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {
     }
     let port = options
         .py()
-        .detach(|| PcapPort::open(&path, mode))
+        .detach(|| match mode {
+            PcapMode::Write => PcapPort::capture(&path, described),
+            PcapMode::Read { .. } => PcapPort::open(&path, mode),
+        })
         .map_err(port_error)?;
-    Ok(Opened::whole(port, Watch::Always))
+    let watch = port.watch().map_or(Watch::Always, Watch::Pcap);
+    Ok(Opened::whole(port, watch))
 }
 
 /// One option. `virtnet.spec` has checked it, so a missing or odd one is a defect of the package.

@@ -130,7 +130,7 @@ fn native_bytes<'py>(py: Python<'py>, numbers: &[u32]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, &bytes)
 }
 
-fn offload_bytes(offload: Offload) -> [u8; OFFLOAD_LEN] {
+pub(crate) fn offload_bytes(offload: Offload) -> [u8; OFFLOAD_LEN] {
     let [h0, h1] = offload.hdr_len.to_le_bytes();
     let [g0, g1] = offload.gso_size.to_le_bytes();
     let [s0, s1] = offload.csum_start.to_le_bytes();

@@ -8,7 +8,8 @@ use virtnet_engine::{FunctionDetail, FunctionStats, Gate, NetBalance};
 use virtnet_packet::header::Mac;
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{
-    DgramWatch, InterfaceWatch, Step, StreamWatch, VhostUserStatus, VirtioUserStatus, VxlanWatch,
+    DgramWatch, InterfaceWatch, PcapWatch, Step, StreamWatch, VhostUserStatus, VirtioUserStatus,
+    VxlanWatch,
 };
 use virtnet_virtio::net::NetConfig;
 
@@ -90,6 +91,18 @@ impl From<&StreamWatch> for Session {
             sessions: watch.sessions(),
             last_error: watch.last_error(),
             peer_pid: watch.peer_pid(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&PcapWatch> for Session {
+    fn from(watch: &PcapWatch) -> Self {
+        let state = watch.state();
+        Self {
+            connected: state == "writing",
+            state: Some(state),
+            last_error: watch.why().map(str::to_owned),
             ..Self::default()
         }
     }

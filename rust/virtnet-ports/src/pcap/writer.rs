@@ -26,6 +26,8 @@ pub struct CaptureOptions {
     pub interface: String,
     /// The filter that its packets have passed, in the language of tcpdump; empty: none.
     pub filter: String,
+    /// Written as pcap, not pcapng, whatever the file is called.
+    pub pcap: bool,
     /// A file is continued at its end, not made anew: somebody else has opened it.
     pub append: bool,
 }
@@ -126,9 +128,10 @@ impl CaptureWriter {
     pub(super) fn create(path: &Path, options: CaptureOptions) -> Result<Self, PortError> {
         let failed =
             |source| PortError::io(format!("write the capture {}", path.display()), source);
-        let is_pcap = path
-            .extension()
-            .is_some_and(|extension| extension.eq_ignore_ascii_case("pcap"));
+        let is_pcap = options.pcap
+            || path
+                .extension()
+                .is_some_and(|extension| extension.eq_ignore_ascii_case("pcap"));
         let format = if is_pcap {
             Format::Pcap
         } else {
@@ -340,7 +343,7 @@ impl CaptureWriter {
 }
 
 /// Now, in nanoseconds since 1970.
-pub(super) fn wall_ns() -> u64 {
+pub(crate) fn wall_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {
