@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
+from virtnet.capturing import Capture, ColumnsCapture
 from virtnet.checking import CheckReport, CheckResult, check_back_end
 from virtnet.description import FunctionSpec, Plan, Spec, schema
 from virtnet.errors import ConfigError, GuestError, PeerError, PeerGone, PortError, StateError, VirtnetError
@@ -22,7 +23,7 @@ from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler
 from virtnet.net import Net
-from virtnet.nodes import Capture, Firewall, Function, Node, PortNode, QemuArgs, Switch
+from virtnet.nodes import Firewall, Function, Node, PortNode, QemuArgs, Switch
 from virtnet.ports import (
     AfPacketPort,
     AfXdpPort,
@@ -70,6 +71,7 @@ __all__ = [
     "CheckReport",
     "CheckResult",
     "Columns",
+    "ColumnsCapture",
     "ConfigError",
     "DeviceQueue",
     "DeviceStats",

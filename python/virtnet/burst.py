@@ -82,15 +82,19 @@ class _Packets:
     lease: _Lease
     #: Of all packets, or ``None`` where they came without.
     hashes: NDArray[np.void] | None = None
+    #: When they passed and how long they were, of packets that were captured.
+    times: NDArray[np.int64] | None = None
+    wire_lengths: NDArray[np.uint32] | None = None
 
     def pick(self, key: Any) -> _Packets:
-        hashes = None if self.hashes is None else self.hashes[key]
         if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == self.starts.shape:
             key = key.nonzero()[0]  # looked through once, not once an array
-            return _Packets(
-                self.data, self.starts.take(key), self.lengths.take(key), self.offloads.take(key), self.lease, hashes
-            )
-        return _Packets(self.data, self.starts[key], self.lengths[key], self.offloads[key], self.lease, hashes)
+        if isinstance(key, slice):
+            picked = self.starts[key], self.lengths[key], self.offloads[key]
+        else:
+            picked = self.starts.take(key), self.lengths.take(key), self.offloads.take(key)
+        rest = (None if one is None else one[key] for one in (self.hashes, self.times, self.wire_lengths))
+        return _Packets(self.data, *picked, self.lease, *rest)
 
 
 class View(NDArrayOperatorsMixin):
@@ -233,6 +237,8 @@ class Columns:
         tcp_flags: ``uint8[n]``.
         payload: ``uint32[n]``, where the bytes behind the parsed headers begin.
         offload: structured, what the sender left to be done (checksum, segmentation); can be written.
+        time_ns: ``int64[n]``, when it passed, in nanoseconds since 1970; 0 where nobody has noted it: captures do.
+        wire_length: ``uint32[n]``, bytes that the frame had; ``length`` unless a capture has cut it.
         hash: structured, the ``value`` that the device has computed and what it has hashed (``report``); 0 where it
             tells none, see :meth:`VirtioUserPort.set_rss`.
     """
@@ -255,6 +261,8 @@ class Columns:
         "tcp_flags",
         "payload",
         "offload",
+        "time_ns",
+        "wire_length",
         "hash",
     )
 
@@ -275,6 +283,8 @@ class Columns:
     tcp_flags: View
     payload: View
     offload: View
+    time_ns: View
+    wire_length: View
     hash: View
 
     _DTYPES = {  # noqa: RUF012 - never changed
@@ -311,6 +321,13 @@ class Columns:
             return View(_read_only(packets.lengths), packets.lease)
         if name == "offload":
             return View(packets.offloads, packets.lease)
+        if name == "time_ns":
+            times = np.zeros(len(packets.lengths), np.int64) if packets.times is None else packets.times
+            return View(_read_only(times), packets.lease)
+        if name == "wire_length":
+            return View(
+                _read_only(packets.lengths if packets.wire_lengths is None else packets.wire_lengths), packets.lease
+            )
         if name == "hash":
             hashes = np.zeros(len(packets.lengths), HASH) if packets.hashes is None else packets.hashes
             return View(_read_only(hashes), packets.lease)
@@ -552,6 +569,23 @@ class Burst:
                 np.frombuffer(offloads, OFFLOAD),
                 _Lease(),
                 np.frombuffer(hashes, HASH) if hashes else None,
+            )
+        )
+
+    @classmethod
+    def _recorded(cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]) -> Burst:
+        """What a capture has kept."""
+        data, starts, lengths, offloads, times, wire_lengths = recorded
+        return cls._of(
+            _Packets(
+                data,
+                np.frombuffer(starts, np.uint32),
+                np.frombuffer(lengths, np.uint32),
+                np.frombuffer(offloads, OFFLOAD),
+                _Lease(),
+                None,
+                np.frombuffer(times, np.int64),
+                np.frombuffer(wire_lengths, np.uint32),
             )
         )
 

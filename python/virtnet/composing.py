@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast, overload
 
+from virtnet import _virtnet
+from virtnet.capturing import Capture, ColumnsCapture, PlannedCapture, check_room, open_target
 from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
-from virtnet.nodes import Capture, Firewall, Function, Node, PortNode, Switch
+from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.plans import PlannedNode, Plans, planned
 from virtnet.spec import PortSpec
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from virtnet.burst import Burst, Frame
+    from virtnet.capturing import Target
     from virtnet.elements import Element
     from virtnet.handlers import Late, OnBurst
     from virtnet.net import Net
@@ -390,24 +393,53 @@ class Composing:
                 self.cable(ends[0], firewall)
                 self.cable(firewall, ends[1])
         return firewall
-
+    @overload
     def capture(
         self,
         where: Node | tuple[Node, Node],
-        path: str | os.PathLike[str],
+        to: None = None,
+        *,
+        filter: str = "",
+        snap: int = FRAME_MAX,
+        memory: int = 64 << 20,
+        name: str | None = None,
+    ) -> ColumnsCapture: ...
+    @overload
+    def capture(
+        self,
+        where: Node | tuple[Node, Node],
+        to: Target,
+        *,
+        filter: str = "",
+        overwrite: bool = False,
+        name: str | None = None,
+    ) -> Capture: ...
+    def capture(
+        self,
+        where: Node | tuple[Node, Node],
+        to: Target | None = None,
         *,
         filter: str = "",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
+        snap: int = FRAME_MAX,
+        memory: int = 64 << 20,
         name: str | None = None,
     ) -> Capture:
-        """Writes what passes a place of the network, in both directions, to a file until it is stopped.
+        """Writes down what passes a place of the network, in both directions, until it is stopped.
 
         Args:
             where: a node with one cable, or the two nodes at the ends of a cable.
-            path: the file, pcapng unless it ends in ``.pcap``.
+            to: a file, pcapng unless it ends in ``.pcap``; or somebody who reads it live: a FIFO, ``-`` for standard
+                output, an open file or descriptor. A reader that does not keep up costs packets, which are counted, and
+                one that leaves ends the capture. Nothing: into memory, to be read as columns.
             filter: which packets, in the language of tcpdump (``"arp or udp port 53"``); all if empty.
             overwrite: write over a file that exists.
-            name: what to call the file's port.
+            snap: of a capture into memory, how many bytes of each packet are kept.
+            memory: of the same, bytes that hold what was not read yet; what comes when they are full is dropped.
+            name: what to call the port that writes.
+
+        Returns:
+            A :class:`~virtnet.Capture`; a :class:`~virtnet.ColumnsCapture` for one into memory.
 
         Example:
             >>> import virtnet as vn
@@ -423,14 +455,48 @@ class Composing:
             ConfigError: there is no such place, no such filter, or the file exists.
             PortError: the file cannot be written.
         """
-        with self.change():
+        check_room(snap, memory)
+        opened = None if to is None else open_target(to)
+        net = cast("Net", self)
+        with ExitStack() as failing, self.change():
+            if opened is not None:
+                failing.callback(opened.close)
             a, b = self._cable_at(where)
-            file = self.pcap(path, overwrite=overwrite, name=self._name(name, f"capture-{Path(path).stem}"))
-            self.unplug(a, b)
-            tee = self.tee(file, filter=filter, name=self._name(None, f"tee-{file.name}"))
-            self.cable(a, tee)
-            self.cable(tee, b)
-        return Capture(file, tee)
+            place = where.name if isinstance(where, Node) else f"{a.name}-{b.name}"
+            called = self._name(name, f"capture-{place}" if opened is None else opened.name)
+            self._check_name(called)
+            recorder = _virtnet.Recorder(snap, memory)
+            if opened is None:
+                spec = PortSpec.of("memory", called)
+                file = PlannedNode(PortNode(net, called, spec), spec, {"recorder": recorder}, kind="columns")
+            else:
+                spec = PortSpec.of("pcap", opened.where if opened.descriptor is None else "-", overwrite=overwrite)
+                described = {"interface": place, "filter": filter, "append": opened.append}
+                options = {**spec.options, "where": opened.where, **described}
+                file = PlannedNode(PortNode(net, called, spec), spec, options)
+            tee_spec = whole(FunctionSpec("tee", {"branch": called, "filter": filter}))
+            tee = planned(Function(net, self._name(None, f"tee-{called}"), tee_spec), tee_spec)
+            handles = cast("PortNode", file.handle), cast("Function", tee.handle)
+            made = ColumnsCapture(net, *handles, recorder) if opened is None else Capture(net, *handles, opened)
+            capture = PlannedCapture(made, (a.name, b.name), file, tee)
+            self._plan = replace(self._plan, captures=(*self._plan.captures, capture))
+            failing.pop_all()
+        self._captures_opened()
+        return made
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """The captures that there are."""
+        return tuple(capture.handle for capture in self._plan.captures)
+
+    def _end_capture(self, capture: Capture) -> None:
+        with self.change():
+            left = tuple(other for other in self._plan.captures if other.handle is not capture)
+            if len(left) < len(self._plan.captures):
+                self._plan = replace(self._plan, captures=left)
+
+    def _captures_opened(self) -> None:
+        """Said when what captures write to may be open."""
 
     def _cable_at(self, where: Node | tuple[Node, Node]) -> tuple[Node, Node]:
         """The ends of the cable that is meant."""
@@ -688,7 +754,7 @@ class Composing:
             self._known(name)
             nodes = {other: _forgetting(node, name) for other, node in self._plan.nodes.items() if other != name}
             cables = tuple(cable for cable in self._plan.cables if name not in cable)
-            self._plan = Plans(nodes, cables)
+            self._plan = replace(self._plan, nodes=nodes, cables=cables)
 
     @contextmanager
     def change(self) -> Iterator[Self]:
@@ -704,6 +770,8 @@ class Composing:
             self._before_change = before = self._plan
             try:
                 yield self
+                followed = [capture.follow(self._plan) for capture in self._plan.captures]
+                self._plan = replace(self._plan, captures=tuple(filter(None, followed)))
                 if self._plan != before:
                     self._changed(before)
             except BaseException:
@@ -717,7 +785,8 @@ class Composing:
     def __getitem__(self, name: str) -> Node:
         """The node of that name."""
         with self._lock:
-            return self._known(name).handle
+            of_captures = self._plan.capture_nodes()
+            return of_captures[name].handle if name in of_captures else self._known(name).handle
 
     # Inside.
 
@@ -726,8 +795,9 @@ class Composing:
         if given is not None:
             return given
         base = base[: NAME_MAX - 8]
-        names = [base, *(f"{base}-{i}" for i in range(2, len(self._plan.nodes) + 3))]
-        return next(name for name in names if name not in self._plan.nodes)
+        taken = self._plan.nodes | self._plan.capture_nodes()
+        names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
+        return next(name for name in names if name not in taken)
 
     def _function(self, name: str | None, spec: FunctionSpec) -> Function:
         spec = whole(spec)
@@ -738,12 +808,15 @@ class Composing:
     def _add(self, node: PlannedNode) -> None:
         name = node.handle.name
         with self.change():
-            if not name or len(name) > NAME_MAX or not name.isprintable():
-                raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
-            if name in self._plan.nodes:
-                taken = self._plan.nodes[name].handle
-                raise ConfigError(f"the name {name!r} is taken by a {taken.kind}: give another with name=")
+            self._check_name(name)
             self._plan = replace(self._plan, nodes={**self._plan.nodes, name: node})
+
+    def _check_name(self, name: str) -> None:
+        if not name or len(name) > NAME_MAX or not name.isprintable():
+            raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
+        taken = (self._plan.nodes | self._plan.capture_nodes()).get(name)
+        if taken is not None:
+            raise ConfigError(f"the name {name!r} is taken by a {taken.handle.kind}: give another with name=")
 
     def _known(self, name: str) -> PlannedNode:
         if name not in self._plan.nodes:

@@ -26,6 +26,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from virtnet import _virtnet
@@ -173,6 +174,7 @@ class Net(Composing):
             undo.pop_all()
             self._ended = False
             self._engine = engine
+            self._captures_opened()
             self._last_events = {}
             for player in self._players():
                 player._begin()  # noqa: SLF001 - a part of the network
@@ -190,6 +192,9 @@ class Net(Composing):
                 self._last = NetStats.from_dict(engine.stats())
                 ports = (name for name, node in self._plan.nodes.items() if isinstance(node.spec, PortSpec))
                 self._last_events = {name: engine.events(name, 0) for name in ports}
+                for capture in self.captures:
+                    capture.stats()
+                self._plan = replace(self._plan, captures=())
             self._ended = True
         for player in self._players():
             player._end()  # noqa: SLF001 - a part of the network; after the lock, which its iterable may need
@@ -283,7 +288,7 @@ class Net(Composing):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a node of that name."""
-        return name in self._plan.nodes
+        return name in self._plan.nodes or name in self._plan.capture_nodes()
 
     def __iter__(self) -> Iterator[Node]:
         """The nodes, in the order they were added."""
@@ -343,7 +348,12 @@ class Net(Composing):
             nodes[name] = node
         kept = [cable for cable in self._plan.cables if (min(cable), max(cable)) in spec.cables]
         new = spec.cables - {(min(cable), max(cable)) for cable in kept}
-        return Plans(nodes, (*kept, *sorted(new)))
+        return replace(self._plan, nodes=nodes, cables=(*kept, *sorted(new)))
+
+    def _captures_opened(self) -> None:
+        if self._engine is not None:
+            for capture in self.captures:
+                capture.opened()
 
     def _changed(self, before: Plans) -> None:
         if self._engine is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from virtnet.commanding import DeviceCommands
 from virtnet.errors import ConfigError, StateError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Other = TypeVar("Other", bound="Node")
 
-__all__ = ["Capture", "Device", "Firewall", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
+__all__ = ["Device", "Firewall", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
 
 
 class Node:
@@ -352,47 +352,6 @@ class PortNode(Node):
                 ",".join(device),
             ]
         )
-
-
-class Capture:
-    """A capture that runs; as a context manager it is stopped at the end of the block.
-
-    Attributes:
-        file: the port that writes.
-        tee: the function that copies.
-    """
-
-    def __init__(self, file: PortNode, tee: Function) -> None:
-        """Made by the network."""
-        self.file = file
-        self.tee = tee
-
-    @property
-    def packets(self) -> int:
-        """Packets written so far. A segment that was left to be made is as many packets as it becomes."""
-        return self.file.stats().sent
-
-    def stop(self) -> None:
-        """Closes the file and joins again what was apart; nobody else loses a packet. Again does nothing."""
-        net = self.file.net
-        with net.change():
-            if self.tee.name not in net:
-                return
-            net._take_out(self.tee)  # noqa: SLF001 - a part of the network
-            if self.file.name in net:
-                net.remove(self.file)
-
-    def __enter__(self) -> Self:
-        """The capture."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Stops it."""
-        self.stop()
-
-    def __repr__(self) -> str:
-        """What is written where."""
-        return f"<capture to {self.file.spec.where!r}: {self.file.state}>"
 
 
 class QemuArgs(list[str]):

@@ -13,6 +13,7 @@ from virtnet.ports import MemoryPort
 from virtnet.spec import PortSpec
 
 if TYPE_CHECKING:
+    from virtnet.capturing import PlannedCapture
     from virtnet.description import FunctionSpec
 
 __all__ = ["PlannedNode", "Plans", "planned"]
@@ -28,6 +29,8 @@ class PlannedNode:
     options: dict[str, Any]
     #: Of a memory port, the other end.
     end: MemoryPort | None = None
+    #: What the engine calls it, if not as its handle does.
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Plans:
 
     nodes: dict[str, PlannedNode] = field(default_factory=dict)
     cables: tuple[tuple[str, str], ...] = ()
+    #: What stands in cables besides, in the order in which it came.
+    captures: tuple[PlannedCapture, ...] = ()
 
     def waits(self, name: str) -> bool:
         """Whether a node is left out until it is plugged in: a capture would be over before anybody hears it."""
@@ -49,16 +54,47 @@ class Plans:
     def without(self, names: set[str]) -> Plans:
         """The same without some nodes and their cables."""
         nodes = {name: node for name, node in self.nodes.items() if name not in names}
-        return Plans(nodes, tuple(cable for cable in self.cables if names.isdisjoint(cable)))
+        return Plans(nodes, tuple(cable for cable in self.cables if names.isdisjoint(cable)), self.captures)
+
+    def capture_nodes(self) -> dict[str, PlannedNode]:
+        """The ports and functions that captures are made of, by name."""
+        nodes = [node for capture in self.captures for node in (capture.file, capture.tee)]
+        return {node.handle.name: node for node in nodes}
 
     def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
         """Nodes and cables as the engine takes them."""
-        nodes = [
-            (name, node.handle.kind, self._options(name) | self._ends(node))
-            for name, node in self.nodes.items()
-            if not self.waits(name)
-        ]
-        return nodes, self.cables
+        woven, instead = self._with_captures()
+        nodes = []
+        for name, node in woven.nodes.items():
+            if woven.waits(name):
+                continue
+            options = woven._options(name) | woven._ends(node)  # noqa: SLF001 - another one of these
+            if "gates" in options:
+                gates = {instead.get((name, end), end): gate for end, gate in options["gates"].items()}
+                options = options | {"gates": gates}
+            nodes.append((name, node.kind or node.handle.kind, options))
+        return nodes, woven.cables
+
+    def _with_captures(self) -> tuple[Plans, dict[tuple[str, str], str]]:
+        """With the captures where they stand; and who is plugged into a node instead of another one therefore."""
+        cables = list(self.cables)
+        instead: dict[tuple[str, str], str] = {}
+        #: The last piece of each cable that was cut.
+        pieces: dict[frozenset[str], int] = {}
+        for capture in self.captures:
+            tee, ends = capture.tee.handle.name, frozenset(capture.place)
+            cables.append((capture.file.handle.name, tee))
+            at = pieces.get(ends, next((i for i, cable in enumerate(self.cables) if ends == {*cable}), None))
+            if at is None:
+                continue  # its cable is away for the moment
+            left, right = cables[at]
+            cables[at] = (left, tee)
+            pieces[ends] = len(cables)
+            cables.append((tee, right))
+            (other,) = ends - {right}
+            instead.setdefault((other, right), tee)
+            instead[right, other] = tee
+        return Plans(self.nodes | self.capture_nodes(), tuple(cables)), instead
 
     def _ends(self, node: PlannedNode) -> dict[str, Any]:
         """Python's ends of the ports at a divert's branches, which it asks how much waits there."""

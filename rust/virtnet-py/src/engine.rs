@@ -473,14 +473,22 @@ impl Known {
         if before.eq(options)? {
             return Ok(Fate::Stays);
         }
-        // Everything else has to be as it was.
+        // Everything else has to be as it was, but for who is at its gates: that is a matter of cables.
         let Some(changeable) = options.get_item("changeable")? else {
             return Ok(Fate::Goes);
         };
+        let mut is_same = true;
         for (name, value) in options {
-            if !changeable.contains(&name)? && !value.eq(before.get_item(&name)?)? {
+            if value.eq(before.get_item(&name)?)? || name.eq("gates")? {
+                continue;
+            }
+            if !changeable.contains(&name)? {
                 return Ok(Fate::Goes);
             }
+            is_same = false;
+        }
+        if is_same {
+            return Ok(Fate::Stays);
         }
         Ok(Fate::Changes)
     }
