@@ -37,5 +37,7 @@ def nothing_left() -> Iterator[None]:
     open_before, running_before = descriptors(), threads()
     yield
     gc.collect()
-    assert eventually(lambda: len(descriptors()) <= len(open_before)), {k: v for k, v in descriptors().items() if k not in open_before}
+    assert eventually(lambda: len(descriptors()) <= len(open_before)), {
+        k: v for k, v in descriptors().items() if k not in open_before
+    }
     assert eventually(lambda: threads() == running_before), (running_before, threads())

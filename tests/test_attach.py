@@ -351,6 +351,119 @@ def test_a_network_that_nobody_holds_any_more_lets_go_of_its_socket():
     assert eventually(lambda: callers() == [])
 
 
+def read_all(descriptor: int, into: list[bytes]) -> threading.Thread:
+    """A reader of a pipe that reads to its end."""
+
+    def read() -> None:
+        with os.fdopen(descriptor, "rb") as pipe:
+            into.append(pipe.read())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+def send(lab: vn.Net, n: int = 1) -> None:
+    lab["a"].end.tx([frame(mac(2), mac(1))] * n)
+    assert len(receive(lab["b"].end, n)) == n
+
+
+@pytest.mark.parametrize("suffix", ["pcap", "pcapng"])
+def test_a_capture_from_beside_is_written_with_the_callers_rights_where_the_caller_is(
+    lab, tmp_path, monkeypatch, suffix
+):
+    monkeypatch.chdir(tmp_path)
+    attached = vn.attach("lab")
+    with attached.capture("a", f"out.{suffix}") as capture:
+        assert capture.running
+        send(lab, 3)
+        assert eventually(lambda: lab[capture.name].stats().sent == 3)
+        assert attached.stats().ports[capture.name].sent == 3
+        assert not attached.plan(lab.spec)
+    assert (capture.packets, capture.dropped, capture.why) == (3, 0, None)
+    assert not capture.running
+    assert lab.captures == ()
+    with vn.PcapPort(tmp_path / f"out.{suffix}", mode="read") as port:
+        assert len(receive(port, 3)) == 3
+    with pytest.raises(vn.ConfigError, match="exists already"):
+        attached.capture("a", f"out.{suffix}")
+    with attached.capture(("a", "sw"), f"out.{suffix}", overwrite=True):
+        send(lab)
+        assert eventually(lambda: lab.captures[0].packets == 1)
+    with vn.PcapPort(tmp_path / f"out.{suffix}", mode="read") as port:
+        assert len(receive(port, 2, 0.3)) == 1
+
+
+def test_a_capture_from_beside_ends_when_its_reader_or_its_caller_leaves(lab):
+    attached = vn.attach("lab")
+    for leaves in ("reader", "caller"):
+        reader, writer = os.pipe()
+        capture = attached.capture(lab["a"], writer)
+        os.close(writer)
+        send(lab)
+        assert os.read(reader, 1 << 16)
+        if leaves == "reader":
+            os.close(reader)
+            assert capture.wait(10)
+            assert capture.why == "its reader has left"
+        else:
+            capture._connection.close()
+            while os.read(reader, 1 << 16):  # to its end
+                pass
+            os.close(reader)
+        assert eventually(lambda: lab.captures == ())
+        send(lab)
+
+
+def test_a_capture_from_beside_ends_with_the_network(sockets):
+    name = str(sockets / "lab.sock")
+    found: list[bytes] = []
+    with vn.Net(name=name) as net:
+        net.memory("a") >> net.memory("b")
+        reader, writer = os.pipe()
+        reading = read_all(reader, found)
+        capture = vn.attach(name).capture("a", writer)
+        os.close(writer)
+        send(net, 2)
+        assert eventually(lambda: net[capture.name].stats().sent == 2)
+    assert capture.wait(10)
+    reading.join(10)
+    assert found[0].startswith(b"\n\r\r\n")
+    assert capture.packets == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "says"),
+    [
+        ("x", {}, "no node 'x'"),
+        ("sw", {}, "2 cables"),
+        (("a", "b"), {}, "no cable between"),
+        ("a", {"filter": "tpc"}, "no packet filter|libpcap"),
+    ],
+)
+def test_a_capture_that_is_refused_leaves_no_file(lab, tmp_path, where, options, says):
+    with pytest.raises(vn.ConfigError, match=says):
+        vn.attach("lab").capture(where, tmp_path / "out.pcapng", **options)
+    assert not (tmp_path / "out.pcapng").exists()
+    assert lab.captures == ()
+    with pytest.raises(vn.PortError, match="cannot write the capture"):
+        vn.attach("lab").capture("a", "/no/such/place.pcapng")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"where": 7}, {"where": []}, {"where": ["a"], "filter": 7}])
+def test_a_capture_needs_a_descriptor_and_a_place(lab, arguments):
+    with pytest.raises(vn.ConfigError, match="descriptor"):
+        vn.attach("lab")._ask("capture", **arguments)
+    for descriptors in ([], [0]):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(20)
+            caller.connect(str(place.find("lab")))
+            line = lines.request("capture", arguments)
+            socket.send_fds(caller, [line], descriptors) if descriptors else caller.sendall(line)
+            assert json.loads(caller.recv(4096))["error"]["kind"] == "ConfigError"
+    assert lab.captures == ()
+
+
 def virtnet(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "virtnet", *arguments], capture_output=True, text=True, timeout=60, check=False
@@ -411,3 +524,38 @@ def test_the_command_line_shows_changes_and_stops_what_another_one_runs(sockets)
         if running.poll() is None:
             running.kill()
             running.communicate()
+
+
+def test_the_command_line_captures_what_another_process_runs(sockets):
+    name = str(sockets / "lab.sock")
+    with vn.Net(name=name) as net:
+        net.memory("a") >> net.switch(name="sw") << net.memory("b")
+        for place in ("a", "a,sw"):
+            taking = subprocess.Popen(
+                [sys.executable, "-m", "virtnet", "capture", name, place, "--seconds", "60"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            head = taking.stdout.read(28)
+            assert head.startswith(b"\n\r\r\n")
+            # It is opened before packets go there.
+            assert eventually(lambda: "capture" in net.stats().ports)
+            send(net, 4)
+            assert eventually(lambda: net.captures[0].packets == 4)
+            taking.send_signal(signal.SIGINT)
+            rest, said = taking.communicate(timeout=20)
+            assert (taking.returncode, said) == (0, b"4 packets captured\n")
+            assert rest.count(frame(mac(2), mac(1))) == 4
+        terminal, ours = os.openpty()
+        refused = subprocess.run(
+            [sys.executable, "-m", "virtnet", "capture", name, "a"],
+            stdout=ours,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        os.close(terminal)
+        os.close(ours)
+        assert refused.returncode == 2
+        assert b"not for a terminal" in refused.stderr
+        assert net.captures == ()

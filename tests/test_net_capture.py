@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
+import os
 import struct
+import threading
 
+import numpy as np
 import pytest
+from scapy.utils import RawPcapNgReader
 
 import virtnet as vn
 from helpers import eventually, frame, mac, receive
 from virtnet.filters import compile_filter
 
 needs_libpcap = pytest.mark.skipif(ctypes.util.find_library("pcap") is None, reason="libpcap is not installed")
+
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@contextlib.contextmanager
+def pair(**options):
+    """Two memory ports at a switch."""
+    with vn.Net(**options) as net:
+        a, b = net.memory("a"), net.memory("b")
+        a >> net.switch(name="sw") << b
+        yield net, a, b
+        assert net.stats().balance().exact
+
+
+def read_all(path, into: list[bytes]) -> threading.Thread:
+    """A reader of a pipe that reads to its end."""
+
+    def read() -> None:
+        with open(path, "rb") as pipe:  # noqa: PTH123 - or a descriptor
+            into.append(pipe.read())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+def blocks(data: bytes) -> dict[int, list[dict[int, bytes]]]:
+    """The options of the blocks of a pcapng file, by kind of block. Written after the specification."""
+    found: dict[int, list[dict[int, bytes]]] = {}
+    at = 0
+    while at < len(data):
+        kind, length = struct.unpack_from("<II", data, at)
+        assert struct.unpack_from("<I", data, at + length - 4) == (length,)
+        body, options = data[at + 8 : at + length - 4], {}
+        start = {0x0A0D0D0A: 16, 1: 8, 5: 12}.get(kind, len(body))
+        while start < len(body):
+            code, n = struct.unpack_from("<HH", body, start)
+            options[code] = body[start + 4 : start + 4 + n]
+            start += 4 + -(-n // 4) * 4
+        found.setdefault(kind, []).append(options)
+        at += length
+    return found
 
 
 def written(path) -> list[bytes]:
@@ -114,3 +162,259 @@ def test_filters_are_compiled(text, length):
 def test_what_is_no_filter_is_refused():
     with pytest.raises(vn.ConfigError, match="'tpc port 80' is no packet filter: "):
         compile_filter("tpc port 80")
+
+
+@needs_libpcap
+def test_a_file_names_its_place_and_filter_and_ends_with_what_was_dropped(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with pair() as (net, a, b):
+        with net.capture(a, path, filter="udp") as capture:
+            a.end.tx([udp(53), frame(mac(2), mac(1)), udp(54)])
+            assert len(receive(b.end, 3)) == 3
+            assert eventually(lambda: capture.packets == 2)
+        assert capture.packets == 2
+    found = blocks(path.read_bytes())
+    (interface,) = found[1]
+    assert interface[2] == b"a"
+    assert interface[11] == b"\0udp"
+    (statistics,) = found[5]
+    assert {code: int.from_bytes(statistics[code], "little") for code in (5, 6, 8)} == {5: 0, 6: 2, 8: 2}
+    assert 4 not in statistics  # how many there were before the filter, nobody has counted
+    with RawPcapNgReader(str(path)) as reader:
+        assert [bytes(data) for data, _ in reader] == [udp(53), udp(54)]
+
+
+def test_a_network_is_the_same_whoever_looks_at_it(tmp_path):
+    with pair() as (net, a, b):
+        before = net.spec
+        with net.capture(a, tmp_path / "out.pcapng") as capture:
+            assert net.captures == (capture,)
+            assert net.spec == before
+            assert not net.plan(before)
+            assert net[capture.file.name] == capture.file
+            with pytest.raises(vn.ConfigError, match="is taken"):
+                net.memory(capture.file.name)
+            # Another network is described, and the capture goes on where it is.
+            more = vn.Spec(before.ports | {"c": vn.PortSpec.of("memory", "c")}, before.functions, before.cables)
+            net.apply(more)
+            net.rollback()
+            a.end.tx([frame(mac(2), mac(1))])
+            assert len(receive(b.end)) == 1
+            assert eventually(lambda: capture.packets == 1)
+        assert net.captures == ()
+
+
+def test_a_capture_stays_with_its_node_and_ends_with_it(tmp_path):
+    with pair() as (net, a, b):
+        capture = net.capture(a, tmp_path / "out.pcapng")
+        with net.change():  # to another switch
+            net.unplug(a, net["sw"])
+            a >> net.switch(name="other") << net.memory("c")
+        a.end.tx([frame(mac(2), mac(1))])
+        assert len(receive(net["c"].end)) == 1
+        assert eventually(lambda: capture.packets == 1)
+        net.remove(a)
+        assert not capture.running
+        assert capture.wait(5)
+        assert net.captures == ()
+        b.end.tx([frame(mac(1), mac(2))])
+        capture.stop()
+    assert len(written(tmp_path / "out.pcapng")) == 1
+
+
+def test_a_capture_before_the_start_begins_with_it_and_ends_with_the_end(tmp_path):
+    net = vn.Net()
+    a, b = net.memory("a"), net.memory("b")
+    a >> b
+    capture = net.capture(a, tmp_path / "out.pcapng")
+    with net:
+        a.end.tx([frame(mac(2), mac(1))] * 2)
+        assert len(receive(b.end, 2)) == 2
+        assert eventually(lambda: capture.packets == 2)
+    assert capture.packets == 2
+    assert net.captures == ()
+    assert len(written(tmp_path / "out.pcapng")) == 2
+
+
+def test_a_switch_knows_its_cables_by_who_is_behind_a_capture(tmp_path):
+    with vn.Net() as net:
+        a, b, c = net.memory("a"), net.memory("b"), net.memory("c")
+        switch = net.switch(name="sw", cables={"a": {"access": 1}, "b": {"access": 1}, "c": {"access": 2}})
+        a >> switch << b
+        c >> switch
+        with net.capture(a, tmp_path / "1.pcapng"), net.capture(a, tmp_path / "2.pcapng"):
+            a.end.tx([frame(b"\xff" * 6, mac(1))])
+            assert len(receive(b.end)) == 1
+            assert len(c.end.rx(timeout_s=0.05)) == 0
+
+
+def test_beside_python_in_the_path_both_see_what_passes(tmp_path):
+    with pair() as (net, a, b):
+        capture = net.capture(a, tmp_path / "out.pcapng")
+
+        @net.on_burst(a)
+        def see(_burst):
+            return None
+
+        with see:
+            a.end.tx([frame(mac(2), mac(1))])
+            assert len(receive(b.end)) == 1
+            assert eventually(lambda: capture.packets == 1)
+            with net.capture((a, net["see"]), tmp_path / "two.pcapng") as second:
+                b.end.tx([frame(mac(1), mac(2))])
+                assert len(receive(a.end)) == 1
+                assert eventually(lambda: (capture.packets, second.packets) == (2, 1))
+
+
+def test_a_fifo_is_written_when_somebody_reads_and_no_longer(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pair() as (net, a, b):
+        capture = net.capture(a, fifo)
+        assert eventually(lambda: capture.stats().state == "waiting")
+        a.end.tx([frame(mac(2), mac(1))])
+        assert eventually(lambda: capture.stats().drops == {"port_down": 1})
+        found: list[bytes] = []
+        reading = read_all(fifo, found)
+        assert eventually(lambda: capture.stats().state == "writing")
+        a.end.tx([frame(mac(2), mac(1))] * 3)
+        assert len(receive(b.end, 4)) == 4
+        assert eventually(lambda: capture.packets == 3)
+        capture.stop()
+        reading.join(10)
+    (data,) = found
+    assert len(blocks(data)[6]) == 3
+    assert len(blocks(data)[5]) == 1
+
+
+def test_a_reader_that_leaves_ends_the_capture_and_not_the_network():
+    reader, writer = os.pipe()
+    with pair() as (net, a, b):
+        capture = net.capture(a, writer)
+        os.close(writer)
+        a.end.tx([frame(mac(2), mac(1))])
+        assert os.read(reader, 1 << 16)
+        os.close(reader)
+        assert capture.wait(10)
+        assert capture.why == "its reader has left"
+        assert "<capture to '-'" in repr(capture)
+        a.end.tx([frame(mac(2), mac(1))] * 5)
+        assert len(receive(b.end, 6)) == 6
+        capture.stop()
+        assert net.spec.cables == {("a", "sw"), ("b", "sw")}
+
+
+def test_a_reader_that_does_not_read_costs_packets_that_are_counted():
+    reader, writer = os.pipe()
+    found: list[bytes] = []
+    with pair() as (net, a, b), os.fdopen(writer, "wb") as opened:
+        capture = net.capture(a, opened)
+        opened.close()
+        sent = 0
+        frames = [frame(mac(2), mac(1)).ljust(9000, b"x")] * 100
+        while not capture.dropped:
+            assert a.end.tx(frames) == 100
+            assert len(receive(b.end, 100)) == 100  # nobody waits
+            sent += 100
+        assert capture.stats().drops.keys() == {"no_room"}
+        assert eventually(lambda: capture.packets + capture.dropped == sent)
+        packets, dropped = capture.packets, capture.dropped
+        reading = read_all(reader, found)
+        assert eventually(lambda: a.end.tx(frames[:1]) and capture.packets > packets, 10)
+        assert capture.dropped >= dropped
+        capture.stop()
+        reading.join(10)
+    (data,) = found
+    statistics = blocks(data)[5][0]
+    received, lost = (int.from_bytes(statistics[code], "little") for code in (4, 5))
+    assert lost >= dropped
+    assert len(blocks(data)[6]) == received - lost
+
+
+def test_what_cannot_be_written_to_is_refused_and_nothing_is_kept():
+    with pair() as (net, a, _b):
+        for to in (12345, -1):
+            with pytest.raises(vn.ConfigError, match="cannot be written to"):
+                net.capture(a, to)
+        reader, writer = os.openpty()
+        try:
+            with pytest.raises(vn.ConfigError, match="terminal"):
+                net.capture(a, writer)
+        finally:
+            os.close(reader)
+            os.close(writer)
+        with pytest.raises(vn.ConfigError, match="snap is a number of bytes"):
+            net.capture(a, snap=3)
+        with pytest.raises(vn.ConfigError, match="memory is a number of bytes"):
+            net.capture(a, memory=1 << 40)
+        assert net.captures == ()
+
+
+def test_a_full_disk_ends_the_capture_and_says_so():
+    with pair() as (net, a, b):
+        with pytest.raises(vn.PortError, match="No space left"):
+            net.capture(a, "/dev/full")
+        a.end.tx([frame(mac(2), mac(1))])
+        assert len(receive(b.end)) == 1
+
+
+def test_packets_become_columns_with_their_times():
+    with pair() as (net, a, b), net.capture(a, filter="udp" if ctypes.util.find_library("pcap") else "") as capture:
+        before = np.datetime64("now", "ns").astype(np.int64) - 10**9
+        a.end.tx([udp(53), udp(54)])
+        assert len(receive(b.end, 2)) == 2
+        b.end.tx([udp(55).ljust(700, b"x")])
+        assert len(receive(a.end)) == 1
+        assert eventually(lambda: capture.packets == 3)
+        burst = capture.read(timeout_s=5)
+        assert burst.columns.l4_dst.tolist() == [53, 54, 55]
+        assert burst.columns.wire_length.tolist() == burst.columns.length.tolist() == [60, 60, 700]
+        times = burst.columns.time_ns.copy()
+        assert (np.diff(times) >= 0).all()
+        assert before < times[0] <= times[2] < before + 3600 * 10**9
+        assert bytes(burst[0]) == udp(53)
+        later = burst[burst.columns.l4_dst > 53]
+        assert later.columns.time_ns.tolist() == times[1:].tolist()
+        assert later[::-1].columns.wire_length.tolist() == [700, 60]
+        assert {"time_ns", "wire_length"} <= burst.columns.to_dict().keys()
+        assert len(capture.read()) == 0
+        a.end.tx([udp(56)])
+        assert len(capture.read(timeout_s=None)) == 1
+        a.end.tx([udp(57)])
+        assert len(receive(b.end, 2)) == 2
+    assert capture.read().columns.l4_dst.tolist() == [57]  # what came before the end is there after it
+    assert len(capture.read(timeout_s=None)) == 0
+
+
+def test_columns_take_bounded_memory_and_what_does_not_fit_is_counted():
+    with pair() as (net, a, b):
+        capture = net.capture(a, snap=64, memory=10_000)
+        for _ in range(5):
+            a.end.tx([frame(mac(2), mac(1)).ljust(1500, b"x")] * 100)
+            assert len(receive(b.end, 100)) == 100
+        assert eventually(lambda: capture.packets + capture.dropped == 500)
+        assert capture.stats().drops.keys() == {"no_room"}
+        burst = capture.read()
+        assert len(burst) == capture.packets == 102
+        assert set(burst.columns.length.tolist()) == {64}
+        assert set(burst.columns.wire_length.tolist()) == {1500}
+        a.end.tx([frame(mac(2), mac(1))])
+        assert len(capture.read(timeout_s=5)) == 1
+        capture.stop()
+        capture.stop()
+
+
+def test_several_workers_write_into_one_capture(tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    with pair(cpus=sorted(os.sched_getaffinity(0))[:2]) as (net, a, b):
+        files = net.capture(a, tmp_path / "out.pcapng")
+        columns = net.capture(b)
+        for _ in range(10):
+            a.end.tx([frame(mac(2), mac(1))] * 50)
+            assert len(receive(b.end, 50)) == 50
+        assert eventually(lambda: (files.packets, columns.packets) == (500, 500))
+        assert eventually(lambda: net.stats().balance().exact)
+        files.stop()
+        assert len(columns.read()) == 500
+    assert len(written(tmp_path / "out.pcapng")) == 500

@@ -40,7 +40,7 @@ from virtnet.ports import (
     open_port,
 )
 from virtnet.probing import Offer, probe
-from virtnet.remote import AttachedNet, attach, networks
+from virtnet.remote import AttachedCapture, AttachedNet, attach, networks
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.spec import PortSpec
 from virtnet.stats import (
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AfPacketPort",
     "AfXdpPort",
+    "AttachedCapture",
     "AttachedNet",
     "Balance",
     "Burst",

@@ -393,6 +393,7 @@ class Composing:
                 self.cable(ends[0], firewall)
                 self.cable(firewall, ends[1])
         return firewall
+
     @overload
     def capture(
         self,
@@ -412,6 +413,7 @@ class Composing:
         *,
         filter: str = "",
         overwrite: bool = False,
+        pcap: bool = False,
         name: str | None = None,
     ) -> Capture: ...
     def capture(
@@ -421,6 +423,7 @@ class Composing:
         *,
         filter: str = "",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
+        pcap: bool = False,
         snap: int = FRAME_MAX,
         memory: int = 64 << 20,
         name: str | None = None,
@@ -434,6 +437,7 @@ class Composing:
                 one that leaves ends the capture. Nothing: into memory, to be read as columns.
             filter: which packets, in the language of tcpdump (``"arp or udp port 53"``); all if empty.
             overwrite: write over a file that exists.
+            pcap: write pcap instead of pcapng, whatever the file is called.
             snap: of a capture into memory, how many bytes of each packet are kept.
             memory: of the same, bytes that hold what was not read yet; what comes when they are full is dropped.
             name: what to call the port that writes.
@@ -471,7 +475,7 @@ class Composing:
                 file = PlannedNode(PortNode(net, called, spec), spec, {"recorder": recorder}, kind="columns")
             else:
                 spec = PortSpec.of("pcap", opened.where if opened.descriptor is None else "-", overwrite=overwrite)
-                described = {"interface": place, "filter": filter, "append": opened.append}
+                described = {"interface": place, "filter": filter, "append": opened.append, "pcap": pcap}
                 options = {**spec.options, "where": opened.where, **described}
                 file = PlannedNode(PortNode(net, called, spec), spec, options)
             tee_spec = whole(FunctionSpec("tee", {"branch": called, "filter": filter}))

@@ -1,9 +1,10 @@
-"""``list``, ``show``, ``stats``, ``apply``, ``rollback`` and ``stop``: a network that runs in another process."""
+"""Networks of other processes: ``list``, ``show``, ``stats``, ``apply``, ``rollback``, ``capture`` and ``stop``."""
 
 from __future__ import annotations
 
 import contextlib
 import json as json_module
+import sys
 import time
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from virtnet.cli.options import Seconds  # noqa: TC001 - Typer reads the annotations
 from virtnet.cli.running import Meter, interruptible
 from virtnet.cli.tables import ports_table, totals_line
 from virtnet.description import Spec
@@ -19,7 +21,7 @@ from virtnet.errors import ConfigError, VirtnetError
 from virtnet.nodes import PortNode
 from virtnet.remote import AttachedNet, attach, networks
 
-__all__ = ["apply", "list_", "rollback", "show", "stats", "stop"]
+__all__ = ["apply", "capture", "list_", "rollback", "show", "stats", "stop"]
 
 NetName = Annotated[
     str,
@@ -128,6 +130,38 @@ def apply(
 def rollback(net: NetName) -> None:
     """Take back the last change that was applied to a network."""
     print(attach(net).rollback())
+
+
+def capture(
+    net: NetName,
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHERE", help="A node with one cable, or two joined by a comma: vm1 or vm1,sw.", show_default=False
+        ),
+    ],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="[FILE]", help="A file, a FIFO, or - for standard output: ... - | wireshark -k -i -"),
+    ] = "-",
+    chosen: Annotated[
+        str, typer.Option("--filter", metavar="TEXT", help="Which packets, in the language of tcpdump.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
+    seconds: Seconds = None,
+) -> None:
+    """Write what passes a place of a network to a file, or to somebody who reads it live, until Ctrl-C."""
+    lab = attach(net)
+    first, comma, second = where.partition(",")
+    place = (first, second) if comma and where not in lab else where
+    with interruptible():
+        taken = lab.capture(place, file, filter=chosen, overwrite=overwrite)
+        with contextlib.suppress(KeyboardInterrupt):
+            taken.wait(seconds)
+        taken.stop()
+    lost = f", {taken.dropped:,} dropped" if taken.dropped else ""
+    why = f": {taken.why}" if taken.why else ""
+    print(f"{taken.packets:,} packets captured{lost}{why}", file=sys.stderr)
 
 
 def stop(net: NetName) -> None:

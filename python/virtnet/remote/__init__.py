@@ -15,7 +15,7 @@ each a line of JSON (:mod:`virtnet.remote.lines`).
 
 from __future__ import annotations
 
-from virtnet.remote.attached import AttachedNet, attach
+from virtnet.remote.attached import AttachedCapture, AttachedNet, attach
 from virtnet.remote.place import networks
 
-__all__ = ["AttachedNet", "attach", "networks"]
+__all__ = ["AttachedCapture", "AttachedNet", "attach", "networks"]

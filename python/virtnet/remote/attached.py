@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import socket
 import time
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
+from virtnet.capturing import open_target
 from virtnet.description import Plan, Spec
-from virtnet.errors import ConfigError, PeerError, PortError, StateError, VirtnetError
+from virtnet.errors import ConfigError, PeerError, PeerGone, PortError, StateError, VirtnetError
 from virtnet.nodes import Function, Node, PortNode
 from virtnet.remote.lines import Answers, request
 from virtnet.remote.place import find
@@ -15,11 +20,11 @@ from virtnet.stats import NetStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
+    from virtnet.capturing import Target
     from virtnet.net import Net
 
-__all__ = ["AttachedNet", "attach"]
+__all__ = ["AttachedCapture", "AttachedNet", "attach"]
 
 #: How often an end is looked for.
 LOOK_S = 0.1
@@ -99,6 +104,48 @@ class AttachedNet:
     def stats(self) -> NetStats:
         """The counters now."""
         return NetStats.from_dict(self._ask("stats"))
+
+    def capture(
+        self,
+        where: str | Node | tuple[str | Node, str | Node],
+        to: Target,
+        *,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+    ) -> AttachedCapture:
+        """Writes down what passes a place of the network until it is stopped; see :meth:`virtnet.Net.capture`.
+
+        What is written to is opened here, with the rights and the working directory of this process, and written by the
+        process of the network. A FIFO is waited for until somebody reads it.
+
+        Args:
+            where: a node or its name, or two for the cable between them.
+            to: a file, a FIFO, ``-`` for standard output, an open file or descriptor.
+            filter: which packets, in the language of tcpdump.
+            overwrite: write over a file that exists.
+
+        Raises:
+            ConfigError: there is no such place, no such filter, or the file exists.
+            PortError: the file cannot be made.
+        """
+        places = list(where) if isinstance(where, tuple) else [where]
+        names = [place if isinstance(place, str) else place.name for place in places]
+        is_pcap = isinstance(to, str | os.PathLike) and Path(to).suffix.lower() == ".pcap"
+        with contextlib.ExitStack() as failing:
+            target, made = _open_here(to, overwrite=overwrite)
+            if made is not None:
+                failing.callback(made.unlink, missing_ok=True)
+            try:
+                connection = failing.enter_context(self._connected())
+                self._send(
+                    connection, request("capture", {"where": names, "filter": filter, "pcap": is_pcap}), [target]
+                )
+            finally:
+                os.close(target)
+            answers = Answers(connection)
+            begun = answers.next(self.timeout_s)
+            failing.pop_all()
+        return AttachedCapture(connection, answers, str(begun["name"]), self.timeout_s)
 
     def stop(self) -> None:
         """Stops the network: its ports are closed, and a program that serves it goes on behind that."""
@@ -208,3 +255,93 @@ class AttachedNet:
         if not isinstance(said, list) or len(said) != 2:  # noqa: PLR2004 - before and after
             raise PeerError(f"two descriptions were expected, found {said!r}")
         return Plan(Spec.from_dict(said[0]), Spec.from_dict(said[1]))
+
+
+class AttachedCapture:
+    """A capture in a network of another process; as a context manager it is stopped at the end of the block.
+
+    Attributes:
+        name: of the port that writes, there.
+        packets: packets written, known when it has ended.
+        dropped: packets that were to be written and were not, likewise.
+        why: why it has ended by itself, ``None`` if it has not.
+    """
+
+    def __init__(self, connection: socket.socket, answers: Answers, name: str, timeout_s: float) -> None:
+        """Made by :meth:`AttachedNet.capture`."""
+        self.name = name
+        self.packets = 0
+        self.dropped = 0
+        self.why: str | None = None
+        self._connection = connection
+        self._answers = answers
+        self._timeout_s = timeout_s
+
+    @property
+    def running(self) -> bool:
+        """Whether its end is not known here yet."""
+        return self._connection.fileno() >= 0
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until it has ended by itself; whether that happened within the time given."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self.running:
+            left = LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))
+            if wait_readable(self._connection, left):
+                self._end()
+            elif deadline is not None and time.monotonic() > deadline:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """Ends it; what has passed before is written. Again does nothing.
+
+        Raises:
+            StateError: the network does not answer.
+        """
+        if self.running:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_WR)
+            self._end()
+
+    def _end(self) -> None:
+        try:
+            ended = self._answers.next(self._timeout_s)
+        except PeerGone:
+            self.why = "the network has ended"
+        else:
+            self.packets, self.dropped, self.why = int(ended["packets"]), int(ended["dropped"]), ended["why"]
+        finally:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        """The capture."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stops it."""
+        self.stop()
+
+
+def wait_readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether something can be read within a time."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _open_here(to: Target, *, overwrite: bool) -> tuple[int, Path | None]:
+    """A descriptor of what is to be written to, which is the caller's; and the file, if it was made for that."""
+    if not isinstance(to, str | os.PathLike) or str(to) == "-":
+        opened = open_target(to)
+        descriptor, opened.descriptor = opened.descriptor, None
+        return cast("int", descriptor), None
+    path = Path(to)
+    is_new = not path.exists()
+    only_new = os.O_EXCL if is_new or (path.is_file() and not overwrite) else 0
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | only_new, 0o666), path if is_new else None
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already: choose another name, or say overwrite to write over it") from None
+    except OSError as error:
+        raise PortError(error.errno, f"cannot write the capture {path}: {error.strerror}") from error

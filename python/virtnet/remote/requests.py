@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     Request: TypeAlias = Callable[[Net, dict[str, Any], list[int], Callable[[Any], None], socket.socket], Any]
 
 __all__ = ["REQUESTS"]
+
+#: How often it is looked whether a capture has ended without telling.
+LOOK_MS = 500
 
 
 def _about(net: Net, *_rest: object) -> dict[str, Any]:
@@ -67,6 +71,35 @@ def _rollback(net: Net, *_rest: object) -> list[dict[str, Any]]:
     return [plan.before.to_dict(), plan.after.to_dict()]
 
 
+def _capture(
+    net: Net, arguments: dict[str, Any], passed: list[int], begun: Callable[[Any], None], caller: socket.socket
+) -> dict[str, Any]:
+    """Captures until the caller has closed its side, or until it ends by itself."""
+    if len(passed) != 1:
+        raise ConfigError("a capture needs the descriptor that is written to, passed with the request")
+    place, chosen = arguments.get("where"), arguments.get("filter", "")
+    names = [place] if isinstance(place, str) else place
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in {1, 2}:
+        raise ConfigError(f"where is the name of a node, or of those at the ends of a cable, found {place!r}")
+    if not isinstance(chosen, str):
+        raise ConfigError(f"filter is a text, found {chosen!r}")
+    nodes = [net[name] for name in names]
+    capture = net.capture(
+        nodes[0] if len(nodes) == 1 else (nodes[0], nodes[1]),
+        passed[0],
+        filter=chosen,
+        pcap=arguments.get("pcap") is True,
+    )
+    with capture:
+        begun({"name": capture.file.name})
+        poll = select.poll()
+        poll.register(caller, select.POLLIN)
+        poll.register(passed[0], 0)  # a pipe whose reader has left says so unasked
+        while not poll.poll(LOOK_MS) and capture.running and net.running:
+            pass
+    return {"packets": capture.packets, "dropped": capture.dropped, "why": capture.why}
+
+
 def _port(net: Net, arguments: dict[str, Any]) -> PortNode:
     name = arguments.get("port")
     if not isinstance(name, str):
@@ -86,4 +119,5 @@ REQUESTS: dict[str, Request] = {
     "set_link": _set_link,
     "apply": _apply,
     "rollback": _rollback,
+    "capture": _capture,
 }

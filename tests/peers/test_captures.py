@@ -1,0 +1,126 @@
+"""Captures as the programs of the field read them: tshark, capinfos and tcpdump, from files and live from pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+
+import virtnet as vn
+from helpers import eventually, mac, receive
+
+pytestmark = [pytest.mark.peer, pytest.mark.usefixtures("readers", "nothing_left")]
+
+
+@pytest.fixture(scope="module")
+def readers() -> None:
+    """The programs are there."""
+    missing = [name for name in ("tshark", "capinfos", "tcpdump") if shutil.which(name) is None]
+    if missing:
+        says = pytest.fail if os.environ.get("VIRTNET_REQUIRE_PEERS") else pytest.skip
+        says(f"{' and '.join(missing)} not found: make peers installs them")
+
+
+def udp(port: int, size: int = 60) -> bytes:
+    n = size - 14
+    packet = struct.pack(
+        ">BBHHHBBH4s4sHHHH", 0x45, 0, n, 0, 0, 64, 17, 0, b"\x0a\0\0\1", b"\x0a\0\0\2", 7, port, n - 20, 0
+    )
+    return (mac(2) + mac(1) + b"\x08\x00" + packet).ljust(size, b"\0")
+
+
+def tool(*arguments: str, given: bytes | None = None) -> str:
+    done = subprocess.run(arguments, input=given, capture_output=True, timeout=60, check=True)
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def net():
+    with vn.Net() as net:
+        net.memory("vm1") >> net.switch(name="sw") << net.memory("vm2")
+        yield net
+
+
+def send(net: vn.Net, frames: list[bytes]) -> None:
+    net["vm1"].end.tx(frames)
+    assert len(receive(net["vm2"].end, len(frames))) == len(frames)
+
+
+def test_tshark_and_capinfos_read_names_filters_and_counts(net, tmp_path):
+    path = tmp_path / "out.pcapng"
+    with net.capture(net["vm1"], path, filter="udp port 53") as capture:
+        send(net, [udp(53), udp(54), udp(53, 1400)])
+        assert eventually(lambda: capture.packets == 2)
+    fields = ["-e", "frame.interface_name", "-e", "udp.dstport", "-e", "frame.len", "-e", "frame.time_epoch"]
+    rows = [row.split("\t") for row in tool("tshark", "-n", "-r", str(path), "-T", "fields", *fields).splitlines()]
+    assert [row[:3] for row in rows] == [["vm1", "53", "60"], ["vm1", "53", "1400"]]
+    assert len(rows[0][3].partition(".")[2].rstrip("0")) > 6  # nanoseconds
+    assert float(rows[0][3]) <= float(rows[1][3])
+    info = tool("capinfos", str(path))
+    assert "Name = vm1" in info
+    assert "Filter string = udp port 53" in info
+    assert "Number of packets = 2" in info
+    assert "Number of stat entries = 1" in info
+    assert f"Capture application: virtnet {vn.__version__}" in info.replace("  ", " ")
+
+
+def test_tcpdump_reads_both_forms(net, tmp_path):
+    for suffix in ("pcap", "pcapng"):
+        path = tmp_path / f"out.{suffix}"
+        with net.capture(net["vm1"], path) as capture:
+            send(net, [udp(4711)] * 3)
+            assert eventually(lambda: capture.packets == 3)
+        assert tool("tcpdump", "-nn", "-r", str(path)).count("10.0.0.1.7 > 10.0.0.2.4711: UDP") == 3
+
+
+def test_tshark_sees_packets_while_they_pass(net):
+    """Through a pipe, as Wireshark does it: `virtnet capture lab vm1 - | wireshark -k -i -`."""
+    with subprocess.Popen(
+        ["tshark", "-n", "-l", "-i", "-", "-T", "fields", "-e", "udp.dstport"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as shark:
+        capture = net.capture(net["vm1"], shark.stdin)
+        shark.stdin.close()
+        for port in (53, 54, 55):
+            send(net, [udp(port)])
+            assert int(shark.stdout.readline()) == port  # not at the end: now
+        shark.terminate()
+        assert capture.wait(20)
+        assert capture.why == "its reader has left"
+        capture.stop()
+    send(net, [udp(56)])
+
+
+def test_the_command_line_feeds_a_fifo_and_tshark_counts_what_was_dropped(tmp_path, sockets):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    name = str(sockets / "lab.sock")
+    out = tmp_path / "copy.pcapng"
+    with vn.Net(name=name) as net:
+        net.memory("vm1") >> net.switch(name="sw") << net.memory("vm2")
+        with out.open("wb") as copy, subprocess.Popen(["cat", str(fifo)], stdout=copy) as reader:
+            taking = subprocess.Popen(
+                [sys.executable, "-m", "virtnet", "capture", name, "vm1", str(fifo), "--seconds", "2"],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert eventually(lambda: "capture" in net.stats().ports, 20)
+            send(net, [udp(53)] * 50)
+            _, said = taking.communicate(timeout=30)
+            assert said == "50 packets captured\n"
+            assert reader.wait(20) == 0
+        stats = json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "virtnet", "stats", name, "--json"], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        assert stats["balance"]["exact"]
+    assert tool("tshark", "-n", "-r", str(out), "-T", "fields", "-e", "udp.dstport").split() == ["53"] * 50
+    assert "Number of stat entries = 1" in tool("capinfos", str(out))
