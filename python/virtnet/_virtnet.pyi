@@ -18,6 +18,7 @@ __all__ = [
     "GuestMemory",
     "Headers",
     "Port",
+    "Recorder",
     "__version__",
     "build_info",
     "edit",
