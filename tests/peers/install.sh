@@ -6,7 +6,7 @@
 #   added to apt, on the mirror that apt already uses;
 # - DPDK's testpmd with the vhost and virtio drivers (the independent peer);
 # - the programs a guest is made of (busybox-static, iperf3, ethtool, iproute2, tcpdump), lz4 to unpack its kernel,
-#   ping for hosts behind uplinks, and tshark to read captures with;
+#   ping for hosts behind uplinks, tshark to read captures with, and nft for the firewall of the kernel;
 # - a Debian cloud kernel. Its package is only downloaded, into $VIRTNET_CACHE/kernel (default: $XDG_CACHE_HOME/virtnet
 #   or ~/.cache/virtnet), never installed: image.py builds the guest from it without further rights.
 #
@@ -15,7 +15,7 @@ set -eu
 
 wanted_qemu=10
 cache=${VIRTNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/virtnet}
-packages='busybox-static iperf3 iputils-ping ethtool iproute2 tcpdump tshark dpdk-dev lz4'
+packages='busybox-static iperf3 iputils-ping ethtool iproute2 tcpdump tshark nftables dpdk-dev lz4'
 
 say() { echo "install.sh: $*" >&2; }
 fail() { say "$*"; exit 1; }
