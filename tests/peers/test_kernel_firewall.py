@@ -101,8 +101,8 @@ PACKETS = [
     error_about(0, udp(1, 55, 777)),
     error_about(0, udp(1, 55, 778)),
     error_about(0, udp(0, 55, 777)),
-    # A connection: data both ways, once more, ahead of the window, never sent. (The kernel lets pass what is a little ahead,
-    # and what is much too old, without believing it.)
+    # A connection: data both ways, once more, ahead of the window, never sent. (The kernel lets pass what is a little
+    # ahead, and what is much too old, without believing it.)
     *opened(4000),
     tcp(1, ACK | PSH, A, B, 100),
     tcp(0, ACK, B, A + 100, 1_400),
