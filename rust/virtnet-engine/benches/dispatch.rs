@@ -11,11 +11,13 @@
 )]
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtnet_engine::{
-    Change, Echo, Node, NodeId, Place, Sink, Source, SourceOptions, Switch, SwitchOptions, Wire,
-    Worker,
+    Action, BridgeRules, CableRules, Change, Echo, Ends, Firewall, FirewallOrders, Node, NodeId,
+    Place, Rule, RuleSet, Sink, Source, SourceOptions, Switch, SwitchOptions, SwitchOrders,
+    Timeouts, Wire, Worker,
 };
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, Port, PortCounters};
 
@@ -111,8 +113,24 @@ fn worker(function: impl Into<Node>, frames: Vec<[u8; 64]>, receivers: u16) -> W
 
 /// A switch that knows where everyone is: `stations` others, spread over the receivers' gates.
 fn switch(stations: usize, receivers: u16, first: usize) -> Switch {
+    switch_with(None, stations, receivers, first)
+}
+
+/// The same with rules for its cables.
+fn switch_with(
+    rules: Option<BridgeRules>,
+    stations: usize,
+    receivers: u16,
+    first: usize,
+) -> Switch {
     let teach = Switch::new(SwitchOptions::default()).unwrap();
-    let mut change = Change::new().add(NodeId(0), teach);
+    let orders = SwitchOrders {
+        ageing: Duration::from_secs(300),
+        rules: rules.map(Arc::new),
+    };
+    let mut change = Change::new()
+        .add(NodeId(0), teach)
+        .update(NodeId(0), orders);
     for gate in 1..=receivers {
         let node = NodeId(u32::from(gate));
         let theirs: Vec<_> = (0..stations)
@@ -134,6 +152,47 @@ fn switch(stations: usize, receivers: u16, first: usize) -> Switch {
         Some((_, Node::Function(virtnet_engine::Function::Switch(switch)))) => *switch,
         other => panic!("a switch was put in, and {other:?} came out"),
     }
+}
+
+/// UDP datagrams of so many flows, in an order that is no order.
+fn datagrams(flows: usize) -> Vec<[u8; 64]> {
+    let datagram = |n: usize| {
+        let mut frame = frame(1, 2);
+        frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17]);
+        let flow = u32::try_from(n.wrapping_mul(0x9e37_79b1) % flows).unwrap();
+        frame[26..30].copy_from_slice(&(0x0a00_0000 + flow / 1_000).to_be_bytes());
+        frame[30..34].copy_from_slice(&[192, 0, 2, 1]);
+        frame[34..38].copy_from_slice(&(flow % 1_000 * 0x10000 + 53).to_be_bytes());
+        frame
+    };
+    (0..flows.max(BURST_MAX)).map(datagram).collect()
+}
+
+/// A firewall that lets everything begin.
+fn firewall() -> Firewall {
+    let rule = Rule {
+        action: Action::Pass,
+        came_in_by: None,
+        version: None,
+        protocols: vec![17],
+        ethertype: None,
+        from: Ends::default(),
+        to: Ends::default(),
+        filter: None,
+        keep_state: true,
+        text: String::new(),
+    };
+    let rules = RuleSet {
+        rules: vec![rule],
+        sets: Vec::new(),
+        otherwise: Action::Drop,
+        fragments: true,
+    };
+    let orders = FirewallOrders {
+        rules: Arc::new(rules),
+        timeouts: Timeouts::default(),
+    };
+    Firewall::new(orders, 2_000_000)
 }
 
 /// Median ns per packet of several rounds.
@@ -208,6 +267,41 @@ fn main() {
         report(
             &format!("switch, {stations} flows to {receivers} ports"),
             worker(known, flows(stations, 1 << 20), receivers),
+        );
+    }
+    for (name, native) in [("all untagged", 1), ("a tag on the way", 0)] {
+        let out = CableRules {
+            untagged: native,
+            ..CableRules::default()
+        };
+        let gates = (1..=4).map(|gate| (gate, out.clone()));
+        let rules = || {
+            let gates = gates.clone().chain([(0, CableRules::default())]);
+            BridgeRules::new(true, 0, gates).unwrap()
+        };
+        let teaching = (1..=4).map(|gate| (gate, CableRules::default()));
+        let known = switch_with(
+            Some(BridgeRules::new(true, 0, teaching.chain([(0, CableRules::default())])).unwrap()),
+            1_000,
+            4,
+            1 << 20,
+        );
+        let mut worker = worker(known, flows(1_000, 1 << 20), 4);
+        let orders = SwitchOrders {
+            ageing: Duration::from_secs(300),
+            rules: Some(Arc::new(rules())),
+        };
+        let change = Change::new().update(NodeId(0), orders);
+        worker.apply(change, 0).unwrap();
+        report(
+            &format!("switch with VLANs, 1000 flows to 4, {name}"),
+            worker,
+        );
+    }
+    for flows in [10, 1_000, 100_000, 1_000_000] {
+        report(
+            &format!("firewall, {flows} flows"),
+            worker(firewall(), datagrams(flows), 1),
         );
     }
     let broadcast = vec![frame(usize::MAX, 1); BURST_MAX];

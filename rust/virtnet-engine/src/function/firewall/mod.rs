@@ -89,6 +89,8 @@ pub struct Firewall {
     refused: u64,
     /// What is to be sent back by each gate.
     answers: [Option<Box<Burst>>; 2],
+    /// Room for what is read of a burst.
+    looked: Vec<Looked>,
     swept: u64,
 }
 
@@ -137,6 +139,14 @@ impl InNs {
     }
 }
 
+/// What was read of a packet, and what its flow is called.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    seen: Seen,
+    key: Key,
+    hash: u64,
+}
+
 /// What a packet is to a flow.
 enum Place {
     /// It belongs to it.
@@ -160,6 +170,7 @@ impl Firewall {
             known: 0,
             refused: 0,
             answers: [None, None],
+            looked: Vec::with_capacity(BURST_MAX),
             swept: 0,
         }
     }
@@ -219,8 +230,14 @@ impl Firewall {
         self.sweep(now, SWEEP_PART_NS);
         let on = Fate::To(gate ^ 1);
         let mut all_pass = true;
+        let mut looked = std::mem::take(&mut self.looked);
+        looked.clear();
+        looked.extend(picks.iter().map(|i| self.look(burst.head(i))));
+        if self.states.is_large() {
+            self.fetch(&looked);
+        }
         for (k, i) in picks.iter().enumerate() {
-            fates[k] = match self.judge(burst.head(i), burst.frame_len(i), gate, now) {
+            fates[k] = match self.judge(&looked[k], burst.head(i), burst.frame_len(i), gate, now) {
                 Ok(()) => on,
                 Err(reason) => {
                     all_pass = false;
@@ -228,6 +245,7 @@ impl Firewall {
                 }
             };
         }
+        self.looked = looked;
         if all_pass {
             Verdict::All(on)
         } else {
@@ -235,38 +253,63 @@ impl Firewall {
         }
     }
 
+    #[inline]
+    fn look(&self, head: &[u8]) -> Looked {
+        let seen = look_at(head);
+        let key = match &seen {
+            Seen::Ip(packet) => Key::of(packet),
+            _ => Key::default(),
+        };
+        let hash = self.states.hash(&key);
+        Looked { seen, key, hash }
+    }
+
+    /// Reads where the flows of a burst are in a table that no cache holds, all misses beside each other.
+    #[cold]
+    fn fetch(&self, looked: &[Looked]) {
+        let mut slots = [0; BURST_MAX];
+        for (slot, looked) in slots.iter_mut().zip(looked) {
+            *slot = self.states.peek(looked.hash);
+        }
+        let slots = slots[..looked.len()].iter();
+        let seen = slots.fold(0, |seen, &slot| seen ^ self.states.peek_at(slot));
+        std::hint::black_box(seen);
+    }
+
     fn judge(
         &mut self,
+        looked: &Looked,
         head: &[u8],
         frame_len: usize,
         gate: Gate,
         now: u64,
     ) -> Result<(), DropReason> {
-        let seen = look_at(head);
-        let packet = match &seen {
+        let packet = match &looked.seen {
             Seen::Malformed => return Err(DropReason::Malformed),
-            Seen::Other(_) => return self.judge_by_rules(&seen, None, head, frame_len, gate, now),
-            Seen::Ip(packet) => *packet,
+            Seen::Other(_) => {
+                return self.judge_by_rules(looked, None, head, frame_len, gate, now);
+            }
+            Seen::Ip(packet) => packet,
         };
         if packet.piece != Piece::Whole {
             if !self.rules.fragments {
                 return Err(DropReason::Fragment);
             }
             if packet.piece == Piece::Later {
-                let passes = self.datagrams.has_passed(&packet, now);
+                let passes = self.datagrams.has_passed(packet, now);
                 return passes.then_some(()).ok_or(DropReason::Fragment);
             }
         }
-        self.judge_ip(&seen, &packet, head, frame_len, gate, now)?;
+        self.judge_ip(looked, packet, head, frame_len, gate, now)?;
         if packet.piece == Piece::First {
-            self.datagrams.pass(&packet, now);
+            self.datagrams.pass(packet, now);
         }
         Ok(())
     }
 
     fn judge_ip(
         &mut self,
-        seen: &Seen,
+        looked: &Looked,
         packet: &Packet,
         head: &[u8],
         frame_len: usize,
@@ -283,9 +326,8 @@ impl Firewall {
                 return Ok(());
             }
         } else {
-            let key = Key::of(packet);
             let timeouts = self.timeouts;
-            if let Some(state) = self.states.find(&key, now) {
+            if let Some(state) = self.states.find(&looked.key, looked.hash, now) {
                 match place(state, packet, segment.as_ref(), head, gate) {
                     Place::In => {
                         state.expires = now.saturating_add(timeouts.of(state, packet));
@@ -300,22 +342,24 @@ impl Firewall {
             }
         }
         let packet = Some((packet, segment));
-        self.judge_by_rules(seen, packet, head, frame_len, gate, now)
+        self.judge_by_rules(looked, packet, head, frame_len, gate, now)
     }
 
     /// Whether an ICMP error tells somebody of a flow about a packet of his.
     fn is_about_a_flow(&mut self, error: &Packet, about: &Packet, gate: Gate, now: u64) -> bool {
-        let Some(state) = self.states.find(&Key::of(about), now) else {
+        let key = Key::of(about);
+        let hash = self.states.hash(&key);
+        let Some(state) = self.states.find(&key, hash, now) else {
             return false;
         };
-        let began = about.from == state.began;
+        let began = about.is_low() == state.low_began;
         // It goes the other way than what it is about, and to whoever sent that.
         error.to.address == about.from.address && began == (gate != state.gate)
     }
 
     fn judge_by_rules(
         &mut self,
-        seen: &Seen,
+        looked: &Looked,
         packet: Option<(&Packet, Option<Segment>)>,
         head: &[u8],
         frame_len: usize,
@@ -323,7 +367,7 @@ impl Firewall {
         now: u64,
     ) -> Result<(), DropReason> {
         let rules = Arc::clone(&self.rules);
-        let (rule, action, keeps) = match rules.first(seen, gate, head, frame_len) {
+        let (rule, action, keeps) = match rules.first(&looked.seen, gate, head, frame_len) {
             Some((at, rule)) => (
                 u32::try_from(at).unwrap_or(NO_RULE),
                 rule.action,
@@ -334,7 +378,16 @@ impl Firewall {
         self.count(rule, frame_len);
         match (action, packet) {
             (Action::Pass, Some((packet, segment))) if keeps => {
-                self.begin(packet, segment.as_ref(), head, gate, rule, now)
+                let begun = State {
+                    key: looked.key,
+                    expires: 0,
+                    rule,
+                    gate,
+                    low_began: packet.is_low(),
+                    answered: false,
+                    tcp: segment.as_ref().map(Connection::new),
+                };
+                self.begin(packet, begun, segment.as_ref(), looked.hash, head, now)
             }
             (Action::Pass, _) => Ok(()),
             (Action::Reject, Some((packet, _))) => {
@@ -349,10 +402,10 @@ impl Firewall {
     fn begin(
         &mut self,
         packet: &Packet,
+        mut state: State,
         segment: Option<&Segment>,
+        hash: u64,
         head: &[u8],
-        gate: Gate,
-        rule: u32,
         now: u64,
     ) -> Result<(), DropReason> {
         let is_icmp = matches!(packet.protocol, packet::ICMP | packet::ICMP6);
@@ -369,17 +422,8 @@ impl Firewall {
         if segment.is_some_and(|segment| !segment.begins()) {
             return Err(DropReason::BadState);
         }
-        let mut state = State {
-            key: Key::of(packet),
-            began: packet.from,
-            gate,
-            rule,
-            answered: false,
-            tcp: segment.map(Connection::new),
-            expires: 0,
-        };
         state.expires = now.saturating_add(self.timeouts.of(&state, packet));
-        let has_room = self.states.insert(state, now);
+        let has_room = self.states.insert(state, hash, now);
         has_room.then_some(()).ok_or(DropReason::StatesFull)
     }
 
@@ -437,7 +481,7 @@ fn place(
     gate: Gate,
 ) -> Place {
     let began = gate == state.gate;
-    if began != (packet.from == state.began) && packet.from != packet.to {
+    if began != (packet.is_low() == state.low_began) && packet.from != packet.to {
         return Place::Out;
     }
     if let (Some(connection), Some(segment)) = (&mut state.tcp, segment) {

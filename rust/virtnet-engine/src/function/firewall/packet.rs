@@ -63,6 +63,14 @@ pub(super) struct Packet {
     pub(super) end: usize,
 }
 
+impl Packet {
+    /// Whether it comes from the lower of its ends.
+    #[inline]
+    pub(super) fn is_low(&self) -> bool {
+        self.from <= self.to
+    }
+}
+
 /// Looks at the frame that starts with `head`.
 pub(super) fn look_at(head: &[u8]) -> Seen {
     let Some(mut kind) = word(head, 12) else {
@@ -160,9 +168,11 @@ pub(super) fn v6(head: &[u8], ip: usize, vlan: u16) -> Option<Packet> {
 }
 
 fn end(address: &[u8]) -> End {
-    let number = address
-        .iter()
-        .fold(0, |number, &byte| number << 8 | u128::from(byte));
+    let number = match (address.first_chunk::<16>(), address.first_chunk::<4>()) {
+        (Some(&v6), _) => u128::from_be_bytes(v6),
+        (None, Some(&v4)) => u32::from_be_bytes(v4).into(),
+        (None, None) => 0,
+    };
     End {
         address: number,
         port: 0,

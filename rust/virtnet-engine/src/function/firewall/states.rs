@@ -3,13 +3,13 @@
 //! The table has its room from the start, so it never grows within a breath. Where it is full, a flow that has expired or has not
 //! been answered yet makes room for a new one, if a few looks find one; otherwise the new one is not let in.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use virtnet_packet::flow::IpVersion;
 
-use super::packet::{End, Packet};
+use super::packet::Packet;
 use super::tcp::{Connection, Phase};
 use crate::graph::Gate;
 
@@ -18,6 +18,9 @@ pub(crate) const STATES_MAX: usize = 1 << 24;
 
 /// How many flows are looked at to make room for one.
 const LOOKS: usize = 16;
+
+/// Flows whose lines are mostly in no cache that is near.
+const LARGE: usize = 1 << 12;
 
 /// How long a flow is remembered after its last packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ impl Default for Timeouts {
 }
 
 /// Both ends of a flow, the same whichever way a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     low: u128,
     high: u128,
@@ -65,7 +68,7 @@ pub(super) struct Key {
 impl Key {
     #[inline]
     pub(super) fn of(packet: &Packet) -> Self {
-        let (low, high) = match packet.from <= packet.to {
+        let (low, high) = match packet.is_low() {
             true => (packet.from, packet.to),
             false => (packet.to, packet.from),
         };
@@ -79,17 +82,19 @@ impl Key {
     }
 }
 
-/// A flow.
+/// A flow: what every packet of it needs in one line of the cache, and what TCP needs beside it in the next.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub(super) struct State {
     pub(super) key: Key,
-    /// Who began it, and by which gate.
-    pub(super) began: End,
-    pub(super) gate: Gate,
+    /// When it is forgotten; 0: there is none here.
+    pub(super) expires: u64,
     pub(super) rule: u32,
+    /// By which gate it began, and whether by the lower of its ends.
+    pub(super) gate: Gate,
+    pub(super) low_began: bool,
     pub(super) answered: bool,
     pub(super) tcp: Option<Connection>,
-    pub(super) expires: u64,
 }
 
 impl State {
@@ -100,14 +105,41 @@ impl State {
         };
         now >= self.expires || is_young
     }
+
+    fn is_there(&self) -> bool {
+        self.expires != 0
+    }
 }
 
-/// All flows.
-#[derive(Debug)]
+/// A place of the index: the upper half of a hash, and the number of a flow counted from 1; 0: nobody.
+#[derive(Clone, Copy)]
+struct Entry(u64);
+
+impl Entry {
+    fn new(hash: u64, slot: usize) -> Self {
+        Self(hash >> 32 << 32 | (slot as u64 + 1))
+    }
+
+    #[inline]
+    fn slot(self) -> Option<usize> {
+        let number = self.0 & u64::from(u32::MAX);
+        usize::try_from(number).ok()?.checked_sub(1)
+    }
+
+    #[inline]
+    fn may_be(self, hash: u64) -> bool {
+        self.0 >> 32 == hash >> 32
+    }
+}
+
+/// All flows, and an index of them: open addressing, at most half full, as for stations.
 pub(super) struct States {
-    index: HashMap<Key, u32, RandomState>,
-    slots: Vec<Option<State>>,
+    hash: RandomState,
+    index: Vec<u64>,
+    mask: usize,
+    slots: Vec<State>,
     free: Vec<u32>,
+    len: usize,
     limit: usize,
     sweep_at: usize,
     look_at: usize,
@@ -116,13 +148,23 @@ pub(super) struct States {
     pub(super) evicted: u64,
 }
 
+impl std::fmt::Debug for States {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "States({} of {})", self.len, self.limit)
+    }
+}
+
 impl States {
     pub(super) fn new(limit: usize) -> Self {
         let limit = limit.clamp(1, STATES_MAX);
+        let places = (2 * limit).next_power_of_two();
         Self {
-            index: HashMap::with_capacity_and_hasher(limit, RandomState::default()),
+            hash: RandomState::default(),
+            index: vec![0; places],
+            mask: places - 1,
             slots: Vec::with_capacity(limit),
             free: Vec::with_capacity(limit),
+            len: 0,
             limit,
             sweep_at: 0,
             look_at: 0,
@@ -133,36 +175,86 @@ impl States {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.index.len()
+        self.len
+    }
+
+    #[inline]
+    pub(super) fn hash(&self, key: &Key) -> u64 {
+        self.hash.hash_one(key)
+    }
+
+    /// Whether it is larger than a cache that is near.
+    #[inline]
+    pub(super) fn is_large(&self) -> bool {
+        self.slots.len() >= LARGE
+    }
+
+    /// Reads what stands where a flow of this hash would, to have it near; the number of a flow that may be it.
+    #[inline]
+    pub(super) fn peek(&self, hash: u64) -> usize {
+        let entry = Entry(self.index[self.home(hash)]);
+        entry.slot().unwrap_or_default()
+    }
+
+    /// The same for a flow by its number.
+    #[inline]
+    pub(super) fn peek_at(&self, slot: usize) -> u64 {
+        self.slots
+            .get(slot)
+            .map_or(0, |state| state.expires ^ u64::from(state.tcp.is_some()))
+    }
+
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        usize::try_from(hash & self.mask as u64).unwrap_or_default()
+    }
+
+    /// Where in the index a flow stands, and its number.
+    #[inline]
+    fn place(&self, key: &Key, hash: u64) -> Option<(usize, usize)> {
+        let mut at = self.home(hash);
+        loop {
+            let entry = Entry(self.index[at]);
+            let slot = entry.slot()?;
+            if entry.may_be(hash) && self.slots[slot].key == *key {
+                return Some((at, slot));
+            }
+            at = (at + 1) & self.mask;
+        }
     }
 
     /// The flow of a key, unless it has expired.
     #[inline]
-    pub(super) fn find(&mut self, key: &Key, now: u64) -> Option<&mut State> {
-        let slot = *self.index.get(key)? as usize;
-        let state = self.slots.get_mut(slot)?.as_mut()?;
+    pub(super) fn find(&mut self, key: &Key, hash: u64, now: u64) -> Option<&mut State> {
+        let (_, slot) = self.place(key, hash)?;
+        let state = &mut self.slots[slot];
         (now < state.expires).then_some(state)
     }
 
     /// Remembers a flow; false if there is no room. One of the same key is forgotten.
-    pub(super) fn insert(&mut self, state: State, now: u64) -> bool {
-        if let Some(&slot) = self.index.get(&state.key) {
-            self.slots[slot as usize] = Some(state);
+    pub(super) fn insert(&mut self, state: State, hash: u64, now: u64) -> bool {
+        if let Some((_, slot)) = self.place(&state.key, hash) {
+            self.slots[slot] = state;
             self.created += 1;
             return true;
         }
-        if self.len() >= self.limit && !self.make_room(now) {
+        if self.len >= self.limit && !self.make_room(now) {
             return false;
         }
         let slot = match self.free.pop() {
-            Some(slot) => slot,
+            Some(slot) => slot as usize,
             None => {
-                self.slots.push(None);
-                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+                self.slots.push(state);
+                self.slots.len() - 1
             }
         };
-        self.slots[slot as usize] = Some(state);
-        self.index.insert(state.key, slot);
+        self.slots[slot] = state;
+        let mut at = self.home(hash);
+        while Entry(self.index[at]).slot().is_some() {
+            at = (at + 1) & self.mask;
+        }
+        self.index[at] = Entry::new(hash, slot).0;
+        self.len += 1;
         self.created += 1;
         true
     }
@@ -170,10 +262,8 @@ impl States {
     fn make_room(&mut self, now: u64) -> bool {
         for _ in 0..LOOKS.min(self.slots.len()) {
             self.look_at = (self.look_at + 1) % self.slots.len();
-            let Some(state) = &self.slots[self.look_at] else {
-                continue;
-            };
-            if state.makes_room(now) {
+            let state = &self.slots[self.look_at];
+            if state.is_there() && state.makes_room(now) {
                 match now >= state.expires {
                     true => self.expired += 1,
                     false => self.evicted += 1,
@@ -186,10 +276,33 @@ impl States {
     }
 
     fn remove(&mut self, slot: usize) {
-        if let Some(state) = self.slots[slot].take() {
-            self.index.remove(&state.key);
+        let key = self.slots[slot].key;
+        if let Some((at, _)) = self.place(&key, self.hash(&key)) {
+            self.close_gap(at);
+            self.slots[slot].expires = 0;
             self.free.push(u32::try_from(slot).unwrap_or(u32::MAX));
+            self.len -= 1;
         }
+    }
+
+    /// Takes an entry out of the index; those behind it that may move up do.
+    fn close_gap(&mut self, mut hole: usize) {
+        let mut at = hole;
+        loop {
+            at = (at + 1) & self.mask;
+            let entry = Entry(self.index[at]);
+            let Some(slot) = entry.slot() else {
+                break;
+            };
+            let home = self.home(self.hash(&self.slots[slot].key));
+            let from_home = at.wrapping_sub(home) & self.mask;
+            let from_hole = at.wrapping_sub(hole) & self.mask;
+            if from_home >= from_hole {
+                self.index[hole] = entry.0;
+                hole = at;
+            }
+        }
+        self.index[hole] = 0;
     }
 
     /// Forgets what has expired among the next `n` places, round and round.
@@ -197,7 +310,7 @@ impl States {
         for _ in 0..n.min(self.slots.len()) {
             self.sweep_at = (self.sweep_at + 1) % self.slots.len();
             let state = &self.slots[self.sweep_at];
-            if state.as_ref().is_some_and(|state| now >= state.expires) {
+            if state.is_there() && now >= state.expires {
                 self.expired += 1;
                 self.remove(self.sweep_at);
             }
@@ -211,8 +324,74 @@ impl States {
 
     /// Gives flows the numbers that their rules have now.
     pub(super) fn renumber(&mut self, number: impl Fn(u32) -> u32) {
-        for state in self.slots.iter_mut().flatten() {
+        for state in &mut self.slots {
             state.rule = number(state.rule);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn state(n: u8, expires: u64) -> State {
+        State {
+            key: Key {
+                low: n.into(),
+                high: 7,
+                ports: 0,
+                kind: 1,
+            },
+            expires,
+            rule: 0,
+            gate: 0,
+            low_began: true,
+            answered: true,
+            tcp: None,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn it_agrees_with_a_plain_map(ops in prop::collection::vec((0..4_u8, 0..60_u8), 1..800)) {
+            let mut states = States::new(32);
+            let mut model: HashMap<u8, u64> = HashMap::new();
+            let mut now = 1;
+            for (op, n) in ops {
+                let state = state(n, now + 20);
+                let hash = states.hash(&state.key);
+                match op {
+                    0 | 1 => {
+                        let fits = states.insert(state, hash, now);
+                        prop_assert!(fits || states.len() == 32);
+                        if fits {
+                            model.insert(n, now + 20);
+                        }
+                    }
+                    2 => states.sweep(usize::from(n), now),
+                    _ => now += u64::from(n) / 8,
+                }
+                for (&n, &expires) in &model {
+                    let key = self::state(n, 0).key;
+                    let found = states.find(&key, states.hash(&key), now).map(|state| state.expires);
+                    prop_assert_eq!(found, (now < expires).then_some(expires));
+                }
+                prop_assert!(states.len() <= 32);
+            }
+            states.sweep(usize::MAX, now);
+            model.retain(|_, &mut expires| now < expires);
+            prop_assert_eq!(states.len(), model.len());
+        }
+    }
+
+    #[test]
+    fn a_flow_is_two_lines_of_the_cache() {
+        assert_eq!(size_of::<State>(), 128);
     }
 }
