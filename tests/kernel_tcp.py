@@ -48,8 +48,11 @@ def main() -> None:
     parser.add_argument("--device-without", default="")
     parser.add_argument("--ring", default="split")
     parser.add_argument("--ends", choices=["tap", "af-packet", "af-xdp"], default="tap")
+    parser.add_argument("--workers", type=int, default=1, help="so many, and queues of taps")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, vn.Net() as net:
+    cpus = sorted(os.sched_getaffinity(0))
+    cpus = [cpus[i % len(cpus)] for i in range(options.workers)] if options.workers > 1 else []
+    with tempfile.TemporaryDirectory() as directory, vn.Net(cpus=cpus) as net:
         place = Path(directory) / "s"
         without = f",without={options.device_without}" if options.device_without else ""
         if options.ends != "tap":
@@ -60,11 +63,14 @@ def main() -> None:
                     # What is received there has to have its checksums.
                     subprocess.run(["ethtool", "-K", f"{name}0", "tx", "off"], check=True, stdout=subprocess.DEVNULL)
         near, far_end = (
-            net.tap(f"{name}0", name=name) if options.ends == "tap" else net.port(f"{options.ends}:{name}1", name=name)
+            net.tap(f"{name}0", queue_pairs=options.workers, name=name)
+            if options.ends == "tap"
+            else net.port(f"{options.ends}:{name}1", name=name)
             for name in ("near", "far")
         )
-        near >> net.port(f"vhost-user:{place}{without}", name="device")
-        net.port(f"virtio-user:{place},ring={options.ring}", name="driver") >> far_end
+        pairs = f",queue_pairs={options.workers}"
+        near >> net.port(f"vhost-user:{place}{without}{pairs}", name="device")
+        net.port(f"virtio-user:{place},ring={options.ring}{pairs}", name="driver") >> far_end
         far = subprocess.Popen(
             ["unshare", "--net", sys.executable, "-c", FAR_SIDE],
             stdin=subprocess.PIPE,
@@ -92,10 +98,12 @@ def main() -> None:
                 while piece := connection.recv(1 << 20):
                     digest.update(piece)
         time.sleep(0.1)
+        followed = [net[name].stats().connected for name in ("near", "far")]
         stats = net.stats()
     near = stats.ports["near"]
     told = stats.to_dict() | {
         "intact": digest.digest() == hashlib.sha256(sent).digest(),
+        "connected": followed,
         "bytes_a_packet": near.received_bytes / near.received,
     }
     sys.stdout.write(json.dumps(told))

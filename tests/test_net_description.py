@@ -123,6 +123,22 @@ def test_qemu_listens_where_the_port_connects(net):
         net.tap("tap0").qemu_args()
 
 
+@pytest.mark.parametrize(
+    ("port", "netdev"),
+    [
+        ("stream:/run/a,,b", "stream,id=net0,server=off,reconnect-ms=1000,addr.type=unix,addr.path=/run/a,,b"),
+        ("stream:[::1]:5000,client=on", "stream,id=net0,server=on,addr.type=inet,addr.host=::1,addr.port=5000"),
+        (
+            "dgram:/run/a,remote=/run/b",
+            "dgram,id=net0,local.type=unix,local.path=/run/b,remote.type=unix,remote.path=/run/a",
+        ),
+    ],
+)
+def test_the_other_end_of_a_socket_is_a_netdev_of_qemu(port, netdev):
+    args = vn.Net().port(port).qemu_args(mac="52:54:00:00:00:07")
+    assert args == ["-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:00:00:07"]
+
+
 def test_representations_tell_the_state(net):
     port = net.vhost_user("vm1.sock")
     port >> net.switch()

@@ -45,6 +45,14 @@ def test_long_frames_pass_from_kernel_to_kernel_through_rings_as_they_are():
     assert {"csum", "host_tso4", "guest_tso4"} <= set(told["ports"]["device"]["features"])
 
 
+def test_the_queues_of_taps_are_spread_over_workers():
+    told = between_kernels("--workers", "2")
+    assert exact(told)
+    # The far tap was moved to another namespace, and is followed.
+    assert told["connected"] == [True, True]
+    assert told["bytes_a_packet"] > 3_000
+
+
 @pytest.mark.parametrize("ring", ["split", "packed"])
 def test_a_driver_that_takes_nothing_gets_finished_frames(ring):
     told = between_kernels("--device-without", ALL, "--ring", ring)

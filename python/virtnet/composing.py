@@ -17,7 +17,7 @@ from virtnet.handlers import BurstHandler, ways_of
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.plans import PlannedNode, Plans, planned
-from virtnet.spec import PortSpec
+from virtnet.spec import PortSpec, is_path
 
 if TYPE_CHECKING:
     import os
@@ -853,7 +853,7 @@ def _called(spec: PortSpec) -> str:
     """What to call a port of which nobody says it."""
     if spec.kind == "vxlan":
         return f"vxlan{spec.options['vni']}"
-    is_address = spec.kind in {"stream", "dgram"} and "/" not in spec.where and ":" in spec.where
+    is_address = spec.kind in {"stream", "dgram"} and not is_path(spec.where)
     return spec.kind if is_address else Path(spec.where).stem or spec.kind
 
 

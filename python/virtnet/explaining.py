@@ -187,7 +187,7 @@ def _peer(stats: PortStats, spec: PortSpec) -> Explanation:
     return Explanation(
         f"Nobody has connected to {spec.where}" + (", or has left." if stats.sessions else " yet."),
         facts,
-        "start one that connects (QEMU: -netdev stream,server=off)",
+        "start a guest with the arguments of qemu_args(), which connects, or another stream port, with client=on",
     )
 
 

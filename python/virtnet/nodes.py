@@ -16,6 +16,7 @@ from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.ports import describe
+from virtnet.spec import is_path
 from virtnet.stats import FunctionStats, PortStats, RingState, RuleStats
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class PortNode(Node):
         """The arguments for QEMU that put a network card on the other end of this port.
 
         Args:
-            memory: the guest's memory, which must be shared with this process.
+            memory: the guest's memory, which a vhost-user port has to share; others leave it to you.
             mac: the guest's MAC address, if not given that of the port, or QEMU's choice.
             packed: ask the guest's driver for packed rings.
 
@@ -316,26 +317,33 @@ class PortNode(Node):
             A list for :mod:`subprocess`; printed, a line for a shell.
 
         Raises:
-            ConfigError: this is no vhost-user port.
+            ConfigError: this is no vhost-user, stream or dgram port.
 
         Example:
             >>> import virtnet as vn
             >>> print(vn.Net().vhost_user("/run/vm1.sock").qemu_args(memory="1G")[:4])
             ['-m', '1G', '-object', 'memory-backend-memfd,id=memory,size=1G,share=on']
+            >>> print(vn.Net().stream("/run/vm1.sock").qemu_args()[1])
+            stream,id=net0,server=off,reconnect-ms=1000,addr.type=unix,addr.path=/run/vm1.sock
         """
-        if self.kind != "vhost-user":
-            raise ConfigError(f"QEMU attaches to vhost-user ports, and {self.name!r} is a {self.kind} port")
-        pairs = self.spec.options["queue_pairs"]
-        path = str(Path(self.spec.where).absolute()).replace(",", ",,")
-        # As client QEMU comes back by itself when this end was restarted; as server it waits here for us.
-        chardev = "server=on,wait=off" if self.spec.options["client"] else "reconnect-ms=1000"
-        queues = f",queues={pairs}" if pairs > 1 else ""
+        options = self.spec.options
         device = ["virtio-net-pci", "netdev=net0"]
-        device += [f"mac={mac}"] if (mac := mac or self.spec.options["mac"]) else []
+        device += [f"mac={mac}"] if (mac := mac or options.get("mac")) else []
+        if self.kind in {"stream", "dgram"}:
+            device += ["packed=on"] if packed else []
+            return QemuArgs(["-netdev", _socket_netdev(self.spec), "-device", ",".join(device)])
+        if self.kind != "vhost-user":
+            raise ConfigError(
+                f"QEMU attaches to vhost-user, stream and dgram ports, and {self.name!r} is a {self.kind} port"
+            )
+        pairs = options["queue_pairs"]
+        # As client QEMU comes back by itself when this end was restarted; as server it waits here for us.
+        chardev = "server=on,wait=off" if options["client"] else "reconnect-ms=1000"
+        queues = f",queues={pairs}" if pairs > 1 else ""
         # One vector for each queue, one for the control queue, one for changes of the configuration.
         device += ["mq=on", f"vectors={2 * pairs + 2}"] if pairs > 1 else []
         device += ["packed=on"] if packed else []
-        device += [f"host_mtu={mtu}"] if (mtu := self.spec.options["mtu"]) else []
+        device += [f"host_mtu={mtu}"] if (mtu := options["mtu"]) else []
         return QemuArgs(
             [
                 "-m",
@@ -345,13 +353,33 @@ class PortNode(Node):
                 "-machine",
                 "memory-backend=memory",
                 "-chardev",
-                f"socket,id=char0,path={path},{chardev}",
+                f"socket,id=char0,path={_for_qemu(self.spec.where)},{chardev}",
                 "-netdev",
                 f"vhost-user,id=net0,chardev=char0{queues}",
                 "-device",
                 ",".join(device),
             ]
         )
+
+
+def _for_qemu(path: str) -> str:
+    """A path as QEMU's options take it."""
+    return str(Path(path).absolute()).replace(",", ",,")
+
+
+def _socket_netdev(spec: PortSpec) -> str:
+    """QEMU's netdev at the other end of a port on a socket."""
+
+    def at(name: str, where: str) -> str:
+        if is_path(where):
+            return f"{name}.type=unix,{name}.path={_for_qemu(where)}"
+        host, _, port = where.rpartition(":")
+        return f"{name}.type=inet,{name}.host={host.strip('[]')},{name}.port={port}"
+
+    if spec.kind == "dgram":
+        return f"dgram,id=net0,{at('local', spec.options['remote'])},{at('remote', spec.where)}"
+    role = "server=on" if spec.options["client"] else "server=off,reconnect-ms=1000"
+    return f"stream,id=net0,{role},{at('addr', spec.where)}"
 
 
 class QemuArgs(list[str]):

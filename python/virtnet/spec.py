@@ -334,10 +334,15 @@ def _local_address(where: str) -> None:
         ) from None
 
 
+def is_path(where: str) -> bool:
+    """Whether a socket is a path, rather than an address and a port."""
+    return "/" in where or not re.search(r"[^:]:[0-9]+$", where)
+
+
 def _socket(where: Any) -> None:
     """A path, or an IP address with a port: what stands before a colon and a number and is neither is a mistake."""
     where = str(where)
-    if "/" in where or not re.search(r"[^:]:[0-9]+$", where):
+    if is_path(where):
         _socket_path(where)
         return
     try:

@@ -126,15 +126,15 @@ class SocketNic(Nic):
     """A card whose frames go through a socket: QEMU's ``stream`` and ``dgram``.
 
     Attributes:
-        netdev: what QEMU is told of the other end, without its id.
+        qemu_args: QEMU's arguments for it, the device last.
     """
 
-    netdev: str = ""
+    qemu_args: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
         """Returns QEMU's arguments for the card."""
-        device = f"virtio-net-pci,netdev=net,romfile=,mac={self.mac or mac_for(self.socket.name)}"
-        return ["-netdev", f"{self.netdev},id=net", "-device", device]
+        *others, device = self.qemu_args
+        return [*others, f"{device},romfile="]
 
 
 def mac_for(name: str) -> str:

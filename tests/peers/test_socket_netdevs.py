@@ -9,7 +9,7 @@ import socket
 
 import pytest
 import traffic
-from guest import Guest, SocketNic
+from guest import Guest, SocketNic, mac_for
 from traffic import Pings
 
 import virtnet as vn
@@ -23,31 +23,22 @@ def free(kind: socket.SocketKind) -> int:
         return int(found.getsockname()[1])
 
 
-def inet(name: str, port: int) -> str:
-    return f"{name}.type=inet,{name}.host=127.0.0.1,{name}.port={port}"
-
-
-def ends(kind: str, name: str, directory) -> tuple[str, str]:
-    """Our port, and QEMU's netdev at its other end."""
+def port(kind: str, name: str, directory) -> str:
+    """Our port."""
     ours, theirs = directory / f"{name}.ours", directory / f"{name}.theirs"
     match kind:
         case "stream-unix":
-            return f"stream:{ours}", f"stream,addr.type=unix,addr.path={ours},server=off,reconnect-ms=200"
+            return f"stream:{ours}"
         case "stream-unix-qemu-listens":
-            return f"stream:{theirs},client=on", f"stream,addr.type=unix,addr.path={theirs},server=on"
+            return f"stream:{theirs},client=on"
         case "stream-tcp":
-            port = free(socket.SOCK_STREAM)
-            return f"stream:127.0.0.1:{port}", f"stream,{inet('addr', port)},server=off,reconnect-ms=200"
+            return f"stream:127.0.0.1:{free(socket.SOCK_STREAM)}"
         case "stream-tcp-qemu-listens":
-            port = free(socket.SOCK_STREAM)
-            return f"stream:127.0.0.1:{port},client=on", f"stream,{inet('addr', port)},server=on"
+            return f"stream:127.0.0.1:{free(socket.SOCK_STREAM)},client=on"
         case "dgram-unix":
-            netdev = f"dgram,local.type=unix,local.path={theirs},remote.type=unix,remote.path={ours}"
-            return f"dgram:{ours},remote={theirs}", netdev
+            return f"dgram:{ours},remote={theirs}"
         case _:
-            here, there = free(socket.SOCK_DGRAM), free(socket.SOCK_DGRAM)
-            netdev = f"dgram,{inet('local', there)},{inet('remote', here)}"
-            return f"dgram:127.0.0.1:{here},remote=127.0.0.1:{there}", netdev
+            return f"dgram:127.0.0.1:{free(socket.SOCK_DGRAM)},remote=127.0.0.1:{free(socket.SOCK_DGRAM)}"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +54,9 @@ def test_guests_talk_through_sockets(guest_image, directory, running, one, other
     switch = net.switch()
     guests = []
     for number, (name, kind) in enumerate((("vm1", one), ("vm2", other)), 1):
-        port, netdev = ends(kind, name, directory)
-        net.port(port, name=name) >> switch
-        nic = SocketNic(directory / f"{name}.sock", netdev=netdev)
+        net.port(port(kind, name, directory), name=name) >> switch
+        arguments = net[name].qemu_args(mac=mac_for(name))
+        nic = SocketNic(directory / f"{name}.sock", qemu_args=tuple(arguments))
         guest = Guest(guest_image, name, nic, address=f"10.0.0.{number}/24", directory=directory)
         guests.append(running.enter_context(guest))
     vm1, vm2 = (guest.wait_ready() for guest in guests)
@@ -82,9 +73,9 @@ def test_guests_talk_through_sockets(guest_image, directory, running, one, other
     assert stats.balance().exact, stats
     for guest in (vm1, vm2):
         counted = traffic.interface_counters(guest)
-        port = stats.ports[guest.name]
+        here = stats.ports[guest.name]
         assert counted.faulty == 0
-        assert (port.received, port.sent) == (counted.sent, counted.received), stats
+        assert (here.received, here.sent) == (counted.sent, counted.received), stats
 
     if one.startswith("stream"):
         vm1.kill()

@@ -76,7 +76,9 @@ impl AfPacketPort {
     /// # Errors
     /// [`PortError::System`]: there is none in the network namespace that the calling thread is in.
     pub fn watch(&mut self, name: &str, control: &Control) -> Result<InterfaceWatch, PortError> {
-        let watched = self.interface.insert(Watched::interface(name, control)?);
+        let watched = self
+            .interface
+            .insert(Watched::interface(name, None, control)?);
         Ok(watched.watch())
     }
 

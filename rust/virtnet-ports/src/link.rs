@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use virtnet_sys::{LinkNews, LinkState, LinkWatch};
+use virtnet_sys::{LinkNews, LinkState, LinkWatch, TapQueue, in_network_namespace_of};
 
 use crate::{Control, EventLog, PortError, Served, Service, What};
 
@@ -74,14 +74,31 @@ impl Link {
 pub(crate) struct LinkService {
     watch: LinkWatch,
     link: Arc<Link>,
+    /// Of a tap, which can go to another network namespace and work on.
+    queue: Option<TapQueue>,
 }
 
 impl LinkService {
     /// Hears how the interface is now.
     pub(crate) fn new(watch: LinkWatch, link: Arc<Link>) -> Result<Self, PortError> {
-        let mut service = Self { watch, link };
+        let mut service = Self {
+            watch,
+            link,
+            queue: None,
+        };
         service.on_ready(0)?;
         Ok(service)
+    }
+}
+
+impl LinkService {
+    /// Watches the interface where it has gone to, if it is a tap that lives on there.
+    fn elsewhere(&self) -> Option<LinkWatch> {
+        let namespace = self.queue.as_ref()?.namespace().ok()?;
+        let name = self.link.interface.as_str();
+        let watch =
+            in_network_namespace_of(namespace.as_fd(), "of a tap", || LinkWatch::open(name));
+        watch.ok()?.ok()
     }
 }
 
@@ -92,9 +109,20 @@ impl Service for LinkService {
     }
 
     fn on_ready(&mut self, _now_ns: u64) -> Result<(), PortError> {
-        let news = self.watch.news();
-        let news = news.map_err(|source| PortError::io("hear of an interface", source))?;
-        news.into_iter().for_each(|news| self.link.hear(news));
+        let failed = |source| PortError::io("hear of an interface", source);
+        for news in self.watch.news().map_err(failed)? {
+            if news == LinkNews::Gone
+                && let Some(watch) = self.elsewhere()
+            {
+                self.watch = watch;
+                // How it is there is the first news.
+                for news in self.watch.news().map_err(failed)? {
+                    self.link.hear(news);
+                }
+                break;
+            }
+            self.link.hear(news);
+        }
         Ok(())
     }
 }
@@ -108,9 +136,16 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Begins to watch the interface `name` of the network namespace that the calling thread is in.
-    pub(crate) fn interface(name: &str, control: &Control) -> Result<Self, PortError> {
+    ///
+    /// A tap, of which `queue` is one, is followed when it is moved to another namespace.
+    pub(crate) fn interface(
+        name: &str,
+        queue: Option<TapQueue>,
+        control: &Control,
+    ) -> Result<Self, PortError> {
         let link = Arc::new(Link::new(name, None));
-        let service = LinkService::new(LinkWatch::open(name)?, Arc::clone(&link))?;
+        let mut service = LinkService::new(LinkWatch::open(name)?, Arc::clone(&link))?;
+        service.queue = queue;
         Ok(Self {
             link,
             _served: Arc::new(control.add(service)?),

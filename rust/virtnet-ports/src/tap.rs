@@ -137,7 +137,7 @@ impl TapPort {
         self.tap.as_deref()
     }
 
-    /// Hears of the interface from now on, and tells how it stands; the parts of a port hear the same.
+    /// Hears of the interface from now on, wherever it is moved, and tells how it stands; the parts of a port hear the same.
     ///
     /// # Errors
     /// [`PortError::System`]: it is not in the network namespace that the calling thread is in.
@@ -145,10 +145,14 @@ impl TapPort {
         lanes: &mut [Self],
         control: &Control,
     ) -> Result<Option<InterfaceWatch>, PortError> {
-        let Some(tap) = lanes.first().and_then(Self::interface) else {
+        let Some((tap, queue)) =
+            (lanes.first()).and_then(|lane| Some((lane.interface()?, lane.queues.first()?)))
+        else {
             return Ok(None);
         };
-        let watched = Watched::interface(tap.name(), control)?;
+        let failed = |source| PortError::io("watch a tap", source);
+        let queue = queue.try_clone().map_err(failed)?;
+        let watched = Watched::interface(tap.name(), Some(queue), control)?;
         for lane in lanes {
             lane.interface = Some(watched.clone());
         }

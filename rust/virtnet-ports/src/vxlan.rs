@@ -303,7 +303,7 @@ impl VxlanPort {
     /// Sends what is in `to_send`; whether the kernel had room for all of it.
     fn send_batch(&mut self) -> bool {
         let mut fared = [Fared::default(); DATAGRAM_BATCH];
-        let mut room = true;
+        let (mut room, mut copies) = (true, 0);
         for (number, socket) in sockets(&self.socket, &self.senders).enumerate() {
             let (remotes, plans) = (&self.remotes, &self.plans);
             let mine = plans.iter().enumerate();
@@ -318,10 +318,12 @@ impl VxlanPort {
             let (mut left, mut refused) = (mine.peekable(), None);
             while left.peek().is_some() {
                 match socket.send(&self.to_send, left.clone()) {
-                    Ok(n) => left.by_ref().take(n).for_each(|(i, _)| {
-                        fared[i].sent = true;
-                        self.shared.copies.fetch_add(1, Ordering::Relaxed);
-                    }),
+                    Ok(n) => {
+                        copies += n as u64;
+                        left.by_ref()
+                            .take(n)
+                            .for_each(|(i, _)| fared[i].sent = true);
+                    }
                     Err(error) => {
                         let full = matches!(
                             (error.kind(), error.raw_os_error()),
@@ -349,6 +351,7 @@ impl VxlanPort {
                 self.shared.events.record_if_new(What::Nobody { why });
             }
         }
+        self.shared.copies.fetch_add(copies, Ordering::Relaxed);
         self.count(&fared);
         room
     }

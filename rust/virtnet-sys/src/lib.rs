@@ -38,7 +38,7 @@ pub use error::{Fault, SysError};
 pub use event::EventFd;
 pub use line::line_cost;
 pub use link::{LinkNews, LinkState, LinkWatch};
-pub use netns::in_network_namespace;
+pub use netns::{in_network_namespace, in_network_namespace_of};
 pub use packet::{
     PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
     Promiscuous,

@@ -3,7 +3,7 @@
 //! A socket or interface stays in the namespace where it was made, whoever uses it. So the caller's thread never moves.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::thread;
 
@@ -29,27 +29,36 @@ pub fn in_network_namespace<R: Send>(
         return Ok(work());
     };
     let path = path_of(namespace);
-    let enter = || {
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => SysError::os(
-                format!(
-                    "find network namespace {namespace:?} at {} (`ip netns` lists those that have names)",
-                    path.display()
-                ),
-                error,
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => SysError::os(
+            format!(
+                "find network namespace {namespace:?} at {} (`ip netns` lists those that have names)",
+                path.display()
             ),
-            _ => SysError::os(format!("open network namespace {namespace:?}"), error),
-        })?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|errno| {
+            error,
+        ),
+        _ => SysError::os(format!("open network namespace {namespace:?}"), error),
+    })?;
+    in_network_namespace_of(file.as_fd(), namespace, work)
+}
+
+/// Does `work` in the network namespace that a descriptor stands for; `called` is what errors call it.
+///
+/// # Errors
+/// As [`in_network_namespace`].
+pub fn in_network_namespace_of<R: Send>(
+    namespace: BorrowedFd<'_>,
+    called: &str,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, SysError> {
+    let enter = || {
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).map_err(|errno| {
             let remedy = match errno {
                 Errno::PERM => " (needs root or CAP_SYS_ADMIN)",
                 Errno::INVAL => " (it is something else)",
                 _ => "",
             };
-            SysError::os(
-                format!("enter network namespace {namespace:?}{remedy}"),
-                errno,
-            )
+            SysError::os(format!("enter network namespace {called:?}{remedy}"), errno)
         })
     };
     thread::scope(|scope| {

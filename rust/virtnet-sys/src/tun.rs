@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, readv, writev};
@@ -27,6 +27,7 @@ const TUNSETIFF: Opcode = 0x4004_54ca;
 const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
 const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
 const TUNSETVNETLE: Opcode = 0x4004_54dc;
+const TUNGETDEVNETNS: Opcode = 0x54e3;
 const SIOCGIFFLAGS: Opcode = 0x8913;
 const SIOCSIFFLAGS: Opcode = 0x8914;
 const SIOCGIFMTU: Opcode = 0x8921;
@@ -269,6 +270,29 @@ impl TapQueue {
         unsafe { ioctl(&self.fd, request) }.map_err(|errno| {
             SysError::os(format!("set the offloads of a tap to {offloads:?}"), errno)
         })
+    }
+
+    /// Another descriptor of the same queue.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let fd = self.fd.try_clone()?;
+        Ok(Self { fd })
+    }
+
+    /// The network namespace that the interface is in now.
+    ///
+    /// # Errors
+    /// The interface is gone, or the right to ask (CAP_NET_ADMIN) is missing.
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        // SAFETY: a plain system call, which takes no argument and makes a descriptor.
+        let fd = unsafe { libc::ioctl(self.fd.as_raw_fd(), u64::from(TUNGETDEVNETNS), 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and is nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// Reads one packet, behind its virtio-net header if the tap has one; returns its length with the header.
