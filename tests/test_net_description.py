@@ -119,7 +119,7 @@ def test_qemu_gets_the_other_end_of_the_port(net):
 def test_qemu_listens_where_the_port_connects(net):
     args = net.vhost_user("/run/a.sock", client=True).qemu_args()
     assert "socket,id=char0,path=/run/a.sock,server=on,wait=off" in args
-    with pytest.raises(vn.ConfigError, match="QEMU attaches to vhost-user ports"):
+    with pytest.raises(vn.ConfigError, match="QEMU attaches to vhost-user, stream and dgram ports"):
         net.tap("tap0").qemu_args()
 
 
