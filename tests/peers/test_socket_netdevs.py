@@ -75,7 +75,10 @@ def test_guests_talk_through_sockets(guest_image, directory, running, one, other
         counted = traffic.interface_counters(guest)
         here = stats.ports[guest.name]
         assert counted.faulty == 0
-        assert (here.received, here.sent) == (counted.sent, counted.received), stats
+        assert here.received == counted.sent, stats
+        # What QEMU does not take in time out of a UDP socket, the system loses.
+        lost = here.sent - counted.received
+        assert lost == 0 or (lost > 0 and net[guest.name].spec.where.startswith("127.0.0.1") and other == "dgram-udp")
 
     if one.startswith("stream"):
         vm1.kill()
