@@ -7,9 +7,11 @@
 //! It guarantees that the back-end gets nothing that could kill a process which maps what it is given and checks what it reads:
 //! memory files are as long as they are said to be, and stay so.
 //!
-//! Reading order: `talk` has the messages, `rings` the states of a ring, `traffic` the packets, `hostile` what no driver does.
+//! Reading order: `talk` has the messages, `rings` the states of a ring, `traffic` the packets, `life` crashes, moves and
+//! IOMMUs, `hostile` what no driver does.
 
 mod hostile;
+mod life;
 mod rig;
 mod rings;
 mod session;
@@ -135,6 +137,7 @@ pub fn checks() -> Vec<&'static Check> {
         talk::CHECKS,
         rings::CHECKS,
         traffic::CHECKS,
+        life::CHECKS,
         hostile::CHECKS,
     ];
     parts.into_iter().flatten().collect()

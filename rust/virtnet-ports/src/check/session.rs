@@ -3,9 +3,9 @@
 //! It is not [`virtnet_vhost::Frontend`], which keeps the rules and gives up where the back-end does not; here the other end is on
 //! trial, so a refusal, a silence and a hang-up are answers like others.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) protocol: ProtocolFeatures,
     /// The back-end has closed the connection.
     ended: Cell<bool>,
+    /// Descriptors that came with the last answer that had some.
+    files: RefCell<Vec<OwnedFd>>,
 }
 
 /// What a back-end made of a request that asked for an acknowledgement.
@@ -66,6 +68,7 @@ impl Session {
             offered: Features::empty(),
             protocol: ProtocolFeatures::empty(),
             ended: Cell::new(false),
+            files: RefCell::default(),
         })
     }
 
@@ -131,6 +134,13 @@ impl Session {
     pub(super) fn ask(&self, request: &Request) -> Result<Vec<u8>, Stop> {
         self.tell(request, &[])?;
         self.answer_to(request.kind())
+    }
+
+    /// The same where the answer carries descriptors.
+    pub(super) fn ask_for_files(&self, request: &Request) -> Result<(Vec<u8>, Vec<OwnedFd>), Stop> {
+        self.files.take();
+        let payload = self.ask(request)?;
+        Ok((payload, self.files.take()))
     }
 
     /// Asks for a number.
@@ -272,8 +282,13 @@ impl Session {
         let mut events = Events::with_capacity(1);
         let (mut bytes, mut at) = (vec![0; len], 0);
         while at < len {
-            // Descriptors that come along are closed as they are dropped.
-            match self.stream.recv(&mut bytes[at..], &mut Vec::new()) {
+            // Descriptors that nobody asks for are closed with the next that come.
+            let mut files = Vec::new();
+            let received = self.stream.recv(&mut bytes[at..], &mut files);
+            if !files.is_empty() {
+                self.files.replace(files);
+            }
+            match received {
                 Ok(0) => {
                     self.ended.set(true);
                     return Ok(None);
