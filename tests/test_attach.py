@@ -490,6 +490,9 @@ def test_the_command_line_shows_changes_and_stops_what_another_one_runs(sockets)
             shown = virtnet("show", "lab").stdout
             assert "vm1" in shown
             assert "ring 0 (receiveq of pair 0) runs" in shown
+            table = virtnet("show", "lab", "--rings").stdout
+            assert "transmitq 0" in table
+            assert "kicks" in table
             told = json.loads(virtnet("show", "lab", "vm1", "--json").stdout)
             assert told["ports"]["vm1"]["stats"]["connected"]
             assert "connected: a front-end has come" in virtnet("show", "lab", "vm1").stdout

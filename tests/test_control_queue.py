@@ -148,6 +148,21 @@ def test_a_port_of_a_network_is_asked_as_one_by_hand(tmp_path):
         assert eventually(lambda: sum(ring.bursts for ring in there.rings) == 1, 20)
 
 
+def test_a_port_of_a_network_elsewhere_is_asked_through_that(sockets):
+    device, driver = vn.Net(), vn.Net(name="elsewhere")
+    there = device.vhost_user(sockets / "a", name="there")
+    there >> device.sink()
+    driver.virtio_user(sockets / "a", control=True, iommu=True, name="here") >> driver.sink()
+    with device, driver:
+        here = vn.attach("elsewhere")["here"]
+        assert here.wait_connected(20)
+        here.device.set_mac(OWN)
+        assert eventually(lambda: there.stats().mac == OWN, 20)
+        assert here.device.device_stats().receive[0].packets == 0
+        with pytest.raises(vn.ConfigError, match="MAC address"):
+            here.device.set_mac("2")
+
+
 def test_notifications_are_held_back_as_the_driver_says(connect):
     device, driver = connect(control=True)
     driver.set_coalescing(receive=True, max_packets=8, max_usecs=2**32 - 1)

@@ -103,6 +103,7 @@ class Composing:
         in_order: bool = True,
         control: bool = False,
         hash_report: bool = False,
+        iommu: bool = False,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -118,6 +119,7 @@ class Composing:
             "in_order": in_order,
             "control": control,
             "hash_report": hash_report,
+            "iommu": iommu,
             "without": without,
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)

@@ -236,6 +236,12 @@ class Net(Composing):
                 )
             self._engine.set_link(port.name, up)
 
+    def _command(self, port: PortNode, name: str, arguments: dict[str, Any]) -> None:
+        self._running(port).command(port.name, name, arguments)
+
+    def _device_stats(self, port: PortNode, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+        return self._running(port).device_stats(port.name, {"asked": asked})
+
     def _running(self, port: PortNode) -> _virtnet.Engine:
         """What runs, to ask something of a port that has to be there."""
         with self._lock:

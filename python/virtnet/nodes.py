@@ -183,10 +183,10 @@ class Device(DeviceCommands):
         return self.port.stats()
 
     def _command(self, name: str, **arguments: Any) -> None:
-        self.port.net._running(self.port).command(self.port.name, name, arguments)  # noqa: SLF001 - it holds what runs
+        self.port.net._command(self.port, name, arguments)  # noqa: SLF001 - the network holds what runs
 
     def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
-        return self.port.net._running(self.port).device_stats(self.port.name, {"asked": asked})  # noqa: SLF001 - the same
+        return self.port.net._device_stats(self.port, asked)  # noqa: SLF001 - the same
 
 
 class Firewall(Function):

@@ -247,6 +247,8 @@ class VirtioUserPort(Port, DeviceCommands):
             back-end offers one. That it also serves it cannot be seen: virtnet's vhost-user ports do, DPDK's offer one
             that nobody serves.
         hash_report: have the device tell the hash of each packet (``burst.columns.hash``); needs ``control``.
+        iommu: be behind an IOMMU: each page that the back-end is to touch it has to ask for. It must offer
+            ACCESS_PLATFORM then.
         without: features not to accept, as flags or names.
     """
 
@@ -261,6 +263,7 @@ class VirtioUserPort(Port, DeviceCommands):
         in_order: bool = True,
         control: bool = False,
         hash_report: bool = False,
+        iommu: bool = False,
         without: Features | None = None,
     ) -> None:
         """Connects, or starts to listen."""
@@ -272,6 +275,7 @@ class VirtioUserPort(Port, DeviceCommands):
             "in_order": in_order,
             "control": control,
             "hash_report": hash_report,
+            "iommu": iommu,
             "without": without,
         }
         super().__init__(PortSpec.of("virtio-user", str(path), **options))

@@ -394,6 +394,7 @@ KINDS: dict[str, Kind] = {
                 _switch("in_order", default=True),
                 _switch("control"),
                 _switch("hash_report"),
+                _switch("iommu"),
                 _WITHOUT,
             ),
         ),

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from virtnet.cli.options import Seconds  # noqa: TC001 - Typer reads the annotations
 from virtnet.cli.running import Meter, interruptible
-from virtnet.cli.tables import ports_table, totals_line
+from virtnet.cli.tables import ports_table, rings_table, totals_line
 from virtnet.description import Spec
 from virtnet.errors import ConfigError, VirtnetError
 from virtnet.nodes import PortNode
@@ -65,6 +65,9 @@ def show(
         typer.Argument(metavar="[PORT]", help="Only this port, and what has happened there.", show_default=False),
     ] = None,
     json: Json = False,
+    rings: Annotated[
+        bool, typer.Option("--rings", help="Only a table of rings: where they stand, who notified whom how often.")
+    ] = False,
     toml: Annotated[bool, typer.Option("--toml", help="Print it as the file that `virtnet run` takes.")] = False,
 ) -> None:
     """Show how a network's ports and their rings stand."""
@@ -76,6 +79,12 @@ def show(
     if json:
         about = {"name": lab.name, "pid": lab.pid, "directory": lab.directory, "spec": lab.spec.to_dict()}
         print(json_module.dumps(about | {"ports": {node.name: _told(node) for node in nodes}}))
+        return
+    if rings:
+        console = Console()
+        # A table that is read by a program, or written to a file, is as wide as it is.
+        console.width = console.width if console.is_terminal else 120
+        console.print(rings_table({node.name: node.rings for node in nodes}))
         return
     if port is not None:
         (node,) = nodes

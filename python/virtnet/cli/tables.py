@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from virtnet.stats import NetStats, PortStats
+    from virtnet.stats import NetStats, PortStats, RingState
 
-__all__ = ["drops_text", "ports_table", "rate", "totals_line"]
+__all__ = ["drops_text", "ports_table", "rate", "rings_table", "totals_line"]
 
 
 def ports_table(stats: NetStats, pps: Callable[[str, str], float] | None, *, title: str) -> Table:
@@ -37,6 +38,34 @@ def ports_table(stats: NetStats, pps: Callable[[str, str], float] | None, *, tit
             row[6:6] = [rate(pps(name, "sent"))]
         table.add_row(*row)
     return table
+
+
+def rings_table(rings: Mapping[str, Iterable[RingState]]) -> Table:
+    """One row a ring, by queue and number of its pair: where it stands, and how often who notified whom."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for head in ("port", "ring", "state", "size"):
+        table.add_column(head, no_wrap=True)
+    for head in ("avail", "used", "waiting", "bursts", "kicks", "calls", "again"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for port, of_port in rings.items():
+        for ring in of_port:
+            counts = (ring.avail, ring.used, ring.waiting, ring.bursts, ring.kicks, ring.calls, ring.taken_again)
+            table.add_row(
+                port,
+                f"{ring.kind} {ring.queue_pair}",
+                _ring_state(ring),
+                f"{ring.format} {ring.size}" if ring.started else "",
+                *("" if count is None else str(count) for count in counts),
+            )
+    return table
+
+
+def _ring_state(ring: RingState) -> Text:
+    if ring.broken is not None:
+        return Text("given up", "red")
+    if not ring.started:
+        return Text("stopped", "yellow")
+    return Text("runs", "green") if ring.enabled else Text("disabled", "yellow")
 
 
 def totals_line(stats: NetStats) -> str:

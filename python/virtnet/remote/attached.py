@@ -217,6 +217,13 @@ class AttachedNet:
     def _set_link(self, port: PortNode, up: bool) -> None:
         self._ask("set_link", port=port.name, up=up)
 
+    def _command(self, port: PortNode, name: str, arguments: dict[str, Any]) -> None:
+        self._ask("command", port=port.name, command=name, arguments=to_numbers(arguments))
+
+    def _device_stats(self, port: PortNode, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+        answers = self._ask("device_stats", port=port.name, asked=asked)
+        return [(queue, counts) for queue, counts in answers]
+
     # Inside.
 
     def _ask(self, do: str, **arguments: Any) -> Any:
@@ -345,3 +352,14 @@ def _open_here(to: Target, *, overwrite: bool) -> tuple[int, Path | None]:
         raise ConfigError(f"{path} exists already: choose another name, or say overwrite to write over it") from None
     except OSError as error:
         raise PortError(error.errno, f"cannot write the capture {path}: {error.strerror}") from error
+
+
+def to_numbers(value: Any) -> Any:
+    """The same with bytes as lists of numbers, as JSON has them."""
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, dict):
+        return {name: to_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_numbers(inner) for inner in value]
+    return value

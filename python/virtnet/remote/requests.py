@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtnet.net import Net
+    from virtnet.nodes import Device
 
     #: The network, the arguments, descriptors that came with them, what says a first answer, and the caller.
     Request: TypeAlias = Callable[[Net, dict[str, Any], list[int], Callable[[Any], None], socket.socket], Any]
@@ -56,6 +57,25 @@ def _set_link(net: Net, arguments: dict[str, Any], *_rest: object) -> None:
     if not isinstance(up, bool):
         raise ConfigError(f"up is true or false, found {up!r}")
     _port(net, arguments).set_link(up)
+
+
+def _command(net: Net, arguments: dict[str, Any], *_rest: object) -> None:
+    command, values = arguments.get("command"), arguments.get("arguments")
+    if not isinstance(command, str) or not isinstance(values, dict):
+        raise ConfigError("a command of a control queue and its arguments were expected")
+    _asked_of(net, arguments)._command(command, **values)  # noqa: SLF001 - a part of the network
+
+
+def _device_stats(net: Net, arguments: dict[str, Any], *_rest: object) -> list[tuple[int, list[int]]]:
+    asked = arguments.get("asked")
+    if not isinstance(asked, list):
+        raise ConfigError(f"asked is a list of queues and kinds, found {asked!r}")
+    pairs = [(queue, kinds) for queue, kinds in asked]
+    return _asked_of(net, arguments)._ask_stats(pairs)  # noqa: SLF001 - a part of the network
+
+
+def _asked_of(net: Net, arguments: dict[str, Any]) -> Device:
+    return _port(net, arguments).device
 
 
 def _apply(net: Net, arguments: dict[str, Any], *_rest: object) -> list[dict[str, Any]]:
@@ -117,6 +137,8 @@ REQUESTS: dict[str, Request] = {
     "events": _events,
     "rings": _rings,
     "set_link": _set_link,
+    "command": _command,
+    "device_stats": _device_stats,
     "apply": _apply,
     "rollback": _rollback,
     "capture": _capture,

@@ -8,6 +8,7 @@
 //! In a packet's way this is the step between a burst and the rings of a device.
 
 mod commands;
+mod iommu;
 mod layout;
 mod queues;
 mod service;
@@ -48,6 +49,8 @@ pub struct VirtioUserOptions {
     pub control: bool,
     /// Have the device tell the hash of each packet; needs the control queue.
     pub hash_report: bool,
+    /// Be behind an IOMMU: what the back-end may touch it has to ask for, page by page. It must offer ACCESS_PLATFORM then.
+    pub iommu: bool,
     /// Features not to accept, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -66,6 +69,7 @@ impl VirtioUserOptions {
             format: RingFormat::Split,
             control: false,
             hash_report: false,
+            iommu: false,
             without: Features::empty(),
             mode: 0o600,
         }
@@ -90,6 +94,9 @@ impl VirtioUserOptions {
         }
         if self.control {
             wanted |= CONTROLS | Features::RSS;
+        }
+        if self.iommu {
+            wanted |= Features::ACCESS_PLATFORM;
         }
         if !self.hash_report {
             wanted -= Features::HASH_REPORT;

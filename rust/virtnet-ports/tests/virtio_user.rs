@@ -197,8 +197,13 @@ fn tc3_tc4_a_back_end_that_offers_too_little_is_left_with_what_is_missing() {
         queue_pairs: 4,
         ..Wiring::default()
     };
+    let hidden = Wiring {
+        iommu: true,
+        ..Wiring::default()
+    };
     let cases = [
         (packed, OFFER - Features::RING_PACKED, 1, "packed rings"),
+        (hidden, OFFER, 1, "translated addresses"),
         (four, OFFER, 2, "4 queue pairs, only 2"),
     ];
     for (wiring, offer, pairs, text) in cases {

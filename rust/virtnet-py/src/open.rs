@@ -207,6 +207,7 @@ pub(crate) fn open(
                 format,
                 control: get(options, "control")?,
                 hash_report: get(options, "hash_report")?,
+                iommu: get(options, "iommu")?,
                 without: Features::from_bits_retain(get(options, "without")?)
                     | in_order
                     | owner.without(),

@@ -16,6 +16,7 @@ use virtnet_virtio::{Features, QueueConfig, RingError, RingFormat};
 
 use super::VirtioUserOptions;
 use super::commands::Commands;
+use super::iommu::Mapped;
 use super::queues::{DriverQueues, LaidOut, NewQueues, RingEvents};
 use crate::control::Service;
 use crate::events::{EventLog, Peer, What};
@@ -84,6 +85,8 @@ struct Session {
     /// The control queue, where there is one; it is asked through when the back-end says that it runs.
     commands: Option<Commands>,
     running: bool,
+    /// With an IOMMU, what the back-end may ask for.
+    mapped: Option<Mapped>,
     /// With a record of what is in flight, what the next back-end goes on with.
     kept: Option<Kept>,
 }
@@ -186,6 +189,7 @@ impl FrontendService {
                     waiting: None,
                     commands: None,
                     running: false,
+                    mapped: None,
                     kept: None,
                 });
                 self.deadline_ns = Some(now_ns + TICK_NS);
@@ -258,8 +262,14 @@ impl FrontendService {
                     self.last_error = Some("the device said that it needs a reset".to_owned());
                     session.frontend.reset()?;
                 }
-                // No translation was ever promised, so there is none to miss.
-                FrontendEvent::Miss(_) => session.frontend.answer_miss(false),
+                FrontendEvent::Miss(miss) => {
+                    let mapped = session.mapped.as_ref();
+                    let told = mapped.and_then(|mapped| mapped.translation(&miss));
+                    if let Some(translation) = told {
+                        session.frontend.translate(translation)?;
+                    }
+                    session.frontend.answer_miss(told.is_some());
+                }
                 FrontendEvent::Translated(_)
                 | FrontendEvent::Logging(_)
                 | FrontendEvent::RingStopped { .. }
@@ -429,6 +439,16 @@ impl Session {
                 remedy: "use ring=split, or switch them on over there",
             });
         }
+        let translated = self.frontend.session().protocol_features();
+        let translated = translated.contains(ProtocolFeatures::BACKEND_REQ)
+            && accepted.contains(Features::ACCESS_PLATFORM);
+        if options.iommu && !translated {
+            return Err(ServeError::Missing {
+                missing: "translated addresses (ACCESS_PLATFORM, and a channel to ask for them)"
+                    .to_owned(),
+                remedy: "leave out iommu, or switch it on over there",
+            });
+        }
         let most = offered.queue_pairs.unwrap_or(1);
         if u64::from(options.queue_pairs) > most {
             return Err(ServeError::Missing {
@@ -461,12 +481,14 @@ impl Session {
             Waiting::New(queues) => &queues.laid_out,
             Waiting::Again(laid_out) => laid_out,
         };
-        let regions = laid_out
+        let mut regions = laid_out
             .memory
             .regions()
             .iter()
             .map(region)
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let layouts = regions.iter_mut().map(|region| &mut region.layout);
+        self.mapped = options.iommu.then(|| Mapped::hide(layouts));
         let rings = laid_out
             .rings
             .iter()

@@ -67,6 +67,8 @@ pub struct Wiring {
     /// The driver uses a control queue, and has hashes told.
     pub control: bool,
     pub hash_report: bool,
+    /// The driver is behind an IOMMU.
+    pub iommu: bool,
 }
 
 impl Default for Wiring {
@@ -79,6 +81,7 @@ impl Default for Wiring {
             swapped: false,
             control: false,
             hash_report: false,
+            iommu: false,
         }
     }
 }
@@ -100,6 +103,7 @@ impl Wiring {
         options.without = self.without;
         options.control = self.control;
         options.hash_report = self.hash_report;
+        options.iommu = self.iommu;
         VirtioUserPort::new(options, control).unwrap()
     }
 
