@@ -554,6 +554,9 @@ fn nonsense_is_malformed_and_nothing_else() {
     for len in 0..whole.len() {
         lab.goes_in(&whole[..len.max(1)]);
     }
+    // It says that it is longer than it is.
+    assert!(!lab.goes_in(&udp((out(), 1), (in_(), 2))[..14 + 31]));
+    assert!(lab.goes_in(&udp((out(), 1), (in_(), 2))));
     let mut random = common::Random::new(7);
     for _ in 0..20_000 {
         let mut frame = whole.clone();

@@ -289,6 +289,8 @@ impl Firewall {
             Seen::Other(_) => {
                 return self.judge_by_rules(looked, None, head, frame_len, gate, now);
             }
+            // It says that it is longer than it is.
+            Seen::Ip(packet) if packet.end > frame_len => return Err(DropReason::Malformed),
             Seen::Ip(packet) => packet,
         };
         if packet.piece != Piece::Whole {
