@@ -20,6 +20,7 @@ separated by commas, and ``#`` begins a comment.
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 from dataclasses import dataclass, field
@@ -194,12 +195,14 @@ def parse_rules(text: str, sets: Iterable[str] = (), *, has_inside: bool = True)
         >>> [rule.text for rule in parse_rules("pass out   keep-state # all\n\ndrop")]
         ['pass out keep-state', 'drop']
     """
-    rules = []
-    for number, content in enumerate(text.splitlines(), 1):
-        line = _Line(number, content)
-        if line.words:
-            rules.append(_rule(line, set(sets), has_inside=has_inside))
-    return rules
+    return list(_parsed(text, frozenset(sets), has_inside))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str, sets: frozenset[str], has_inside: bool) -> tuple[_Rule, ...]:
+    """The same, remembered: a description is looked at again with every change."""
+    lines = [_Line(number, content) for number, content in enumerate(text.splitlines(), 1)]
+    return tuple(_rule(line, set(sets), has_inside=has_inside) for line in lines if line.words)
 
 
 def _rule(line: _Line, sets: set[str], *, has_inside: bool) -> _Rule:
