@@ -172,6 +172,22 @@ impl Network {
         taken
     }
 
+    /// Sends on by `gate` what function `slot` had kept.
+    pub(crate) fn send_kept(&mut self, slot: usize, gate: Gate, burst: &mut Burst, now: u64) {
+        let gates = self.routes.functions.get(slot);
+        let target = gates.map_or(Target::Nothing, |gates| gates.target(gate));
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: 1,
+            from: Slot::Function(slot),
+            shared: false,
+            offered: false,
+        };
+        let all = Picks::first(burst.len());
+        self.send(target, burst, &all, way);
+    }
+
     /// Looks up anew which ports have to wait for a function.
     pub(crate) fn find_held(&mut self) {
         for (slot, node) in self.ports.iter_mut().enumerate() {
@@ -494,6 +510,8 @@ impl Network {
                 self.count_drops(way.from, reason, picks.len());
                 0
             }
+            // In the function's own books.
+            Fate::Held => 0,
             Fate::Consumed => {
                 if let Some(node) = &mut self.functions[slot] {
                     node.counters.consumed += picks.len() as u64;
@@ -565,7 +583,7 @@ impl Network {
         for (&fate, i) in fates.iter().zip(picks.iter()) {
             let nowhere = match fate {
                 Fate::To(gate) => self.routes.functions[slot].target(gate) == Target::Nothing,
-                Fate::Flood => false,
+                Fate::Flood | Fate::Held => false,
                 Fate::Drop(_) | Fate::Consumed => true,
             };
             if nowhere {
@@ -691,7 +709,7 @@ impl Groups {
             let mut place = match fate {
                 Fate::To(gate) => usize::from(gate),
                 Fate::Drop(reason) => Self::PLACES - 1 - reason as usize,
-                Fate::Consumed | Fate::Flood => BURST_MAX,
+                Fate::Consumed | Fate::Flood | Fate::Held => BURST_MAX,
             } % Self::PLACES;
             loop {
                 let group = usize::from(places[place]);

@@ -494,6 +494,7 @@ fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed:
             Command::Stop(answer) => {
                 finish(worker, bed);
                 worker.ports_mut().for_each(|(_, node)| bed.unwatch(node));
+                worker.drop_kept();
                 let snapshot = snapshot(worker);
                 let nodes = worker.take_all();
                 *lock(&mailbox.life) = Life::Stopped;

@@ -85,6 +85,12 @@ pub enum EngineError {
     /// A rate of nothing.
     #[error("a rate of 0 packets/s generates nothing; leave the rate out for as fast as possible")]
     ZeroRate,
+    /// Faults that no cable can have.
+    #[error("a cable cannot be impaired like this: {wrong}")]
+    Impairment {
+        /// What is wrong, and what would be right.
+        wrong: &'static str,
+    },
     /// A switch that could remember nobody, or forgets at once.
     #[error("a switch needs room for 1 to {max} MAC addresses and an ageing time above 0")]
     SwitchOptions {

@@ -89,6 +89,8 @@ pub enum NodeKind {
     Host,
     /// Rules, and what belongs to what they have let begin.
     Firewall,
+    /// A cable with faults.
+    Impairment,
 }
 
 impl NodeKind {
@@ -107,6 +109,7 @@ impl NodeKind {
             Self::Echo => "echo",
             Self::Host => "host",
             Self::Firewall => "firewall",
+            Self::Impairment => "impairment",
         }
     }
 
@@ -115,7 +118,7 @@ impl NodeKind {
     pub fn gates(self) -> u16 {
         match self {
             Self::Port | Self::Source | Self::Host => 1,
-            Self::Wire | Self::Firewall => 2,
+            Self::Wire | Self::Firewall | Self::Impairment => 2,
             Self::Tee => 3,
             Self::Divert => 4,
             Self::Element | Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,

@@ -83,11 +83,12 @@ impl WorkerStats {
 }
 
 impl FunctionCounters {
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.generated += other.generated;
         self.consumed += other.consumed;
         self.copied += other.copied;
         self.drops.merge(&other.drops);
+        self.held += other.held;
     }
 }
 
@@ -128,6 +129,8 @@ pub struct FunctionCounters {
     pub copied: u64,
     /// Packets it dropped, or that had no way on from it.
     pub drops: DropCounters,
+    /// Packets that wait in it.
+    pub held: u64,
 }
 
 /// What a worker has counted.
@@ -164,6 +167,8 @@ pub struct NetBalance {
     pub handed_over: u64,
     /// Those that the other one has taken.
     pub taken_over: u64,
+    /// Packets that wait in a function.
+    pub held: u64,
 }
 
 impl NetBalance {
@@ -189,7 +194,7 @@ impl NetBalance {
     /// Whether not a packet is missing or too many.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.income() == self.outgo()
+        self.income() == self.outgo() + self.held
     }
 
     fn add(&mut self, other: &Self) {
@@ -201,6 +206,7 @@ impl NetBalance {
         self.dropped += other.dropped;
         self.handed_over += other.handed_over;
         self.taken_over += other.taken_over;
+        self.held += other.held;
     }
 
     pub(crate) fn add_port(
@@ -220,5 +226,6 @@ impl NetBalance {
         self.consumed += counters.consumed;
         self.copied += counters.copied;
         self.dropped += counters.drops.total();
+        self.held += counters.held;
     }
 }

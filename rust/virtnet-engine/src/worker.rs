@@ -16,7 +16,7 @@ use virtnet_packet::{Burst, Picks};
 
 use crate::change::{Change, Node};
 use crate::dispatch::{FunctionNode, Network, PortNode};
-use crate::function::{Function, Update};
+use crate::function::{Function, Impairment, Update};
 use crate::graph::{Gate, Graph, NodeId, NodeKind, Routes, Slot, Target};
 use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
@@ -24,6 +24,8 @@ use crate::{EngineError, Rejected};
 
 /// How often a firewall that nothing comes to is swept.
 const FIREWALL_SWEEP_NS: u64 = 1_000_000_000;
+/// How many bursts an impaired cable gives out in a breath, either way.
+const RELEASES: usize = 4;
 
 /// All of a network's nodes, and what moves packets between them, one breath at a time.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ pub struct Worker {
     stats: WorkerStats,
     /// The books of nodes that were removed.
     retired: NetBalance,
+    /// Packets that functions had kept and have let go in this breath.
+    released: usize,
 }
 
 /// A change that was found possible, worked out as far as it can be beside the running network.
@@ -206,6 +210,8 @@ impl Worker {
             }
             Slot::Function(slot) => {
                 let node = self.network.functions.get_mut(slot)?.take()?;
+                let mut node = node;
+                node.counters.add(&node.function.close());
                 self.retired.add_function(&node.counters);
                 let is_home = self.network.passages.is_home(Slot::Function(slot));
                 is_home.then_some(Node::Function(node.function))
@@ -269,6 +275,7 @@ impl Worker {
             self.network.tell_news();
             self.network.passages.flush();
         }
+        let taken_over = taken_over + std::mem::take(&mut self.released);
         self.stats.breaths += 1;
         self.stats.busy_breaths += u64::from(moved + taken_over > 0);
         self.stats.packets += moved as u64;
@@ -338,6 +345,12 @@ impl Worker {
         match &mut node.function {
             Function::Source(_) => self.let_source_make(slot, now),
             Function::Host(_) => self.let_host_make(slot, now),
+            Function::Impairment(cable) => {
+                if cable.is_due(now) {
+                    self.let_kept_leave(slot, now);
+                }
+                0
+            }
             Function::Switch(switch) => {
                 switch.sweep(now);
                 0
@@ -433,6 +446,38 @@ impl Worker {
         made
     }
 
+    /// Lets an impaired cable give out what is due.
+    #[cold]
+    fn let_kept_leave(&mut self, slot: usize, now: u64) {
+        for gate in [0, 1] {
+            for _ in 0..RELEASES {
+                let Some(mut out) = self.cable(slot).and_then(|cable| cable.release(gate, now))
+                else {
+                    break;
+                };
+                self.released += out.len();
+                self.network.send_kept(slot, gate ^ 1, &mut out, now);
+                if let Some(cable) = self.cable(slot) {
+                    cable.left(out);
+                }
+            }
+        }
+    }
+
+    fn cable(&mut self, slot: usize) -> Option<&mut Impairment> {
+        match &mut self.network.functions[slot].as_mut()?.function {
+            Function::Impairment(cable) => Some(cable),
+            _ => None,
+        }
+    }
+
+    /// Drops what functions have kept, before the last snapshot.
+    pub(crate) fn drop_kept(&mut self) {
+        for node in self.network.functions.iter_mut().flatten() {
+            node.counters.add(&node.function.close());
+        }
+    }
+
     /// The source at `slot`, or that of the host there.
     fn source(&mut self, slot: usize) -> Option<&mut crate::function::Source> {
         match &mut self.network.functions[slot].as_mut()?.function {
@@ -486,11 +531,13 @@ impl Worker {
         }
         let mut functions = Vec::with_capacity(self.network.functions.len());
         for node in self.network.functions.iter().flatten() {
-            balance.add_function(&node.counters);
+            let mut counters = node.counters;
+            counters.add(&node.function.books());
+            balance.add_function(&counters);
             functions.push(FunctionStats {
                 node: node.node,
                 kind: node.function.kind(),
-                counters: node.counters,
+                counters,
                 detail: node.function.detail(),
             });
         }

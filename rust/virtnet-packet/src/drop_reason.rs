@@ -78,4 +78,10 @@ reasons! {
     StatesFull = "states_full",
     /// In a firewall: a fragment, where these do not pass.
     Fragment = "fragment",
+    /// In the network: lost on an impaired cable, as was asked for.
+    Lost = "lost",
+    /// In the network: the buffer before a limited rate was full.
+    QueueFull = "queue_full",
+    /// In the network: it waited in a function that was removed or stopped.
+    Flushed = "flushed",
 }

@@ -15,8 +15,10 @@ mod filter;
 mod firewall;
 mod frame;
 mod host;
+mod impair;
 mod mac_table;
 mod pace;
+mod random;
 mod sink;
 mod source;
 mod switch;
@@ -33,6 +35,7 @@ pub use firewall::{
     RuleCounters, RuleSet, Timeouts,
 };
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
+pub use impair::{Distribution, GilbertElliott, ImpairOrders, Impairment, LineCounters, Track};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
 pub(crate) use switch::SwitchNews;
@@ -45,6 +48,7 @@ use virtnet_packet::{BURST_MAX, Backlog, Burst, DropReason, Picks};
 use crate::EngineError;
 use crate::change::Node;
 use crate::graph::{Gate, NodeKind};
+use crate::stats::FunctionCounters;
 
 /// What is to happen to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub(crate) enum Fate {
     Drop(DropReason),
     /// It has reached its end.
     Consumed,
+    /// The function has a copy of it, which leaves later.
+    Held,
 }
 
 /// A fate for each packet that was picked, in the order of the picks.
@@ -96,6 +102,8 @@ pub enum Function {
     Host(Box<Host>),
     /// Rules, and what belongs to what they have let begin.
     Firewall(Box<Firewall>),
+    /// A cable with faults.
+    Impairment(Box<Impairment>),
 }
 
 impl Function {
@@ -113,11 +121,12 @@ impl Function {
             Self::Echo(_) => NodeKind::Echo,
             Self::Host(_) => NodeKind::Host,
             Self::Firewall(_) => NodeKind::Firewall,
+            Self::Impairment(_) => NodeKind::Impairment,
         }
     }
 
     /// One for each of `n` workers, of which `home` is this one's: those that only decide are with all of them, those that make
-    /// packets with one.
+    /// or keep packets with one.
     pub(crate) fn spread(mut self, n: usize, home: usize) -> Vec<Option<Self>> {
         let mut all: Vec<Option<Self>> = (0..n)
             .map(|worker| (worker != home).then(|| self.part()).flatten())
@@ -137,7 +146,9 @@ impl Function {
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
-            Self::Source(_) | Self::Host(_) | Self::Firewall(_) => return None,
+            Self::Source(_) | Self::Host(_) | Self::Firewall(_) | Self::Impairment(_) => {
+                return None;
+            }
         })
     }
 
@@ -163,6 +174,7 @@ impl Function {
             Self::Echo(_) => Verdict::All(Echo::turn_around(burst, picks, gate)),
             Self::Host(host) => Verdict::All(host.receive(burst, picks, now)),
             Self::Firewall(firewall) => firewall.classify(burst, picks, gate, now, fates),
+            Self::Impairment(cable) => cable.classify(burst, picks, gate, now, fates),
         }
     }
 
@@ -191,6 +203,7 @@ impl Function {
             Self::Switch(switch) => switch.due(),
             Self::Source(source) => source.due(),
             Self::Host(host) => host.due(),
+            Self::Impairment(cable) => cable.due(),
             Self::Firewall(firewall) => firewall.due(),
             Self::Wire(_)
             | Self::Tee(_)
@@ -217,6 +230,7 @@ impl Function {
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
             (Self::Firewall(firewall), Update::Firewall(orders)) => firewall.order(orders),
+            (Self::Impairment(cable), Update::Impairment(orders)) => cable.order(&orders, now),
             _ => debug_assert!(false, "an update reached another kind of function"),
         }
     }
@@ -241,6 +255,23 @@ impl Function {
             Self::Echo(_) => FunctionDetail::Echo,
             Self::Host(host) => FunctionDetail::Host(Box::new(host.counters())),
             Self::Firewall(firewall) => FunctionDetail::Firewall(Box::new(firewall.counters())),
+            Self::Impairment(cable) => FunctionDetail::Impairment(Box::new(cable.counters())),
+        }
+    }
+
+    /// What it has in its own books: copies, and packets that wait.
+    pub(crate) fn books(&self) -> FunctionCounters {
+        match self {
+            Self::Impairment(cable) => cable.books(),
+            _ => FunctionCounters::default(),
+        }
+    }
+
+    /// Drops packets that wait, and closes those books.
+    pub(crate) fn close(&mut self) -> FunctionCounters {
+        match self {
+            Self::Impairment(cable) => cable.close(),
+            _ => FunctionCounters::default(),
         }
     }
 }
@@ -280,6 +311,8 @@ pub enum FunctionDetail {
     Host(Box<HostCounters>),
     /// A firewall.
     Firewall(Box<FirewallCounters>),
+    /// An impairment, by the gate that packets came in by.
+    Impairment(Box<[Option<LineCounters>; 2]>),
 }
 
 impl FunctionDetail {
@@ -323,6 +356,8 @@ pub enum Update {
     Host(HostOrders),
     /// For a firewall.
     Firewall(FirewallOrders),
+    /// For an impairment.
+    Impairment(Box<ImpairOrders>),
 }
 
 impl Update {
@@ -334,6 +369,7 @@ impl Update {
             Self::Source(_) => NodeKind::Source,
             Self::Host(_) => NodeKind::Host,
             Self::Firewall(_) => NodeKind::Firewall,
+            Self::Impairment(_) => NodeKind::Impairment,
         }
     }
 
@@ -344,6 +380,7 @@ impl Update {
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
             Self::Firewall(_) => Ok(()),
+            Self::Impairment(orders) => orders.check(),
         }
     }
 }
@@ -384,6 +421,12 @@ impl From<HostOrders> for Update {
     }
 }
 
+impl From<ImpairOrders> for Update {
+    fn from(orders: ImpairOrders) -> Self {
+        Self::Impairment(Box::new(orders))
+    }
+}
+
 macro_rules! node_from {
     ($($kind:ident),*) => {$(
         impl From<$kind> for Node {
@@ -416,5 +459,11 @@ impl From<Firewall> for Node {
 impl From<Host> for Node {
     fn from(host: Host) -> Self {
         Self::Function(Function::Host(Box::new(host)))
+    }
+}
+
+impl From<Impairment> for Node {
+    fn from(cable: Impairment) -> Self {
+        Self::Function(Function::Impairment(Box::new(cable)))
     }
 }
