@@ -22,6 +22,7 @@ from virtnet.explaining import Explanation
 from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler
+from virtnet.impairing import Impairment, ImpairmentReport, LineReport
 from virtnet.net import Net
 from virtnet.nodes import Firewall, Function, Node, PortNode, QemuArgs, Switch
 from virtnet.ports import (
@@ -90,7 +91,10 @@ __all__ = [
     "GuestError",
     "GuestMemory",
     "HashType",
+    "Impairment",
+    "ImpairmentReport",
     "IterablePort",
+    "LineReport",
     "MemoryPort",
     "Net",
     "NetFeature",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
 from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
+from virtnet.impairing import Impairment, plain_options
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.plans import PlannedNode, Plans, planned
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from virtnet.capturing import Target
     from virtnet.elements import Element
     from virtnet.handlers import Late, OnBurst
+    from virtnet.impairing import OverTime
     from virtnet.net import Net
     from virtnet.ports import Features
 
@@ -706,6 +709,116 @@ class Composing:
         """Adds an echo, which swaps the MAC addresses of every packet and sends it back."""
         return self._function(name, FunctionSpec("echo"))
 
+    def impair(
+        self,
+        a: Node | None = None,
+        b: Node | None = None,
+        *,
+        delay_ms: OverTime = 0.0,
+        jitter_ms: OverTime = 0.0,
+        distribution: Literal["uniform", "normal", "pareto"] | Sequence[float] = "uniform",
+        keep_order: bool = False,
+        loss: OverTime = 0.0,
+        gemodel: Sequence[float] | None = None,
+        duplicate: float = 0.0,
+        reorder: float = 0.0,
+        corrupt: float = 0.0,
+        rate_bps: OverTime | None = None,
+        rate_pps: OverTime | None = None,
+        burst_bytes: float = 0.0,
+        burst_packets: float = 0.0,
+        queue_packets: int = 1000,
+        queue_bytes: int | None = None,
+        step_s: float = 1.0,
+        direction: Literal["both", "from", "to"] = "both",
+        seed: int | None = None,
+        name: str | None = None,
+    ) -> Impairment:
+        """Adds a cable with faults, and plugs in the nodes given; where the two are joined already, into that cable.
+
+        A packet is lost or not, waits in a buffer until the rate lets it go, and is then delayed. What is asked for
+        can be changed while it runs, in place: ``cable.set(delay_ms=50)``. What waits has been copied, so nobody's
+        buffers are kept; ``cable.report()`` tells what was asked for and what came of it.
+
+        ``delay_ms``, ``jitter_ms``, ``loss``, ``rate_bps`` and ``rate_pps`` are numbers or arrays: values of ``step_s``
+        seconds each, from the first again after the last, counted from the first packet or the last change.
+
+        Args:
+            a: the node at one end. What comes from it has the direction ``from``.
+            b: the node at the other end.
+            delay_ms: how long a packet is on its way, up to an hour.
+            jitter_ms: how much that varies. A delay below 0 is 0.
+            distribution: how it varies: ``uniform``, by up to the jitter either way; ``normal``, with the jitter as
+                standard deviation; ``pareto``, likewise with a long tail (shape 3, moved to mean 0); or numbers, of
+                which one is drawn and multiplied by the jitter.
+            keep_order: make delays longer that would let a packet overtake another.
+            loss: probability that a packet is lost.
+            gemodel: losses that come together, beside the others, after Gilbert and Elliott, as four probabilities:
+                that a good cable turns bad, that a bad one turns good, of loss while bad, of loss while good.
+            duplicate: probability that a packet comes twice, each with a delay of its own.
+            reorder: probability that a packet is not delayed, and so overtakes others.
+            corrupt: probability that a bit is turned over. What was left to a receiver to finish is finished first.
+            rate_bps: bits of frames a second, without preamble and checksum; 0 is an outage.
+            rate_pps: packets a second.
+            burst_bytes: how much may leave at once after a pause; 0: a packet leaves when its last bit would have.
+            burst_packets: the same for ``rate_pps``.
+            queue_packets: packets that may wait for the rate; what comes then is dropped as ``queue_full``.
+            queue_bytes: bytes of them. Whatever is asked for, 256 MiB of packets wait in each direction at most.
+            step_s: seconds that each value of an array holds.
+            direction: packets ``from`` the first node, ``to`` it, or both.
+            seed: two of the same seed lose the same packets, in every run; made from the name if not given.
+            name: what to call it.
+
+        Raises:
+            ConfigError: a value is out of its range, or a node has no free end for a cable.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net() as net:
+            ...     near, far = net.memory("near"), net.memory("far")
+            ...     cable = net.impair(near, far, delay_ms=20)
+            ...     _ = near.end.tx([bytes(60)])
+            ...     _ = far.end.rx(timeout_s=5)
+            ...     cable.report().from_a.delay_ms["min"] >= 20
+            True
+        """
+        options = plain_options(
+            {
+                "delay_ms": delay_ms,
+                "jitter_ms": jitter_ms,
+                "distribution": distribution,
+                "keep_order": keep_order,
+                "loss": loss,
+                "gemodel": gemodel,
+                "duplicate": duplicate,
+                "reorder": reorder,
+                "corrupt": corrupt,
+                "rate_bps": rate_bps,
+                "rate_pps": rate_pps,
+                "burst_bytes": burst_bytes,
+                "burst_packets": burst_packets,
+                "queue_packets": queue_packets,
+                "queue_bytes": queue_bytes,
+                "step_s": step_s,
+                "direction": direction,
+            }
+        )
+        with self.change():
+            called = self._name(name, "impairment")
+            options["seed"] = zlib.crc32(called.encode()) if seed is None else seed
+            options["a"] = a.name if a is not None else ""
+            spec = FunctionSpec("impairment", options)
+            check_options(whole(spec))
+            if a is not None and b is not None and b.name in self._plan.cables_of(self._known(a.name).handle.name):
+                self.unplug(a, b)
+            elif isinstance(a, PortNode) and isinstance(b, PortNode) and f"{a.name}-{b.name}" in self._plan.nodes:
+                self.remove(f"{a.name}-{b.name}")
+            cable = self._function(called, spec)
+            for node in (a, b):
+                if node is not None:
+                    self.cable(node, cable)
+        return cast("Impairment", cable)
+
     # Cables and changes.
 
     def cable(self, a: Node, b: Node) -> None:
@@ -848,7 +961,7 @@ class Composing:
 
 
 #: What a program holds of functions that can be asked for more than others.
-HANDLES: dict[str, type[Function]] = {"firewall": Firewall, "switch": Switch}
+HANDLES: dict[str, type[Function]] = {"firewall": Firewall, "impairment": Impairment, "switch": Switch}
 
 
 def _called(spec: PortSpec) -> str:

@@ -55,7 +55,7 @@ class FunctionSpec:
     """What a function is to be.
 
     Attributes:
-        kind: ``switch``, ``wire``, ``tee``, ``sink``, ``source`` or ``echo``.
+        kind: ``switch``, ``wire``, ``tee``, ``sink``, ``source``, ``echo`` or ``impairment``.
         options: as the method of :class:`~virtnet.Net` of that name takes them.
     """
 

@@ -41,6 +41,9 @@ PLAIN = bytes(10)
 #: The most flows that a firewall remembers.
 STATES_MAX = 1 << 24
 
+#: Values that a quantity has over time, and numbers in the table of a distribution.
+TRACK_MAX = 1_000_000
+
 MANY = (4096, "many")
 
 
@@ -114,6 +117,29 @@ def _source(options: dict[str, Any]) -> dict[str, Any]:
         frame = bytes.fromhex(packet)
         packets.append((frame if size is None else frame[:size].ljust(size, b"\0"), bytes.fromhex(offload) or PLAIN))
     return options | {"packets": packets}
+
+
+def _over_time(maximum: float | None = None) -> dict[str, Any]:
+    """The schema of a number from 0, or of several that take turns."""
+    number = {"type": "number", "minimum": 0} | ({} if maximum is None else {"maximum": maximum})
+    return {"anyOf": [number, {"type": "array", "items": number, "minItems": 1, "maxItems": TRACK_MAX}]}
+
+
+_CHANCE = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+def _impaired(options: dict[str, Any]) -> dict[str, Any]:
+    tracks = {}
+    for name in ("delay_ms", "jitter_ms", "loss", "rate_bps", "rate_pps"):
+        if (value := options[name]) is not None:
+            tracks[name] = list(map(float, value)) if isinstance(value, list | tuple) else [float(value)]
+    shape = options["distribution"]
+    named = isinstance(shape, str)
+    return options | {
+        "tracks": tracks,
+        "shape": shape if named else None,
+        "table": None if named else list(map(float, shape)),
+    }
 
 
 FUNCTIONS: dict[str, FunctionKind] = {
@@ -219,6 +245,48 @@ FUNCTIONS: dict[str, FunctionKind] = {
         prepare=_source,
     ),
     "echo": FunctionKind(MANY),
+    "impairment": FunctionKind(
+        (2, "two"),
+        {
+            "delay_ms": (_over_time(3_600_000), 0.0),
+            "jitter_ms": (_over_time(3_600_000), 0.0),
+            "distribution": (
+                {
+                    "anyOf": [
+                        {"enum": ["uniform", "normal", "pareto"]},
+                        {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": TRACK_MAX},
+                    ]
+                },
+                "uniform",
+            ),
+            "keep_order": ({"type": "boolean"}, False),
+            "loss": (_over_time(1), 0.0),
+            "gemodel": ({"type": "array", "items": _CHANCE, "minItems": 4, "maxItems": 4}, None),
+            "duplicate": (_CHANCE, 0.0),
+            "reorder": (_CHANCE, 0.0),
+            "corrupt": (_CHANCE, 0.0),
+            "rate_bps": (_over_time(), None),
+            "rate_pps": (_over_time(), None),
+            "burst_bytes": ({"type": "number", "minimum": 0}, 0.0),
+            "burst_packets": ({"type": "number", "minimum": 0}, 0.0),
+            "queue_packets": ({"type": "integer", "minimum": 0, "maximum": 10_000_000}, 1000),
+            "queue_bytes": ({"type": "integer", "minimum": 0, "maximum": 2**40}, None),
+            "step_s": ({"type": "number", "exclusiveMinimum": 0}, 1.0),
+            "direction": ({"enum": ["both", "from", "to"]}, "both"),
+            "seed": ({"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, 0),
+            # The node whose packets are those of the direction "from".
+            "a": ({"type": "string"}, ""),
+        },
+        changeable=frozenset(
+            {
+                *("delay_ms", "jitter_ms", "distribution", "keep_order", "loss", "gemodel", "duplicate", "reorder"),
+                *("corrupt", "rate_bps", "rate_pps", "burst_bytes", "burst_packets", "queue_packets", "queue_bytes"),
+                "step_s",
+            }
+        ),
+        branches={"a": 0},
+        prepare=_impaired,
+    ),
 }
 
 

@@ -314,8 +314,8 @@ class Balance:
         sent: packets that ports sent.
         consumed: packets that ended in a function.
         dropped: packets dropped anywhere.
-        in_transit: packets between two workers, whose counters are read one after the other: what has passed between
-            the two readings is in it, also below zero. 0 at rest, and always with one worker.
+        in_transit: packets that wait in an impaired cable or are between two workers. Workers' counters are read one
+            after the other: what has passed meanwhile is in it, also below zero. 0 at rest.
     """
 
     received: int = 0

@@ -52,6 +52,8 @@ pub struct Summary {
     pub p99: u64,
     /// 999 of 1000 are no larger.
     pub p999: u64,
+    /// 9999 of 10 000 are no larger.
+    pub p9999: u64,
     /// The largest.
     pub max: u64,
 }
@@ -84,11 +86,17 @@ impl Histogram {
     /// A value that `per_mille` of 1000 values do not pass by more than a bucket's width; 0 if there are none.
     #[must_use]
     pub fn percentile(&self, per_mille: u64) -> u64 {
+        self.quantile(per_mille, 1_000)
+    }
+
+    /// The same for `part` of `of` values.
+    #[must_use]
+    pub fn quantile(&self, part: u64, of: u64) -> u64 {
         let count = self.count();
         if count == 0 {
             return 0;
         }
-        let rank = (u128::from(count) * u128::from(per_mille.min(1_000))).div_ceil(1_000);
+        let rank = (u128::from(count) * u128::from(part.min(of))).div_ceil(u128::from(of.max(1)));
         let mut below = 0;
         for (index, n) in self.counts.iter().enumerate() {
             below += u128::from(*n);
@@ -114,6 +122,7 @@ impl Histogram {
             p90: self.percentile(900),
             p99: self.percentile(990),
             p999: self.percentile(999),
+            p9999: self.quantile(9_999, 10_000),
             max: self.max,
         }
     }

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 use common::{EVERYBODY, Random, frame, offer, station, take};
 use virtnet_engine::{
-    Change, Echo, Node, NodeId, Place, Sink, Source, SourceOptions, SourceOrders, Switch,
-    SwitchOptions, Wire, Worker,
+    Change, Echo, ImpairOrders, Impairment, Node, NodeId, Place, Sink, Source, SourceOptions,
+    SourceOrders, Switch, SwitchOptions, Track, Wire, Worker,
 };
 use virtnet_packet::{MemoryPort, Port, memory_pair};
 
@@ -110,7 +110,7 @@ impl Simulation {
     }
 
     fn any_node(&mut self, node: NodeId) -> Node {
-        match self.random.below(10) {
+        match self.random.below(11) {
             0..4 => {
                 let (inside, outside) = memory_pair(1 + self.random.below(100));
                 self.outsides.insert(node, outside);
@@ -126,6 +126,22 @@ impl Simulation {
             7 => Echo::new().into(),
             8 if self.random.one_in(2) => Sink::copying().into(),
             8 => Sink::new().into(),
+            9 => {
+                let orders = ImpairOrders {
+                    delay_ns: Track::constant(self.random.below(20_000_000) as f64),
+                    jitter_ns: Track::constant(self.random.below(3_000_000) as f64),
+                    loss: Track::constant(0.1),
+                    duplicate: 0.1,
+                    corrupt: 0.1,
+                    rate_pps: self.random.one_in(2).then(|| Track::constant(20_000.0)),
+                    queue_packets: self.random.below(200),
+                    ..ImpairOrders::default()
+                };
+                let gates = [true, self.random.one_in(2)];
+                Impairment::new(&orders, gates, self.random.next())
+                    .unwrap()
+                    .into()
+            }
             _ => Source::new(SourceOptions {
                 frame_len: 60 + self.random.below(2_000),
                 orders: SourceOrders {

@@ -426,7 +426,8 @@ impl Network {
         all.set_item("ports", ports)?;
         all.set_item("functions", functions)?;
         all.set_item("gone", stats::balance(py, &gone)?)?;
-        let transit = snapshot.balance.in_transit();
+        let held = snapshot.balance.held.cast_signed();
+        let transit = snapshot.balance.in_transit() + held;
         all.set_item("in_transit", transit)?;
         all.set_item("worker", worker(py, &snapshot.worker)?)?;
         let workers = snapshot.workers.iter().map(|stats| worker(py, stats));

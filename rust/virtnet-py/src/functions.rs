@@ -7,9 +7,10 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    BridgeRules, CableRules, Divert, DivertOrders, Echo, Element, Filter, Firewall, Gate,
-    Instruction, Late, Node, Program, Sink, Source, SourceOrders, Step, StormLimits, Switch,
-    SwitchOptions, SwitchOrders, Table, Tee, Update, Wire,
+    BridgeRules, CableRules, Distribution, Divert, DivertOrders, Echo, Element, Filter, Firewall,
+    Gate, GilbertElliott, ImpairOrders, Impairment, Instruction, Late, Node, Program, Sink, Source,
+    SourceOrders, Step, StormLimits, Switch, SwitchOptions, SwitchOrders, Table, Tee, Track,
+    Update, Wire,
 };
 use virtnet_packet::Backlog;
 
@@ -46,6 +47,13 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
                 .into()
         }
         "echo" => Echo::new().into(),
+        "impairment" => {
+            let direction: String = get(options, "direction")?;
+            let gates = [direction != "to", direction != "from"];
+            Impairment::new(&impair_orders(options)?, gates, get(options, "seed")?)
+                .map_err(invalid)?
+                .into()
+        }
         _ => return Ok(None),
     };
     Ok(Some(function))
@@ -73,6 +81,7 @@ pub(crate) fn update(
         "firewall" => Some(firewall::orders(options)?.into()),
         "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
+        "impairment" => Some(impair_orders(options)?.into()),
         _ => None,
     })
 }
@@ -186,6 +195,50 @@ fn source_orders(options: &Bound<'_, PyDict>) -> PyResult<SourceOrders> {
     Ok(SourceOrders {
         rate: rate(options)?,
         count: get(options, "count")?,
+    })
+}
+
+/// What a cable is to do to packets; quantities over time are lists, of one value if it stays.
+fn impair_orders(options: &Bound<'_, PyDict>) -> PyResult<ImpairOrders> {
+    let step = Duration::try_from_secs_f64(get(options, "step_s")?).unwrap_or(Duration::MAX);
+    let step_ns = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
+    let mut tracks: BTreeMap<String, Vec<f64>> = get(options, "tracks")?;
+    let mut track = |name: &str, factor: f64| {
+        let values = tracks.remove(name)?;
+        let values = values.into_iter().map(|value| value * factor).collect();
+        Some(Track::of(values, step_ns))
+    };
+    let zero = || Track::constant(0.0);
+    let table: Option<Vec<f64>> = get(options, "table")?;
+    let distribution = match (table, get::<Option<String>>(options, "shape")?.as_deref()) {
+        (Some(table), _) => Distribution::Table(table.into()),
+        (None, Some("normal")) => Distribution::Normal,
+        (None, Some("pareto")) => Distribution::Pareto,
+        (None, _) => Distribution::Uniform,
+    };
+    let model: Option<[f64; 4]> = get(options, "gemodel")?;
+    let burst_loss = model.map(|[to_bad, to_good, loss_bad, loss_good]| GilbertElliott {
+        to_bad,
+        to_good,
+        loss_bad,
+        loss_good,
+    });
+    Ok(ImpairOrders {
+        delay_ns: track("delay_ms", 1e6).unwrap_or_else(zero),
+        jitter_ns: track("jitter_ms", 1e6).unwrap_or_else(zero),
+        distribution,
+        keep_order: get(options, "keep_order")?,
+        loss: track("loss", 1.0).unwrap_or_else(zero),
+        burst_loss,
+        duplicate: get(options, "duplicate")?,
+        reorder: get(options, "reorder")?,
+        corrupt: get(options, "corrupt")?,
+        rate_bps: track("rate_bps", 1.0),
+        rate_pps: track("rate_pps", 1.0),
+        burst_bytes: get(options, "burst_bytes")?,
+        burst_packets: get(options, "burst_packets")?,
+        queue_packets: get(options, "queue_packets")?,
+        queue_bytes: get::<Option<usize>>(options, "queue_bytes")?.unwrap_or(usize::MAX),
     })
 }
 

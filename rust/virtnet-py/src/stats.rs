@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use virtnet_engine::{FunctionDetail, FunctionStats, Gate, NetBalance};
+use virtnet_engine::{FunctionDetail, FunctionStats, Gate, Histogram, LineCounters, NetBalance};
 use virtnet_packet::header::Mac;
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{
@@ -262,9 +262,55 @@ fn detail<'py>(
             });
             counts.set_item("rules", rules.collect::<PyResult<Vec<_>>>()?)?;
         }
+        FunctionDetail::Impairment(lines) => {
+            for (name, line) in ["from", "to"].into_iter().zip(lines.iter()) {
+                if let Some(line) = line {
+                    counts.set_item(name, impaired(py, line)?)?;
+                }
+            }
+        }
         _ => {}
     }
     Ok(counts)
+}
+
+/// What came of one direction of an impairment.
+fn impaired<'py>(py: Python<'py>, line: &LineCounters) -> PyResult<Bound<'py, PyDict>> {
+    let counts = PyDict::new(py);
+    counts.set_item("received", line.received)?;
+    counts.set_item("received_bytes", line.received_bytes)?;
+    counts.set_item("sent", line.sent)?;
+    counts.set_item("sent_bytes", line.sent_bytes)?;
+    counts.set_item("lost", line.lost)?;
+    counts.set_item("queue_full", line.queue_full)?;
+    counts.set_item("duplicated", line.duplicated)?;
+    counts.set_item("corrupted", line.corrupted)?;
+    counts.set_item("hurried", line.hurried)?;
+    counts.set_item("reordered", line.reordered)?;
+    counts.set_item("held", line.held)?;
+    let first = line.first_sent.unwrap_or(line.last_sent);
+    counts.set_item("sending_ns", line.last_sent - first)?;
+    counts.set_item("first_bytes", line.first_bytes)?;
+    counts.set_item("queued_ns", summary(py, &line.queued)?)?;
+    counts.set_item("asked_ns", summary(py, &line.asked)?)?;
+    counts.set_item("achieved_ns", summary(py, &line.achieved)?)?;
+    counts.set_item("late_ns", summary(py, &line.late)?)?;
+    Ok(counts)
+}
+
+/// The shape of a histogram.
+fn summary<'py>(py: Python<'py>, histogram: &Histogram) -> PyResult<Bound<'py, PyDict>> {
+    let shape = histogram.summary();
+    let values = PyDict::new(py);
+    values.set_item("min", shape.min)?;
+    values.set_item("mean", shape.mean)?;
+    values.set_item("p50", shape.p50)?;
+    values.set_item("p90", shape.p90)?;
+    values.set_item("p99", shape.p99)?;
+    values.set_item("p999", shape.p999)?;
+    values.set_item("p9999", shape.p9999)?;
+    values.set_item("max", shape.max)?;
+    Ok(values)
 }
 
 /// Both sides of the books.
