@@ -522,6 +522,8 @@ mod tests {
     fn what_nobody_takes_is_counted_and_what_only_sends_takes_nothing() {
         let (a, b) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         let to: Destination = b.local().unwrap().into();
+        b.set(libc::SOL_SOCKET, libc::SO_RCVBUF, &500_000_i32)
+            .unwrap();
         let mut batch = DatagramBatch::default();
         batch.push(60_000, |_| ());
         for _ in 0..100 {
