@@ -274,6 +274,8 @@ def test_a_fifo_is_written_when_somebody_reads_and_no_longer(tmp_path):
         assert eventually(lambda: capture.stats().state == "waiting")
         a.end.tx([frame(mac(2), mac(1))])
         assert eventually(lambda: capture.stats().drops == {"port_down": 1})
+        assert "nobody reads it yet" in capture.file.state
+        assert f"wireshark -k -i {fifo}" in capture.file.explain().remedy
         found: list[bytes] = []
         reading = read_all(fifo, found)
         assert eventually(lambda: capture.stats().state == "writing")
@@ -297,7 +299,8 @@ def test_a_reader_that_leaves_ends_the_capture_and_not_the_network():
         os.close(reader)
         assert capture.wait(10)
         assert capture.why == "its reader has left"
-        assert "<capture to '-'" in repr(capture)
+        assert str(capture.file.explain()).startswith("Nothing is written any more: its reader has left.")
+        assert repr(capture).startswith("<capture to '-': ended (its reader has left)")
         a.end.tx([frame(mac(2), mac(1))] * 5)
         assert len(receive(b.end, 6)) == 6
         capture.stop()
@@ -336,6 +339,8 @@ def test_what_cannot_be_written_to_is_refused_and_nothing_is_kept():
         for to in (12345, -1):
             with pytest.raises(vn.ConfigError, match="cannot be written to"):
                 net.capture(a, to)
+        with pytest.raises(vn.ConfigError, match="for reading only"), open(__file__) as own:  # noqa: PTH123
+            net.capture(a, own)
         reader, writer = os.openpty()
         try:
             with pytest.raises(vn.ConfigError, match="terminal"):

@@ -7,6 +7,7 @@ change leaves it where it is, and it ends with the place that it looks at.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import time
@@ -82,6 +83,8 @@ def open_target(target: Target) -> Opened:
     number = 1 if isinstance(target, str | os.PathLike) else target if isinstance(target, int) else target.fileno()
     try:
         mode = os.fstat(number).st_mode
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise ConfigError(f"a capture is written, and descriptor {number} is open for reading only")
         if os.isatty(number):
             raise ConfigError("a capture is not for a terminal: write it to a file, or pipe it into what reads it")
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):

@@ -102,11 +102,22 @@ def _explain(stats: PortStats, spec: PortSpec, *, runs: bool) -> Explanation:
         return _device(stats, spec)
     if stats.kind == "virtio-user":
         return _driver(stats, spec)
-    if stats.kind in {"tap", "af-packet", "af-xdp"}:
-        return _interface(stats, spec)
-    if stats.kind in {"stream", "dgram"}:
-        return _peer(stats, spec)
+    others = {"stream": _peer, "dgram": _peer, "pcap": _file} | dict.fromkeys(
+        ("tap", "af-packet", "af-xdp"), _interface
+    )
+    if stats.kind in others:
+        return others[stats.kind](stats, spec)
     return Explanation(f"{spec} is open; there is nothing to agree on.", _traffic(stats))
+
+
+def _file(stats: PortStats, spec: PortSpec) -> Explanation:
+    if stats.state == "waiting":
+        remedy = f"start who reads it (wireshark -k -i {spec.where})"
+        return Explanation(f"Nobody reads {spec.where} yet; what comes is dropped.", _traffic(stats), remedy)
+    if stats.state == "ended":
+        remedy = "stop the capture, or have the port made anew"
+        return Explanation(f"Nothing is written any more: {stats.last_error}.", _traffic(stats), remedy)
+    return Explanation(f"{spec} is open.", _traffic(stats))
 
 
 def _device(stats: PortStats, spec: PortSpec) -> Explanation:

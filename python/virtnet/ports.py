@@ -540,6 +540,10 @@ def describe(stats: PortStats) -> str:
     if stats.link_up is not None and stats.kind in {"tap", "af-packet", "af-xdp"}:
         parts += ["link up" if stats.link_up else stats.last_error or "link down"]
         parts += [stats.xdp] if stats.xdp else []
+    if stats.kind == "pcap" and stats.state == "waiting":
+        parts.append("nobody reads it yet")
+    if stats.kind == "pcap" and stats.state == "ended":
+        parts.append(f"ended ({stats.last_error})")
     parts += [f"{stats.received} received", f"{stats.sent} sent"]
     if dropped := sum(stats.drops.values()):
         parts.append(f"{dropped} dropped")

@@ -42,7 +42,8 @@ class PortStats:
         features: the negotiated word, ``None`` when there is nobody or nothing to negotiate.
         ring: ``split`` or ``packed``, ``None`` likewise.
         queue_pairs: pairs of queues in use, 0 when there are none.
-        state: ``listening``, ``connecting``, ``connected`` or ``running``, ``None`` where there is no session.
+        state: ``listening``, ``connecting``, ``connected`` or ``running``; of a capture that is written ``writing``,
+            ``waiting`` for somebody who reads, or ``ended``; ``None`` where there is no session.
         sessions: how often somebody has come to the other end.
         last_error: what ended the last session or was refused last.
         offered: the word of features that was offered, ``None`` where there is nothing to negotiate.

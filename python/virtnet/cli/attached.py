@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from virtnet.cli.file import read_spec
 from virtnet.cli.options import Seconds  # noqa: TC001 - Typer reads the annotations
 from virtnet.cli.running import Meter, interruptible
 from virtnet.cli.tables import ports_table, rings_table, totals_line
-from virtnet.description import Spec
 from virtnet.errors import ConfigError, VirtnetError
 from virtnet.nodes import PortNode
 from virtnet.remote import AttachedNet, attach, networks
@@ -131,7 +131,7 @@ def apply(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
 ) -> None:
     """Make a network what a file says, wholly or not at all; what stays loses no packet."""
-    wanted = Spec.read(file)
+    wanted = read_spec(file)
     lab = attach(net)
     print(lab.plan(wanted) if plan else lab.apply(wanted))
 

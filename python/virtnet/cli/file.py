@@ -17,7 +17,7 @@ from virtnet.description import schema as schema_of
 from virtnet.errors import ConfigError, VirtnetError
 from virtnet.net import Net
 
-__all__ = ["run", "schema"]
+__all__ = ["read_spec", "run", "schema"]
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Run the network that a file describes; SIGHUP has it read again, and what stayed loses no packet."""
-    spec = _read(file)
+    spec = read_spec(file)
     if check:
         print(f"{file}: {len(spec.ports)} ports, {len(spec.functions)} functions, {len(spec.cables)} cables")
         return
@@ -56,7 +56,8 @@ def _name_of(file: Path) -> str:
     return re.sub("[^A-Za-z0-9_.-]", "_", file.stem).lstrip(".-")[:64]
 
 
-def _read(file: Path) -> Spec:
+def read_spec(file: Path) -> Spec:
+    """What a file describes, which has to make sense without a Python program around it."""
     spec = Spec.read(file)
     for name, port in spec.ports.items():
         if port.kind == "memory":
@@ -67,7 +68,7 @@ def _read(file: Path) -> Spec:
 def _reload(net: Net, file: Path) -> None:
     """A file that does not fit, or a port that cannot be opened, leaves everything as it was."""
     try:
-        plan = net.apply(_read(file))
+        plan = net.apply(read_spec(file))
     except VirtnetError as error:
         print(f"not reloaded: {error}", file=sys.stderr, flush=True)
     else:

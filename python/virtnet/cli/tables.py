@@ -95,7 +95,8 @@ def drops_text(drops: Mapping[str, int]) -> str:
 
 def _state(port: PortStats) -> Text:
     if port.kind not in {"vhost-user", "virtio-user"}:
-        return Text(port.kind, "green")
+        is_well = port.kind != "pcap" or port.state in {None, "writing"}
+        return Text(port.kind, "green") if is_well else Text(f"{port.kind}: {port.state}", "yellow")
     return Text("connected", "green") if port.connected else Text("nobody there", "yellow")
 
 

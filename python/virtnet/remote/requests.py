@@ -30,7 +30,11 @@ LOOK_MS = 500
 def _about(net: Net, *_rest: object) -> dict[str, Any]:
     from virtnet import __version__  # noqa: PLC0415 - imported by it
 
-    return {"pid": os.getpid(), "version": __version__, "directory": os.getcwd(), "name": net.name}  # noqa: PTH109
+    try:
+        directory = os.getcwd()  # noqa: PTH109 - a text
+    except FileNotFoundError:  # it was removed
+        directory = ""
+    return {"pid": os.getpid(), "version": __version__, "directory": directory, "name": net.name}
 
 
 def _spec(net: Net, *_rest: object) -> dict[str, Any]:
