@@ -423,3 +423,38 @@ def test_several_workers_write_into_one_capture(tmp_path):
         files.stop()
         assert len(columns.read()) == 500
     assert len(written(tmp_path / "out.pcapng")) == 500
+
+
+def test_captures_that_come_and_go_lose_nobody_a_packet(tmp_path):
+    with pair() as (net, a, b):
+        ended = threading.Event()
+        found: list[int] = []
+
+        def talk() -> None:
+            number = 0
+            while not ended.is_set():
+                frames = [frame(mac(2), mac(1), (number + i).to_bytes(4, "big")) for i in range(50)]
+                number += a.end.tx(frames)
+                found.extend(int.from_bytes(one[14:18], "big") for one in receive(b.end, 50))
+            assert number == len(found)
+
+        talking = threading.Thread(target=talk)
+        b.end.tx([frame(b"\xff" * 6, mac(2))])
+        talking.start()
+        for i in range(15):
+            reader, writer = os.pipe()
+            with (
+                net.capture(a, tmp_path / f"{i}.pcapng") as file,
+                net.capture(b) as columns,
+                net.capture((a, net["sw"]), writer),
+            ):
+                os.close(writer)
+                assert eventually(lambda file=file, columns=columns: file.packets and columns.packets)
+                if i % 2:
+                    os.close(reader)
+            if not i % 2:
+                os.close(reader)
+        ended.set()
+        talking.join(20)
+        assert found == list(range(len(found)))
+        assert net.stats().functions["sw"].drops == {}
