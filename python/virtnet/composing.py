@@ -227,6 +227,43 @@ class Composing(Observing):
         spec = PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed)
         return self.port(spec, name=name)
 
+    def user_net(
+        self,
+        network: str = "10.0.2.0/24",
+        *,
+        gateway: str | None = None,
+        first: str | None = None,
+        ipv6: str | None = None,
+        mac: str | None = None,
+        mtu: int = 1500,
+        lease_s: int = 86400,
+        outside: bool = True,
+        host_loopback: bool = False,
+        resolver: str | None = None,
+        domain: str | None = None,
+        names: Mapping[str, str] | None = None,
+        leases: Mapping[str, str | tuple[str, str]] | None = None,
+        forward: Mapping[int | str, str | tuple[str, int]] | None = None,
+        tcp_idle_s: int = 7200,
+        udp_idle_s: int = 60,
+        name: str | None = None,
+    ) -> PortNode:
+        """Adds a gateway that gives guests addresses and names, and carries what they send to the outside without root.
+
+        Options as for :class:`~virtnet.UserNetPort`. ``port.leases`` says who has which address.
+
+        Example:
+            >>> import virtnet as vn
+            >>> net = vn.Net()
+            >>> gateway = net.user_net("10.0.2.0/24", forward={8080: ("10.0.2.15", 80)})
+            >>> vm = net.vhost_user("vm1.sock")
+            >>> _ = vm >> net.switch() << gateway
+            >>> print(gateway.spec)
+            user-net:10.0.2.0/24,forward=8080/10.0.2.15:80
+        """
+        options = {option: value for option, value in locals().items() if option not in {"self", "network", "name"}}
+        return self.port(PortSpec.of("user-net", network, **options), name=self._name(name, "gateway"))
+
     def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
         """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""
         return self.port(PortSpec.of("memory", name, capacity=capacity), name=name)

@@ -36,11 +36,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from virtnet.errors import ConfigError
 from virtnet.kinds import FUNCTIONS
-from virtnet.spec import KINDS, Option, PortSpec, meant
+from virtnet.spec import KINDS, PortSpec, meant
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
+
+    from virtnet.options import Option
 
 __all__ = ["FunctionSpec", "Plan", "Spec", "schema"]
 

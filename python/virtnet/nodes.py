@@ -15,7 +15,7 @@ from virtnet.commanding import DeviceCommands
 from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
-from virtnet.ports import describe
+from virtnet.ports import describe, listening
 from virtnet.spec import is_path
 from virtnet.stats import FunctionStats, PortStats, RingState, RuleStats
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from virtnet.net import Net
     from virtnet.ports import MemoryPort
     from virtnet.spec import PortSpec
+    from virtnet.stats import Lease
 
     Other = TypeVar("Other", bound="Node")
 
@@ -230,6 +231,18 @@ class PortNode(Node):
     def stats(self) -> PortStats:
         """What has passed so far, and what was agreed with the other end."""
         return self.net.stats().ports.get(self.name, PortStats(self.kind))
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """Of a user-mode network, the addresses that its guests have."""
+        net = self.stats().user_net
+        return net.leases if net else ()
+
+    @property
+    def listening(self) -> dict[str, str]:
+        """Of a user-mode network, where the host listens for each forwarded port, by how it was specified."""
+        net = self.stats().user_net
+        return listening(self.spec, net) if net else {}
 
     @property
     def connected(self) -> bool:

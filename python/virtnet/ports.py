@@ -21,15 +21,16 @@ from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.spec import PortSpec
-from virtnet.stats import PortStats, RingState
+from virtnet.stats import PortStats, RingState, UserNetStats
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from virtnet.burst import Burst, Frame
     from virtnet.events import Event, Events
     from virtnet.features import NetFeature, RingFeature
+    from virtnet.stats import Lease
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
 
@@ -42,6 +43,7 @@ __all__ = [
     "Port",
     "StreamPort",
     "TapPort",
+    "UserNetPort",
     "VhostUserPort",
     "VirtioUserPort",
     "VxlanPort",
@@ -450,6 +452,86 @@ class AfXdpPort(Port):
         super().__init__(PortSpec.of("af-xdp", interface, **options))
 
 
+class UserNetPort(Port):
+    """A network of its own with a gateway to the outside: QEMU's user-mode networking, or passt, as a port.
+
+    The gateway hands out addresses (DHCP, router advertisements), answers for names (its own table, what guests call
+    themselves, ``gateway``; others it asks the host's name server for), answers ARP, neighbour discovery and echo
+    requests, and carries TCP, UDP and echo requests to the outside by ordinary sockets of this user. No rights are
+    needed, except for echo requests to the outside (``net.ipv4.ping_group_range``). It runs on a thread of its own.
+
+    Guests reach what the host reaches, except the host's loopback and addresses that no router hands on. Up to 256 TCP
+    connections, 256 UDP conversations and 32 series of echo requests are carried at a time; fragments are not.
+
+    Args:
+        network: the guests' IPv4 network, such as ``"10.0.2.0/24"``.
+        gateway: the gateway's address, which is the name server's too: the second of the network if not given (the
+            first where the prefix is longer than 27 bits).
+        first: the first address for guests: the fifteenth if not given (the second).
+        ipv6: the guests' IPv6 network, of 64 bits, or ``"off"``. Its second address is the gateway's.
+        mac: the gateway's MAC address.
+        mtu: bytes of an IP packet that guests are told to send at most, 576 to 65535, with IPv6 from 1280.
+        lease_s: seconds that addresses are given for, from 10.
+        outside: carry what is for the outside; if not, the gateway only answers, and forwarded ports work.
+        host_loopback: have the gateway's address lead to servers on the host's own loopback.
+        resolver: the name server to ask; the first of ``/etc/resolv.conf`` if not given.
+        domain: the domain that guests are told they are in.
+        names: names and their addresses.
+        leases: addresses of stations by MAC address: an address, or an address and the name the station gets.
+        forward: ports of the host that lead to guests: ``{8080: ("10.0.2.15", 80), "udp/0.0.0.0:53": "10.0.2.15:53"}``.
+            A port alone is one of the host's loopback, port 0 one that the system chooses (:attr:`listening`).
+        tcp_idle_s: seconds without a packet after which a connection is given up.
+        udp_idle_s: the same for UDP and echo requests.
+
+    Raises:
+        ConfigError: addresses that do not fit together.
+        PortError: a port of the host is taken.
+    """
+
+    def __init__(
+        self,
+        network: str = "10.0.2.0/24",
+        *,
+        gateway: str | None = None,
+        first: str | None = None,
+        ipv6: str | None = None,
+        mac: str | None = None,
+        mtu: int = 1500,
+        lease_s: int = 86400,
+        outside: bool = True,
+        host_loopback: bool = False,
+        resolver: str | None = None,
+        domain: str | None = None,
+        names: Mapping[str, str] | None = None,
+        leases: Mapping[str, str | tuple[str, str]] | None = None,
+        forward: Mapping[int | str, str | tuple[str, int]] | None = None,
+        tcp_idle_s: int = 7200,
+        udp_idle_s: int = 60,
+    ) -> None:
+        """Makes the network."""
+        options = {name: value for name, value in locals().items() if name not in {"self", "network", "__class__"}}
+        super().__init__(PortSpec.of("user-net", network, **options))
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """The addresses that guests have."""
+        return self._user_net.leases
+
+    @property
+    def listening(self) -> dict[str, str]:
+        """Where the host listens for each forwarded port, by how it was specified."""
+        return listening(self.spec, self._user_net)
+
+    @property
+    def _user_net(self) -> UserNetStats:
+        return self.stats().user_net or UserNetStats()
+
+
+def listening(spec: PortSpec, stats: UserNetStats) -> dict[str, str]:
+    """Where the host listens for each forwarded port of a specification."""
+    return dict(zip(spec.options["forward"], stats.listening, strict=False))
+
+
 class PcapPort(Port):
     """A capture file: what is sent is written, or what was written is received.
 
@@ -506,6 +588,7 @@ _CLASSES: dict[str, type[Port]] = {
     "stream": StreamPort,
     "dgram": DgramPort,
     "pcap": PcapPort,
+    "user-net": UserNetPort,
 }
 
 
@@ -544,6 +627,8 @@ def describe(stats: PortStats) -> str:
         parts.append("nobody reads it yet")
     if stats.kind == "pcap" and stats.state == "ended":
         parts.append(f"ended ({stats.last_error})")
+    if net := stats.user_net:
+        parts += [f"{len(net.leases)} leases", f"{net.tcp_flows + net.udp_flows + net.ping_flows} flows"]
     parts += [f"{stats.received} received", f"{stats.sent} sent"]
     if dropped := sum(stats.drops.values()):
         parts.append(f"{dropped} dropped")

@@ -8,6 +8,7 @@ One form serves the command line, :class:`~virtnet.Net` and files alike::
     tap:tap0
     af-packet:eth0
     af-xdp:eth0
+    user-net:10.0.2.0/24,forward=8080/10.0.2.15:80
     pcap:out.pcap
 
 A comma that belongs to a name is written twice. Every option has a default, and what is written back leaves defaults
@@ -20,10 +21,12 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from virtnet import usernet
 from virtnet.errors import ConfigError
 from virtnet.features import NetFeature, RingFeature
+from virtnet.options import Option, no
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,24 +41,6 @@ INTERFACE_NAME_MAX = 15
 REMOTES_MAX = 64
 PORT_MAX = 65535
 IPV6 = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a kind of port: how its value is read, checked and written.
-
-    ``check`` takes text or a value and returns the value, or raises ``ValueError`` when it is none.
-    """
-
-    name: str
-    expects: str
-    check: Callable[[Any], Any]
-    write: Callable[[Any], str] = str
-    default: Any = None
-    #: What a file may have for it, as JSON Schema.
-    schema: Mapping[str, Any] = field(default_factory=dict)
-    #: Has to be said.
-    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +68,7 @@ class PortSpec:
 
     Attributes:
         kind: ``vhost-user``, ``tap``, ``vxlan``, ``pcap``, ...
-        where: the socket, address, interface or file.
+        where: the socket, address, interface, file or network.
         options: every option of the kind with its value, defaults included.
 
     Example:
@@ -182,7 +167,7 @@ def _switch(name: str, *, default: bool = False) -> Option:
     def check(value: Any) -> bool:
         if isinstance(value, bool):
             return value
-        return {"on": True, "off": False}[value] if value in {"on", "off"} else _no()
+        return {"on": True, "off": False}[value] if value in {"on", "off"} else no()
 
     return Option(name, "on or off", check, lambda on: "on" if on else "off", default, {"type": "boolean"})
 
@@ -192,8 +177,8 @@ def _count(name: str, low: int, high: int, default: int | None = None) -> Option
 
     def check(value: Any) -> int:
         if type(value) is not int and not re.fullmatch("[0-9]+", value):
-            return _no()
-        return int(value) if low <= int(value) <= high else _no()
+            return no()
+        return int(value) if low <= int(value) <= high else no()
 
     schema = {"type": "integer", "minimum": low, "maximum": high}
     return Option(name, f"a whole number from {low} to {high}", check, str, default, schema)
@@ -204,7 +189,7 @@ def _power_of_two(name: str, low: int, high: int, default: int) -> Option:
 
     def check(value: Any) -> int:
         number: int = whole.check(value)
-        return _no() if number & (number - 1) else number
+        return no() if number & (number - 1) else number
 
     whole = _count(name, low, high, default)
     powers = [1 << bit for bit in range(low.bit_length() - 1, high.bit_length())]
@@ -214,16 +199,16 @@ def _power_of_two(name: str, low: int, high: int, default: int) -> Option:
 def _choice(name: str, choices: tuple[str, ...], default: str) -> Option:
     """An option that is one of a few words."""
     schema = {"enum": list(choices)}
-    return Option(name, _listed(choices), lambda value: value if value in choices else _no(), str, default, schema)
+    return Option(name, _listed(choices), lambda value: value if value in choices else no(), str, default, schema)
 
 
 def _mac(name: str) -> Option:
     """An option that is the MAC address of one station."""
 
     def check(value: Any) -> str:
-        octets = re.fullmatch("([0-9a-fA-F]{2})" + "[:-]([0-9a-fA-F]{2})" * 5, value) or _no()
+        octets = re.fullmatch("([0-9a-fA-F]{2})" + "[:-]([0-9a-fA-F]{2})" * 5, value) or no()
         mac = ":".join(octets.groups()).lower()
-        return _no() if int(octets[1], 16) & 1 or mac == "00:00:00:00:00:00" else mac
+        return no() if int(octets[1], 16) & 1 or mac == "00:00:00:00:00:00" else mac
 
     return Option(name, "the MAC address of one station, such as 02:00:00:00:00:01", check)
 
@@ -236,12 +221,12 @@ def _features(name: str) -> Option:
         if isinstance(value, NetFeature | RingFeature):
             return int(value.value)
         if isinstance(value, int) and not isinstance(value, bool):
-            return value if 0 <= value < 1 << 64 else _no()
+            return value if 0 <= value < 1 << 64 else no()
         if not isinstance(value, str):
             return sum({check(one) for one in value})
         word = 0
         for one in value.lower().split("+"):
-            word |= by_name[one] if one in by_name else _no()
+            word |= by_name[one] if one in by_name else no()
         return word
 
     def write(word: int) -> str:
@@ -257,8 +242,8 @@ def _namespace() -> Option:
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(r"pid:[0-9]{1,10}|[^\0:/]+|[^\0:]*/[^\0]*", value):
-            return _no()
-        return value if value not in {".", ".."} else _no()
+            return no()
+        return value if value not in {".", ".."} else no()
 
     expects = "a network namespace: a name of `ip netns`, a path with a slash in it, or pid:NUMBER"
     return Option("netns", expects, check, str, None, {"type": "string", "minLength": 1})
@@ -269,7 +254,7 @@ def _remotes() -> Option:
 
     def check(value: Any) -> tuple[str, ...]:
         given = value.split("+") if isinstance(value, str) else list(value)
-        return tuple(_address(one) for one in given) if len(given) <= REMOTES_MAX else _no()
+        return tuple(_address(one) for one in given) if len(given) <= REMOTES_MAX else no()
 
     expects = f"at most {REMOTES_MAX} IP addresses joined by +, such as 192.0.2.2+192.0.2.3:4790"
     schema = {"type": "array", "items": {"type": "string"}, "maxItems": REMOTES_MAX}
@@ -283,15 +268,11 @@ def _endpoint(name: str) -> Option:
         try:
             _socket(value)
         except ConfigError:
-            return _no()
-        return str(value) if value else _no()
+            return no()
+        return str(value) if value else no()
 
     expects = "a socket's path, or an IP address and a port"
     return Option(name, expects, check, str, None, {"type": "string", "minLength": 1}, required=True)
-
-
-def _no() -> NoReturn:
-    raise ValueError
 
 
 def _socket_path(where: str) -> None:
@@ -434,6 +415,28 @@ KINDS: dict[str, Kind] = {
             "a file's path",
             _anything,
             (_choice("mode", ("write", "read"), "write"), _switch("overwrite"), _switch("loop"), _switch("timed")),
+        ),
+        Kind(
+            "user-net",
+            "the addresses of a network",
+            usernet.check_network,
+            (
+                usernet.address("gateway"),
+                usernet.address("first"),
+                usernet.prefix6("ipv6"),
+                _mac("mac"),
+                _count("mtu", 576, 65535, 1500),
+                _count("lease_s", 10, 0xFFFFFFFF, 86400),
+                _switch("outside", default=True),
+                _switch("host_loopback"),
+                usernet.resolver("resolver"),
+                usernet.domain("domain"),
+                usernet.names("names"),
+                usernet.leases("leases"),
+                usernet.forward("forward"),
+                _count("tcp_idle_s", 1, 0xFFFFFFFF, 7200),
+                _count("udp_idle_s", 1, 0xFFFFFFFF, 60),
+            ),
         ),
         Kind("memory", "a name", _anything, (_count("capacity", 1, 65536, 1024),)),
     )

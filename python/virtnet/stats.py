@@ -16,7 +16,18 @@ from virtnet.features import NetFeature, ProtocolFeature, RingFeature
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Balance", "DeviceStats", "FunctionStats", "NetStats", "PortStats", "QueueStats", "RingState", "WorkerStats"]
+__all__ = [
+    "Balance",
+    "DeviceStats",
+    "FunctionStats",
+    "Lease",
+    "NetStats",
+    "PortStats",
+    "QueueStats",
+    "RingState",
+    "UserNetStats",
+    "WorkerStats",
+]
 
 
 def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
@@ -25,6 +36,54 @@ def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
     for counts in drops:
         total.update(counts)
     return {reason: n for reason, n in sorted(total.items()) if n}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An address that a guest of a user-mode network has by DHCP.
+
+    Attributes:
+        mac: the guest's MAC address.
+        ip: its address.
+        host_name: what it calls itself, or is told to.
+        expires_s: seconds until it has to ask again, ``None`` for an address that is always its own.
+    """
+
+    mac: str
+    ip: str
+    host_name: str | None = None
+    expires_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserNetStats:
+    """How the gateway of a user-mode network stands.
+
+    Attributes:
+        leases: addresses given, in order.
+        tcp_flows: TCP connections that are carried now.
+        udp_flows: UDP conversations, likewise.
+        ping_flows: series of echo requests to the outside, likewise.
+        flows: flows of all kinds since the start.
+        answered: answers of the gateway's own: ARP, neighbours, echo, DHCP, DNS.
+        lost: packets that went no further, by reason. They are none of the port's drops: it did hand them over.
+        listening: where the host listens for each forwarded port.
+    """
+
+    leases: tuple[Lease, ...] = ()
+    tcp_flows: int = 0
+    udp_flows: int = 0
+    ping_flows: int = 0
+    flows: int = 0
+    answered: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    listening: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> UserNetStats:
+        """From plain values."""
+        leases = tuple(Lease(**lease) for lease in raw["leases"])
+        return cls(**{**raw, "leases": leases, "listening": tuple(raw["listening"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +119,7 @@ class PortStats:
         link_up: whether the device says that the link is up, or the interface is; ``None`` where nobody says.
         mtu: the largest payload of a frame that the device tells, or the interface has, likewise.
         speed_mbps: the speed that it tells, likewise.
+        user_net: of a user-mode network, how its gateway stands.
     """
 
     kind: str = "memory"
@@ -90,6 +150,13 @@ class PortStats:
     link_up: bool | None = None
     mtu: int | None = None
     speed_mbps: int | None = None
+    user_net: UserNetStats | None = None
+
+    def __post_init__(self) -> None:
+        """Makes values of plain ones."""
+        given: Any = self.user_net
+        if isinstance(given, dict):
+            object.__setattr__(self, "user_net", UserNetStats.of(given))
 
     @property
     def drops(self) -> dict[str, int]:
@@ -144,6 +211,7 @@ class PortStats:
             "link_up": self.link_up,
             "mtu": self.mtu,
             "speed_mbps": self.speed_mbps,
+            "user_net": asdict(self.user_net) if self.user_net else None,
         }
 
 

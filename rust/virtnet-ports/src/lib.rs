@@ -28,6 +28,7 @@ mod ring_status;
 mod slot;
 mod stream;
 mod tap;
+mod user_net;
 mod vhost_user;
 mod virtio_user;
 mod vxlan;
@@ -46,11 +47,17 @@ pub use ring_status::RingStatus;
 pub use slot::{DEADLINE, Held, Slot, SlotError};
 pub use stream::{StreamPort, StreamWatch};
 pub use tap::TapPort;
+pub use user_net::{
+    Forward, LeaseStatus, Lost, StaticLease, Transport, UserNetOptions, UserNetPort, UserNetStatus,
+    UserNetWatch,
+};
 pub use vhost_user::{
     OFFLOADS, Step, VhostUserOptions, VhostUserPort, VhostUserStatus, VhostUserWatch,
 };
 pub use virtio_user::{VirtioUserOptions, VirtioUserPort, VirtioUserStatus, VirtioUserWatch};
-pub use virtnet_sys::{Endpoint, Fault, XdpAttach, XdpMode, in_network_namespace, wait_readable};
+pub use virtnet_sys::{
+    Endpoint, Fault, XdpAttach, XdpMode, in_network_namespace, monotonic_ns, wait_readable,
+};
 pub use virtnet_vhost::{Offered, SessionError, probe};
 pub use vxlan::{
     VXLAN_PORT, VXLAN_REMOTES_MAX, VXLAN_SOURCE_PORTS_MAX, VxlanOptions, VxlanPort, VxlanWatch,

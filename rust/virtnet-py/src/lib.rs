@@ -27,6 +27,7 @@ mod recorder;
 mod rings;
 mod sockets;
 mod stats;
+mod user_net;
 
 /// The module `virtnet._virtnet`.
 #[pymodule]

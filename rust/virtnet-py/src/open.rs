@@ -8,8 +8,8 @@ use virtnet_packet::Port;
 use virtnet_ports::{
     AfPacketPort, AfXdpOptions, AfXdpPort, CaptureOptions, Control, DgramWatch, Event,
     InterfaceWatch, OFFLOADS, Pace, PcapMode, PcapPort, PcapWatch, RingStatus, StreamWatch,
-    TapPort, VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions, VirtioUserPort,
-    VirtioUserWatch, VxlanWatch, XdpAttach, XdpMode,
+    TapPort, UserNetWatch, VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions,
+    VirtioUserPort, VirtioUserWatch, VxlanWatch, XdpAttach, XdpMode,
 };
 use virtnet_virtio::net::control::Command;
 use virtnet_virtio::{Features, RingFormat};
@@ -19,6 +19,7 @@ use crate::ports;
 use crate::recorder::Recorder;
 use crate::sockets::{open_dgram, open_stream, open_vxlan, there};
 use crate::stats::Session;
+use crate::user_net;
 
 /// A port, and whoever can be asked how its session stands.
 pub(crate) struct Opened {
@@ -46,6 +47,7 @@ pub(crate) enum Watch {
     Vxlan(VxlanWatch),
     Dgram(DgramWatch),
     Stream(StreamWatch),
+    UserNet(UserNetWatch),
     /// There is no session: the other end is there as long as the port is.
     Always,
 }
@@ -65,6 +67,7 @@ impl Watch {
             Self::Dgram(watch) => Session::from(watch),
             Self::Stream(watch) => Session::from(watch),
             Self::Pcap(watch) => Session::from(watch),
+            Self::UserNet(watch) => Session::from(watch),
             Self::Always => Session::always(),
         }
     }
@@ -78,7 +81,7 @@ impl Watch {
             Self::Vxlan(watch) => watch.events().since(first),
             Self::Dgram(watch) => watch.events().since(first),
             Self::Stream(watch) => watch.events().since(first),
-            Self::Pcap(_) | Self::Always => (Vec::new(), 0),
+            Self::Pcap(_) | Self::UserNet(_) | Self::Always => (Vec::new(), 0),
         }
     }
 
@@ -230,6 +233,11 @@ pub(crate) fn open(
             })?;
             Ok(Opened::whole(port, Watch::Interface(watch)))
         }
+        "user-net" => {
+            let port = user_net::open(options)?;
+            let watch = Watch::UserNet(port.watch());
+            Ok(Opened::whole(port, watch))
+        }
         "vxlan" => open_vxlan(options),
         "dgram" => open_dgram(options),
         "stream" => open_stream(options, control),
@@ -304,7 +312,7 @@ fn open_af_xdp(options: &Bound<'_, PyDict>, workers: usize, control: &Control) -
 }
 
 /// Reads the form that `virtnet.spec` gives a MAC address.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16));
     octets.collect::<Result<Vec<_>, _>>().ok()?.try_into().ok()
 }

@@ -271,7 +271,7 @@ impl Port {
 
     /// Asks for a sign when something comes, of a port that nobody else looks after between two calls.
     fn listen(&self) -> Option<OwnedFd> {
-        if !matches!(self.watch, Watch::Always) {
+        if !matches!(self.watch, Watch::Always | Watch::UserNet(_)) {
             return None;
         }
         let mut hand = self.hand();

@@ -8,10 +8,12 @@ use virtnet_engine::{FunctionDetail, FunctionStats, Gate, Histogram, LineCounter
 use virtnet_packet::header::Mac;
 use virtnet_packet::{DropCounters, PortCounters};
 use virtnet_ports::{
-    DgramWatch, InterfaceWatch, PcapWatch, Step, StreamWatch, VhostUserStatus, VirtioUserStatus,
-    VxlanWatch,
+    DgramWatch, InterfaceWatch, PcapWatch, Step, StreamWatch, UserNetWatch, VhostUserStatus,
+    VirtioUserStatus, VxlanWatch,
 };
 use virtnet_virtio::net::NetConfig;
+
+use crate::user_net;
 
 /// How a port and whoever is at its other end get on.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,7 @@ pub(crate) struct Session {
     config: NetConfig,
     xdp: Option<&'static str>,
     detail: Vec<(&'static str, u64)>,
+    user_net: Option<UserNetWatch>,
 }
 
 impl Session {
@@ -40,6 +43,16 @@ impl Session {
         Self {
             connected: true,
             ..Self::default()
+        }
+    }
+}
+
+impl From<&UserNetWatch> for Session {
+    /// A gateway is there as long as its port is.
+    fn from(watch: &UserNetWatch) -> Self {
+        Self {
+            user_net: Some(watch.clone()),
+            ..Self::always()
         }
     }
 }
@@ -127,6 +140,7 @@ impl From<VhostUserStatus> for Session {
             refusals: status.refusals,
             xdp: None,
             detail: Vec::new(),
+            user_net: None,
             config: NetConfig {
                 link_up: Some(status.link_up),
                 ..status.config.unwrap_or_default()
@@ -184,6 +198,11 @@ pub(crate) fn port<'py>(
     stats.set_item("peer_pid", session.peer_pid)?;
     stats.set_item("refusals", session.refusals)?;
     stats.set_item("xdp", session.xdp)?;
+    let user_net = session.user_net.as_ref();
+    let user_net = user_net
+        .map(|watch| user_net::stats(py, watch))
+        .transpose()?;
+    stats.set_item("user_net", user_net)?;
     let detail = PyDict::new(py);
     for (name, n) in &session.detail {
         detail.set_item(name, n)?;

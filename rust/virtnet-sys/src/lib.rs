@@ -14,6 +14,7 @@ mod datagram;
 mod endpoint;
 mod error;
 mod event;
+mod inet;
 mod line;
 mod link;
 pub mod memfd;
@@ -36,6 +37,7 @@ pub use datagram::{
 pub use endpoint::Endpoint;
 pub use error::{Fault, SysError};
 pub use event::EventFd;
+pub use inet::{begin_connect, ping_socket, reset_on_drop};
 pub use line::line_cost;
 pub use link::{LinkNews, LinkState, LinkWatch};
 pub use netns::{in_network_namespace, in_network_namespace_of};
