@@ -35,7 +35,7 @@ def test_a_port_is_read(text, kind, where, options):
     [
         ("vm1.sock", "expected KIND:WHERE"),
         ("vhostuser:vm1.sock", "did you mean vhost-user?"),
-        ("ethernet:eth0", "af-packet, af-xdp, vxlan, stream, dgram, pcap or memory"),
+        ("ethernet:eth0", "af-packet, af-xdp, vxlan, stream, dgram, pcap, user-net or memory"),
         ("tap:", "needs an interface's name after the colon"),
         ("vhost-user:vm1.sock,queues=2", "did you mean queue_pairs?"),
         ("tap:tap0,ring=packed", "it takes mtu"),

@@ -37,6 +37,7 @@ const PER_SOCKET: usize = 32;
 
 /// How long to wait for room in the port, which nobody tells of.
 const NO_ROOM_NS: u64 = 1_000_000;
+const NO_ROOM_MAX_NS: u64 = 100_000_000;
 /// How often routers say that they are there, and conversations are looked at.
 const ADVERT_NS: u64 = 200_000_000_000;
 const SWEEP_NS: u64 = 1_000_000_000;
@@ -85,6 +86,10 @@ pub(super) struct UserNetService {
     next_sweep_ns: u64,
     /// More waits than one turn takes.
     again: bool,
+    /// How long to wait for room in the port: longer and longer.
+    pause_ns: u64,
+    /// Ports whose connections cannot be accepted now, as there are no descriptors.
+    resting: Vec<usize>,
     leases_changed: bool,
     status: UserNetStatus,
     shared: Shared,
@@ -136,6 +141,8 @@ impl UserNetService {
             next_advert_ns: now_ns,
             next_sweep_ns: now_ns + SWEEP_NS,
             again: false,
+            pause_ns: NO_ROOM_NS,
+            resting: Vec::new(),
             leases_changed: true,
             status: UserNetStatus::default(),
             shared,
@@ -198,6 +205,11 @@ impl UserNetService {
         self.again = false;
         self.port.disarm();
         self.outbox.room = self.backlog.room();
+        self.pause_ns = if self.outbox.room > 0 {
+            NO_ROOM_NS
+        } else {
+            (self.pause_ns * 2).min(NO_ROOM_MAX_NS)
+        };
         self.serve_sockets(now_ns);
         self.take_frames(now_ns);
         while let Some(&(at, token)) = self.due.first()
@@ -567,7 +579,8 @@ fn seconds(n: u32) -> u64 {
 
 impl Service for UserNetService {
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.poller.as_fd())
+        // Without room whatever waits in sockets would be told of again and again.
+        (self.outbox.room > 0).then(|| self.poller.as_fd())
     }
 
     fn on_ready(&mut self, now_ns: u64) -> Result<(), PortError> {
@@ -576,13 +589,11 @@ impl Service for UserNetService {
     }
 
     fn deadline_ns(&self) -> Option<u64> {
+        if self.outbox.room == 0 {
+            return Some(virtnet_sys::monotonic_ns() + self.pause_ns);
+        }
         if self.again {
-            // There is no room, or more to do: a moment for the worker.
-            return Some(if self.outbox.room == 0 {
-                virtnet_sys::monotonic_ns() + NO_ROOM_NS
-            } else {
-                0
-            });
+            return Some(0);
         }
         let due = self.due.first().map_or(u64::MAX, |&(at, _)| at);
         let advert = if self.options.network6.is_some() {
@@ -590,7 +601,7 @@ impl Service for UserNetService {
         } else {
             u64::MAX
         };
-        let sweep = if self.datagrams.is_empty() {
+        let sweep = if self.datagrams.is_empty() && self.resting.is_empty() {
             u64::MAX
         } else {
             self.next_sweep_ns

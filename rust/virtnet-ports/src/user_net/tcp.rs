@@ -108,7 +108,11 @@ pub(super) struct TcpFlow {
     /// The host will send nothing more; it was told that the guest will not.
     host_ended: bool,
     guest_ended: bool,
+    /// The guest has said that it will send nothing more.
+    guest_left: bool,
     host_full: bool,
+    /// Given up by us.
+    aborted: bool,
     /// What the host's socket is waited for.
     pub(super) interest: Option<Interest>,
     started_ns: u64,
@@ -184,7 +188,9 @@ impl TcpFlow {
             phase,
             host_ended: false,
             guest_ended: false,
+            guest_left: false,
             host_full: false,
+            aborted: false,
             interest: None,
             started_ns: now_ns,
             heard_ns: now_ns,
@@ -244,17 +250,25 @@ impl TcpFlow {
             leaving = stack.run(&mut self.sockets, Some(syn), room, now_ns);
         }
         if self.exchange(now_ns).is_err() {
-            self.socket().abort();
+            self.abort();
         }
         let silent_ns = now_ns.saturating_sub(self.heard_ns);
         let unanswered = self.socket().send_queue() > 0 && silent_ns > UNANSWERED_NS;
         let coming = matches!(self.socket().state(), State::SynSent | State::SynReceived);
         if unanswered || silent_ns > idle_ns || (coming && silent_ns > CONNECT_NS) {
-            self.socket().abort();
+            self.abort();
         }
         let more = room.saturating_sub(leaving.len());
         leaving.extend(stack.run(&mut self.sockets, None, more, now_ns));
-        if self.socket().state() == State::Closed {
+        let state = self.socket().state();
+        // What the guest said before it left is still for the host; that it waits for strays is nobody's loss.
+        let heard_out = self.aborted || !self.socket().can_recv();
+        let is_over = match state {
+            State::Closed => heard_out || !self.host_ended,
+            State::TimeWait => self.guest_ended,
+            _ => false,
+        };
+        if is_over {
             if !(self.host_ended && self.guest_ended) {
                 // None in practice, and then the host hears of an end instead of a reset.
                 drop(reset_on_drop(&self.host));
@@ -291,7 +305,9 @@ impl TcpFlow {
             socket.state(),
             State::CloseWait | State::LastAck | State::Closing | State::TimeWait
         );
-        if ended && !socket.can_recv() && !self.guest_ended {
+        // A reset is no end.
+        self.guest_left |= ended;
+        if self.guest_left && !socket.can_recv() && !self.guest_ended {
             self.guest_ended = true;
             match host.shutdown(Shutdown::Write) {
                 Err(error) if error.kind() != ErrorKind::NotConnected => return Err(error),
@@ -354,6 +370,11 @@ impl TcpFlow {
                 .saturating_mul(1000)
         });
         idle.min(due)
+    }
+
+    fn abort(&mut self) {
+        self.aborted = true;
+        self.socket().abort();
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {

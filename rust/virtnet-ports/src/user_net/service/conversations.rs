@@ -199,6 +199,14 @@ impl UserNetService {
 
     pub(super) fn sweep(&mut self, now_ns: u64) {
         self.next_sweep_ns = now_ns + SWEEP_NS;
+        for forward in std::mem::take(&mut self.resting) {
+            let token = u64::try_from(forward).unwrap_or(u64::MAX).saturating_add(1);
+            if let Some(Some(listener)) = self.tcp_forwards.get(forward)
+                && self.poller.add(listener, token).is_err()
+            {
+                self.resting.push(forward);
+            }
+        }
         let before = now_ns.saturating_sub(seconds(self.options.udp_idle_s));
         for token in self.datagrams.silent(before) {
             self.forget(token);

@@ -1,5 +1,6 @@
 //! TCP connections: which there are, and when each is moved on.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 
 use virtnet_sys::{Interest, begin_connect};
@@ -8,7 +9,7 @@ use super::super::frame::IpIn;
 use super::super::policy::target;
 use super::super::status::Lost;
 use super::super::tcp::{Fate, TcpFlow};
-use super::{NO_ROOM_NS, PER_SOCKET, UserNetService, seconds};
+use super::{PER_SOCKET, UserNetService, seconds};
 
 /// The most connections. Each has a descriptor and two buffers.
 const TCP_MAX: usize = 256;
@@ -66,8 +67,17 @@ impl UserNetService {
             let Some(Some(listener)) = self.tcp_forwards.get(forward) else {
                 return;
             };
-            let Ok((host, _)) = listener.accept() else {
-                return;
+            let host = match listener.accept() {
+                Ok((host, _)) => host,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // Whoever it was is gone.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(_) => {
+                    // It would be told of again at once. It was in the set.
+                    drop(self.poller.remove(listener));
+                    self.resting.push(forward);
+                    return;
+                }
             };
             let Some(guest) = self
                 .options
@@ -145,7 +155,7 @@ impl UserNetService {
             return;
         }
         // What is due already waits for room; to look again at once would not help.
-        let deadline = deadline.max(now_ns + NO_ROOM_NS);
+        let deadline = deadline.max(now_ns + self.pause_ns);
         if let Some(before) = self.due_of.insert(token, deadline) {
             self.due.remove(&(before, token));
         }
