@@ -1,12 +1,13 @@
 //! A network interface of the host as a port: an uplink, or the end of a veth pair.
 //!
 //! What arrives on the interface is received here, and what is sent here leaves by it, beside the host's own network stack.
-//! Frames come and go in batches, with a virtio-net header in front of each: packets that leave carry their offload metadata
-//! in it, and so do those that arrive (a veth pair leaves checksums and segments undone, and cards put segments together).
+//! Frames come in a ring that is shared with the kernel and go in batches, with a virtio-net header in front of each: packets that
+//! leave carry their offload metadata in it, and so do those that arrive (a veth pair leaves checksums and segments undone, and
+//! cards put segments together).
 //!
 //! It guarantees that a full queue of the host is "no room", that everything else the host refuses is a counted drop, and so is
-//! what the host has received and lost because nobody took it. An
-//! interface that is down comes back by itself; one that is deleted leaves the port quiet.
+//! what the host has received and lost because nobody took it. An interface that is down comes back by itself; one that is deleted
+//! leaves the port quiet.
 //!
 //! In a packet's way this is a first and a last step with one copy by the kernel and one by us on each side.
 
@@ -17,7 +18,9 @@ use std::time::Duration;
 
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
-use virtnet_sys::{Events, PACKET_BATCH, PACKET_HEADER_LEN, PacketBatch, PacketSocket, Poller};
+use virtnet_sys::{
+    Events, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketRing, PacketSocket, Poller,
+};
 use virtnet_virtio::net::header;
 
 use crate::link::Watched;
@@ -41,7 +44,7 @@ pub struct AfPacketPort {
     socket: PacketSocket,
     poller: Poller,
     events: Events,
-    received: PacketBatch,
+    ring: PacketRing,
     to_send: PacketBatch,
     counters: PortCounters,
     /// Frames that the kernel has lost, as far as it was asked.
@@ -55,7 +58,7 @@ impl AfPacketPort {
     /// # Errors
     /// [`PortError::System`]: which right is missing, or that there is no such interface.
     pub fn open(name: &str, promiscuous: bool) -> Result<Self, PortError> {
-        let socket = PacketSocket::open(name, promiscuous)?;
+        let (socket, ring) = PacketSocket::open(name, promiscuous)?;
         let failed = |source| PortError::io("wait for a packet socket", source);
         let poller = Poller::new().map_err(failed)?;
         poller.add(&socket, 0).map_err(failed)?;
@@ -63,7 +66,7 @@ impl AfPacketPort {
             socket,
             poller,
             events: Events::with_capacity(1),
-            received: PacketBatch::default(),
+            ring,
             to_send: PacketBatch::default(),
             counters: PortCounters::default(),
             lost: Cell::new(0),
@@ -80,30 +83,6 @@ impl AfPacketPort {
             .interface
             .insert(Watched::interface(name, None, control)?);
         Ok(watched.watch())
-    }
-
-    fn take(&mut self, i: usize, burst: &mut Burst) {
-        self.counters.received += 1;
-        let Some(frame) = self.received.get(i) else {
-            self.counters.rx_drops.add(DropReason::Malformed, 1);
-            return;
-        };
-        self.counters.received_bytes += frame.bytes.len() as u64;
-        if frame.bytes.len() < ETHERNET_LEN {
-            self.counters.rx_drops.add(DropReason::Runt, 1);
-            return;
-        }
-        let mut header = [0; header::HEADER_BASE];
-        header[..PACKET_HEADER_LEN].copy_from_slice(frame.header);
-        let mut offload = left_to_do(header::parse(header).0);
-        if frame.tag_put_back && offload.flags & Offload::NEEDS_CSUM != 0 {
-            // The header speaks of the frame without its tag.
-            offload.csum_start = offload.csum_start.saturating_add(TAG_LEN);
-            if offload.hdr_len > 0 {
-                offload.hdr_len = offload.hdr_len.saturating_add(TAG_LEN);
-            }
-        }
-        burst.push_bytes(frame.bytes, offload);
     }
 
     /// Sends what is in `to_send`; how many of it were accepted or refused for good.
@@ -135,19 +114,40 @@ impl AfPacketPort {
     }
 }
 
+/// Appends a frame that has arrived.
+fn take(frame: &PacketFrame<'_>, burst: &mut Burst, counters: &mut PortCounters) {
+    counters.received += 1;
+    counters.received_bytes += frame.bytes.len() as u64;
+    if frame.bytes.len() < ETHERNET_LEN {
+        counters.rx_drops.add(DropReason::Runt, 1);
+        return;
+    }
+    let mut header = [0; header::HEADER_BASE];
+    header[..PACKET_HEADER_LEN].copy_from_slice(frame.header);
+    let mut offload = left_to_do(header::parse(header).0);
+    if frame.tag_put_back && offload.flags & Offload::NEEDS_CSUM != 0 {
+        // The header speaks of the frame without its tag.
+        offload.csum_start = offload.csum_start.saturating_add(TAG_LEN);
+        if offload.hdr_len > 0 {
+            offload.hdr_len = offload.hdr_len.saturating_add(TAG_LEN);
+        }
+    }
+    burst.push_bytes(frame.bytes, offload);
+}
+
 impl Port for AfPacketPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let before = burst.len();
         while burst.room() > 0 {
-            let wanted = burst.room().min(PACKET_BATCH);
-            // Whatever is wrong with the interface, there is nothing to receive from it now.
-            let Ok(n) = self.socket.receive(&mut self.received, wanted) else {
-                break;
+            let (wanted, counters) = (burst.room(), &mut self.counters);
+            let take = |frame: Option<PacketFrame<'_>>| match frame {
+                Some(frame) => take(&frame, burst, counters),
+                None => {
+                    counters.received += 1;
+                    counters.rx_drops.add(DropReason::Overrun, 1);
+                }
             };
-            for i in 0..n {
-                self.take(i, burst);
-            }
-            if n < wanted {
+            if self.ring.receive(&self.socket, wanted, take) < wanted {
                 break;
             }
         }
@@ -196,9 +196,12 @@ impl Port for AfPacketPort {
     }
 
     fn arm(&mut self) -> bool {
-        self.poller
-            .wait(&mut self.events, Some(Duration::ZERO))
-            .is_ok_and(|ready| ready > 0)
+        let ready = self.poller.wait(&mut self.events, Some(Duration::ZERO));
+        if ready.is_ok_and(|ready| ready > 0) && self.events.iter().any(|event| event.hangup) {
+            // The interface went down: told once, and nothing to stay awake for.
+            drop(self.socket.take_error());
+        }
+        self.ring.has_frames()
     }
 
     fn counters(&self) -> PortCounters {

@@ -181,3 +181,31 @@ fn inside_lost() {
     let taken = counters.received - counters.rx_drops.total();
     assert!(taken > 0 && counters.received == sent, "{counters:?}");
 }
+
+#[test]
+fn short_and_long_frames_stay_in_order_round_and_round_the_ring() {
+    in_namespace("inside_order");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_order() {
+    inside();
+    veth();
+    let (mut near, mut far) = (open("near"), open("far"));
+    let (mut nobody, _other) = memory_pair(1);
+    for round in 0..60_usize {
+        let len = |k: usize| {
+            if (k / 3 + round) % 3 == 0 {
+                5_000 + k
+            } else {
+                60 + k
+            }
+        };
+        let frames: Vec<_> = (0..40).map(|k| frame::pattern(len(k), k + round)).collect();
+        assert_eq!(send(&mut near, &frames), 40);
+        assert_eq!(receive(&mut nobody, &mut far, 40), frames, "round {round}");
+    }
+    assert_eq!(far.counters().rx_drops.total(), 0);
+    assert!(!far.arm(), "there is nothing left");
+}

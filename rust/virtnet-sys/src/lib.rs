@@ -42,8 +42,8 @@ pub use line::line_cost;
 pub use link::{LinkNews, LinkState, LinkWatch};
 pub use netns::{in_network_namespace, in_network_namespace_of};
 pub use packet::{
-    PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketSocket,
-    Promiscuous,
+    PACKET_BATCH, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketRing,
+    PacketSocket, Promiscuous,
 };
 pub use pipe::PipeEnd;
 pub use poll::{Event, Events, Interest, Poller, wait_readable};

@@ -1,14 +1,19 @@
 //! Packet sockets: every frame of a network interface, in and out, beside the kernel's own network stack.
 //!
-//! Frames come and go in batches, one system call each, with a virtio-net header in front (10 bytes, little-endian): the
+//! Frames come in a ring that is shared with the kernel ([`PacketRing`]) and go in batches, one system call each, with a
+//! virtio-net header in front (10 bytes, little-endian): the
 //! kernel hands over and accepts packets that are not segmented or checksummed yet. VLAN tags, which the kernel keeps beside
 //! a frame, are put back into it. What the host itself sends on the interface is not received.
 //!
 //! `recvmmsg` and the options of a packet socket have no safe wrapper, so this module speaks to libc.
 
+mod ring;
+
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub use ring::PacketRing;
 
 use crate::error::SysError;
 
@@ -144,7 +149,7 @@ impl PacketSocket {
     ///
     /// # Errors
     /// [`SysError::Os`]: there is no such interface, or the right to look at all packets (CAP_NET_RAW) is missing.
-    pub fn open(interface: &str, promiscuous: bool) -> Result<Self, SysError> {
+    pub fn open(interface: &str, promiscuous: bool) -> Result<(Self, PacketRing), SysError> {
         let what = |what: &str| format!("{what} a packet socket on {interface}");
         let (socket, index) = Self::unbound(interface)?;
         for option in [
@@ -156,6 +161,8 @@ impl PacketSocket {
                 .set(option, &1_i32)
                 .map_err(|error| SysError::os(what("set up"), error))?;
         }
+        let ring = PacketRing::new(&socket)
+            .map_err(|error| SysError::os(what("share memory with"), error))?;
         if promiscuous {
             socket
                 .join_all(index)
@@ -164,7 +171,7 @@ impl PacketSocket {
         socket
             .bind(index)
             .map_err(|error| SysError::os(what("bind"), error))?;
-        Ok(socket)
+        Ok((socket, ring))
     }
 
     /// A socket that receives nothing yet, and the interface's number.
@@ -192,11 +199,11 @@ impl PacketSocket {
         Ok((socket, index))
     }
 
-    /// Receives frames that have arrived, up to `max` and to [`PACKET_BATCH`], instead of what is in `batch`; how many.
+    /// Receives frames that are too long for the ring, up to `max` and to [`PACKET_BATCH`], instead of what is in `batch`; how many.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there are none; others say that the interface went down, once.
-    pub fn receive(&self, batch: &mut PacketBatch, max: usize) -> io::Result<usize> {
+    fn receive(&self, batch: &mut PacketBatch, max: usize) -> io::Result<usize> {
         batch.clear();
         let n = max.min(PACKET_BATCH);
         let mut controls = [[0_u64; CONTROL / 8]; PACKET_BATCH];
@@ -330,6 +337,27 @@ impl PacketSocket {
         membership.mr_ifindex = index;
         membership.mr_type = u16::try_from(libc::PACKET_MR_PROMISC).unwrap_or_default();
         self.set(libc::PACKET_ADD_MEMBERSHIP, &membership)
+    }
+
+    /// Takes out the error that made the socket ready, if one did: the interface went down, or is gone.
+    #[must_use]
+    pub fn take_error(&self) -> Option<io::Error> {
+        rustix::net::sockopt::socket_error(&self.fd)
+            .unwrap_or_else(Err)
+            .err()
+            .map(io::Error::from)
+    }
+
+    /// Lets so many bytes of frames wait in the socket's queue, as far as that is allowed.
+    fn widen(&self, bytes: i32) {
+        let set = |option| {
+            let (fd, value) = (self.fd.as_raw_fd(), (&raw const bytes).cast());
+            // SAFETY: the kernel reads an integer during the call.
+            unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value, 4) }
+        };
+        if set(libc::SO_RCVBUFFORCE) < 0 {
+            set(libc::SO_RCVBUF);
+        }
     }
 
     fn set<T>(&self, option: i32, value: &T) -> io::Result<()> {
