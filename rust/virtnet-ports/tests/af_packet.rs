@@ -196,7 +196,7 @@ fn inside_order() {
     let (mut nobody, _other) = memory_pair(1);
     for round in 0..60_usize {
         let len = |k: usize| {
-            if (k / 3 + round) % 3 == 0 {
+            if (k / 3 + round).is_multiple_of(3) {
                 5_000 + k
             } else {
                 60 + k
