@@ -24,7 +24,7 @@ from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler
 from virtnet.impairing import Impairment, ImpairmentReport, LineReport
 from virtnet.net import Net
-from virtnet.nodes import Firewall, Function, Node, PortNode, QemuArgs, Switch
+from virtnet.nodes import Firewall, Function, Node, PortNode, QemuArgs, Router, Switch
 from virtnet.ports import (
     AfPacketPort,
     AfXdpPort,
@@ -119,6 +119,7 @@ __all__ = [
     "QueueStats",
     "RingFeature",
     "RingState",
+    "Router",
     "RuleStats",
     "Spec",
     "StateError",

@@ -21,6 +21,7 @@ __all__ = [
     "Recorder",
     "__version__",
     "build_info",
+    "check_router",
     "edit",
     "line_cost_ns",
     "memory_pair",
@@ -38,6 +39,11 @@ _Node: TypeAlias = tuple[str, str, Mapping[str, Any]]
 #: Packets as they cross the border: their bytes end to end; where each starts and its length as uint32; ten bytes of
 #: offload metadata each, laid out as the first ten of the virtio-net header; six bytes of hash each, or none at all.
 _Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray, bytes]
+
+def check_router(
+    interfaces: Mapping[str, tuple[bytes, int, Sequence[tuple[str, int]]]], routes: Mapping[str, str]
+) -> None:
+    """Raises a `ConfigError` if a router's interfaces (address on the link, MTU, addresses) and routes cannot be."""
 
 def build_info() -> dict[str, str]:
     """Version, profile (``release`` or ``debug``) and target of the compiled module."""

@@ -15,9 +15,10 @@ from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.impairing import Impairment, plain_options
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
-from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
+from virtnet.nodes import Firewall, Function, Node, PortNode, Router, Switch
 from virtnet.observing import Observing
 from virtnet.plans import PlannedNode, Plans, planned
+from virtnet.routers import RouterMethods
 from virtnet.spec import PortSpec, is_path
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Composing"]
 
 
-class Composing(Observing):
+class Composing(Observing, RouterMethods):
     """The half of :class:`~virtnet.Net` that describes: what there is, and how it is cabled."""
 
     def __init__(self) -> None:
@@ -888,7 +889,14 @@ class Composing(Observing):
 
 
 #: What a program holds of functions that can be asked for more than others.
-HANDLES: dict[str, type[Function]] = {"firewall": Firewall, "impairment": Impairment, "switch": Switch}
+HANDLES: dict[str, type[Function]] = {
+    "firewall": Firewall,
+    "impairment": Impairment,
+    "switch": Switch,
+    "router": Router,
+    "nat": Router,
+    "load_balancer": Router,
+}
 
 
 def _called(spec: PortSpec) -> str:
@@ -901,9 +909,9 @@ def _called(spec: PortSpec) -> str:
 
 def _forgetting(node: PlannedNode, name: str) -> PlannedNode:
     """A node without what its options say of another one that goes."""
-    tables = node.spec.options.get("cables")
-    if not tables or isinstance(node.spec, PortSpec):
+    if isinstance(node.spec, PortSpec) or not (option := FUNCTIONS[node.spec.kind].by_far_end):
         return node
+    tables = node.spec.options[option]
     kept = {
         end: {option: value for option, value in table.items() if (option, value) != ("mirror", name)}
         for end, table in tables.items()
@@ -911,7 +919,7 @@ def _forgetting(node: PlannedNode, name: str) -> PlannedNode:
     }
     if kept == tables:
         return node
-    return planned(node.handle, whole(FunctionSpec(node.spec.kind, {**node.spec.options, "cables": kept})))
+    return planned(node.handle, whole(FunctionSpec(node.spec.kind, {**node.spec.options, option: kept})))
 
 
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:

@@ -57,7 +57,7 @@ class FunctionSpec:
     """What a function is to be.
 
     Attributes:
-        kind: ``switch``, ``wire``, ``tee``, ``sink``, ``source``, ``echo`` or ``impairment``.
+        kind: ``switch``, ``wire``, ``tee``, ``sink``, ``source``, ``firewall``, ``router``, ``nat`` and others.
         options: as the method of :class:`~virtnet.Net` of that name takes them.
     """
 
@@ -346,11 +346,12 @@ def _check_room(ports: Iterable[str], functions: Mapping[str, FunctionSpec], cab
 def _check_named(functions: Mapping[str, FunctionSpec], known: Mapping[str, Any]) -> None:
     """Checks that the far ends by which cables are named are there."""
     for name, spec in functions.items():
-        for end, table in spec.options.get("cables", {}).items():
+        option = FUNCTIONS[spec.kind].by_far_end
+        for end, table in (spec.options[option] if option else {}).items():
             for place, wanted in (("", end), (".mirror", table.get("mirror", end))):
                 if wanted not in known:
                     raise ConfigError(
-                        f"functions.{name}.cables.{end}{place}: there is no {wanted!r}{meant(wanted, known)}"
+                        f"functions.{name}.{option}.{end}{place}: there is no {wanted!r}{meant(wanted, known)}"
                     )
 
 

@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 from virtnet.errors import ConfigError
 from virtnet.filters import compile_filter
 from virtnet.firewalling import ACTIONS, TIMEOUTS, check_firewall, prepare_firewall
+from virtnet.routing import (
+    BALANCER_OPTIONS,
+    NAT_OPTIONS,
+    ROUTER_OPTIONS,
+    check_balancer,
+    check_nat,
+    check_router,
+    prepare_balancer,
+    prepare_nat,
+    prepare_router,
+)
 from virtnet.switching import CABLES, check_cables, prepare_switch
 
 if TYPE_CHECKING:
@@ -60,6 +71,7 @@ class FunctionKind:
         check: options in the form in which they are compared, or an error that begins with the place of what is wrong.
         checked: options that ``check`` leaves nothing to be said about.
         prepare: options as the engine takes them.
+        by_far_end: the option that is a table of its cables, by who is at their far end.
         stands_in_cables: it has two ends and is no end of a cable to those who name cables by who is at their far end.
     """
 
@@ -70,6 +82,7 @@ class FunctionKind:
     check: Callable[[dict[str, Any]], dict[str, Any]] = dict
     checked: frozenset[str] = frozenset()
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    by_far_end: str = ""
     stands_in_cables: bool = False
 
     def for_engine(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +167,7 @@ FUNCTIONS: dict[str, FunctionKind] = {
         check=check_cables,
         checked=frozenset({"cables"}),
         prepare=prepare_switch,
+        by_far_end="cables",
     ),
     "wire": FunctionKind((2, "two"), stands_in_cables=True),
     "tee": FunctionKind(
@@ -286,6 +300,33 @@ FUNCTIONS: dict[str, FunctionKind] = {
         ),
         branches={"a": 0},
         prepare=_impaired,
+    ),
+    "router": FunctionKind(
+        MANY,
+        ROUTER_OPTIONS,
+        changeable=frozenset(ROUTER_OPTIONS),
+        check=check_router,
+        checked=frozenset(ROUTER_OPTIONS),
+        prepare=prepare_router,
+        by_far_end="interfaces",
+    ),
+    "nat": FunctionKind(
+        MANY,
+        NAT_OPTIONS,
+        changeable=frozenset(NAT_OPTIONS),
+        check=check_nat,
+        checked=frozenset(NAT_OPTIONS),
+        prepare=prepare_nat,
+        by_far_end="interfaces",
+    ),
+    "load_balancer": FunctionKind(
+        MANY,
+        BALANCER_OPTIONS,
+        changeable=frozenset(BALANCER_OPTIONS),
+        check=check_balancer,
+        checked=frozenset(BALANCER_OPTIONS),
+        prepare=prepare_balancer,
+        by_far_end="interfaces",
     ),
 }
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Other = TypeVar("Other", bound="Node")
 
-__all__ = ["Device", "Firewall", "Function", "Node", "PortNode", "QemuArgs", "Switch"]
+__all__ = ["Device", "Firewall", "Function", "Node", "PortNode", "QemuArgs", "Router", "Switch"]
 
 
 class Node:
@@ -212,6 +212,49 @@ class Firewall(Function):
         """Removes it, and joins again what it stood between."""
         with self.net.change():
             self.net._take_out(self)  # noqa: SLF001 - the network holds what there is
+
+
+class Router(Function):
+    """A router; see :meth:`Net.router() <virtnet.Net.router>`. Interfaces are named by who is at their far end.
+
+    ``router.set(routes={...})`` changes all routes at once, in place: stations that are known stay known.
+    """
+
+    def interface(self, node: Node | str, addresses: str | Iterable[str], **options: Any) -> None:
+        """Gives the cable to ``node`` an interface, or another one.
+
+        Args:
+            node: who is at the far end, or that one's name.
+            addresses: the router's addresses there with their prefixes, such as ``"10.0.0.1/24"``.
+            **options: ``mac`` and ``mtu``.
+
+        Raises:
+            ConfigError: one of them makes no sense; the message says which one.
+        """
+        name = node.name if isinstance(node, Node) else node
+        given = [addresses] if isinstance(addresses, str) else list(addresses)
+        self.set(interfaces={**self.spec.options["interfaces"], name: {"addresses": given, **options}})
+
+    def route(self, prefix: str, via: str | Node) -> None:
+        """Adds a route, or changes where it leads.
+
+        Raises:
+            ConfigError: it makes no sense.
+        """
+        hop = via.name if isinstance(via, Node) else via
+        self.set(routes={**self.spec.options["routes"], prefix: hop})
+
+    def unroute(self, prefix: str) -> None:
+        """Takes a route away.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        routes = dict(self.spec.options["routes"])
+        if prefix not in routes:
+            raise ConfigError(f"{self.name!r} has no route to {prefix!r}")
+        del routes[prefix]
+        self.set(routes=routes)
 
 
 class PortNode(Node):

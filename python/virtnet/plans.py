@@ -118,7 +118,7 @@ class Plans:
             named[found] = end
             plugged[end] = tables.get(found)
         for end, table in plugged.items():
-            if table is not None and table["mirror"] is not None:
+            if isinstance(table, dict) and table["mirror"] is not None:
                 # It begins when that is plugged in.
                 plugged[end] = table | {"mirror": named.get(table["mirror"])}
         return options | {"cables": plugged}

@@ -342,7 +342,10 @@ class FunctionStats:
             has found, and the ``last_flap`` (``vlan``, ``mac``, ``cable``). Of what :meth:`Net.on_burst` puts in:
             ``late`` (packets that Python had no time for). Of a firewall: ``states`` (flows that are remembered),
             ``created``, ``expired``, ``evicted`` (to make room), ``known`` (packets of flows), ``refused`` (refusals
-            sent), ``rules`` (see :attr:`Firewall.rules <virtnet.Firewall.rules>`).
+            sent), ``rules`` (see :attr:`Firewall.rules <virtnet.Firewall.rules>`). Of a router: ``routes``,
+            ``neighbours`` it knows, packets ``waiting`` for one, ``forwarded`` in place, ``asked`` and ``answered``
+            (questions for addresses), ``echo_answered``, ``errors_sent``, ``errors_suppressed``, ``fragmented``. What
+            waits or is cut has been consumed; what leaves then is generated.
     """
 
     kind: str = "switch"

@@ -188,6 +188,31 @@ impl Network {
         self.send(target, burst, &all, way);
     }
 
+    /// Sends what function `slot` has made by one of its gates. It is counted as generated.
+    pub(crate) fn send_made(
+        &mut self,
+        slot: usize,
+        gate: Gate,
+        burst: &mut Burst,
+        picks: &Picks,
+        now: u64,
+    ) {
+        if let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) {
+            node.counters.generated += picks.len() as u64;
+        }
+        let gates = self.routes.functions.get(slot);
+        let target = gates.map_or(Target::Nothing, |gates| gates.target(gate));
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: 1,
+            from: Slot::Function(slot),
+            shared: false,
+            offered: false,
+        };
+        self.send(target, burst, picks, way);
+    }
+
     /// Looks up anew which ports have to wait for a function.
     pub(crate) fn find_held(&mut self) {
         for (slot, node) in self.ports.iter_mut().enumerate() {

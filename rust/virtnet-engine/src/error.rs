@@ -113,6 +113,12 @@ pub enum EngineError {
         /// Where the copies were to go.
         to: Gate,
     },
+    /// A router that cannot be.
+    #[error("{what}")]
+    Router {
+        /// Which of its interfaces or routes, and why not.
+        what: String,
+    },
     /// The worker thread could not be set up.
     #[error("cannot start worker {name:?}: {source}")]
     Start {

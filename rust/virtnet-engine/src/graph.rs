@@ -91,6 +91,8 @@ pub enum NodeKind {
     Firewall,
     /// A cable with faults.
     Impairment,
+    /// Sends IP packets from link to link.
+    Router,
 }
 
 impl NodeKind {
@@ -110,6 +112,7 @@ impl NodeKind {
             Self::Host => "host",
             Self::Firewall => "firewall",
             Self::Impairment => "impairment",
+            Self::Router => "router",
         }
     }
 
@@ -121,7 +124,9 @@ impl NodeKind {
             Self::Wire | Self::Firewall | Self::Impairment => 2,
             Self::Tee => 3,
             Self::Divert => 4,
-            Self::Element | Self::Switch | Self::Sink | Self::Echo => Self::MANY_GATES,
+            Self::Element | Self::Switch | Self::Sink | Self::Echo | Self::Router => {
+                Self::MANY_GATES
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use virtnet_packet::{Burst, Picks};
 
 use crate::change::{Change, Node};
 use crate::dispatch::{FunctionNode, Network, PortNode};
-use crate::function::{Function, Impairment, Update};
+use crate::function::{Function, Impairment, Router, Update};
 use crate::graph::{Gate, Graph, NodeId, NodeKind, Routes, Slot, Target};
 use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
@@ -351,6 +351,10 @@ impl Worker {
                 }
                 0
             }
+            Function::Router(router) => {
+                router.prepare(now);
+                self.let_router_make(slot, now)
+            }
             Function::Switch(switch) => {
                 switch.sweep(now);
                 0
@@ -467,6 +471,37 @@ impl Worker {
     fn cable(&mut self, slot: usize) -> Option<&mut Impairment> {
         match &mut self.network.functions[slot].as_mut()?.function {
             Function::Impairment(cable) => Some(cable),
+            _ => None,
+        }
+    }
+
+    /// What a router has made leaves by the gates it is for, and what finds no room is dropped there: it does not wait.
+    fn let_router_make(&mut self, slot: usize, now: u64) -> usize {
+        let mut n = 0;
+        while let Some(mut made) = self.router(slot).and_then(Router::take_made) {
+            for run in made.runs() {
+                let (gate, picks) = run;
+                n += picks.len();
+                self.network
+                    .send_made(slot, gate, &mut made.burst, &picks, now);
+            }
+            if let Some(router) = self.router(slot) {
+                router.give_back(made);
+            }
+        }
+        if let Some(Some(node)) = self.network.functions.get_mut(slot)
+            && let Function::Router(router) = &mut node.function
+        {
+            let lost = router.take_lost();
+            node.counters.generated += lost.total();
+            node.counters.drops.merge(&lost);
+        }
+        n
+    }
+
+    fn router(&mut self, slot: usize) -> Option<&mut Router> {
+        match &mut self.network.functions[slot].as_mut()?.function {
+            Function::Router(router) => Some(router),
             _ => None,
         }
     }

@@ -84,4 +84,22 @@ reasons! {
     QueueFull = "queue_full",
     /// In the network: it waited in a function that was removed or stopped.
     Flushed = "flushed",
+    /// In a router: over a cable for which it has no interface.
+    NoInterface = "no_interface",
+    /// In a router: to another station of the link, or to a group.
+    NotForUs = "not_for_us",
+    /// In a router: not IP, and none of what IP needs.
+    UnknownProtocol = "unknown_protocol",
+    /// In a router: its source or its destination is an address that no packet can have.
+    Martian = "martian",
+    /// In a router: no route leads to its destination, or none over which it may go.
+    NoRoute = "no_route",
+    /// In a router: forwarded by too many.
+    TtlExpired = "ttl_expired",
+    /// In a router: its receiver's address on the link is not known, and there is no answer or no room to wait for one.
+    NoNeighbour = "no_neighbour",
+    /// In a router that translates: from one side to the other, and part of nothing that has begun.
+    NoMapping = "no_mapping",
+    /// In a router that translates: there is no room for one flow more, or no port.
+    TableFull = "table_full",
 }

@@ -419,7 +419,10 @@ impl Network {
                     },
                 );
                 let names = self.ends_of(name);
-                functions.set_item(name, stats::function(py, found, &names)?)?;
+                let counted = stats::function(py, found, &names)?;
+                // What is one function to the engine may have several kinds.
+                counted.set_item("kind", &known.kind)?;
+                functions.set_item(name, counted)?;
             }
         }
         let all = PyDict::new(py);

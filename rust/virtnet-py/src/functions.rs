@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
     BridgeRules, CableRules, Distribution, Divert, DivertOrders, Echo, Element, Filter, Firewall,
-    Gate, GilbertElliott, ImpairOrders, Impairment, Instruction, Late, Node, Program, Sink, Source,
-    SourceOrders, Step, StormLimits, Switch, SwitchOptions, SwitchOrders, Table, Tee, Track,
-    Update, Wire,
+    Gate, GilbertElliott, ImpairOrders, Impairment, Instruction, Late, Node, Program, Router, Sink,
+    Source, SourceOrders, Step, StormLimits, Switch, SwitchOptions, SwitchOrders, Table, Tee,
+    Track, Update, Wire,
 };
 use virtnet_packet::Backlog;
 
@@ -19,6 +19,7 @@ use crate::firewall;
 use crate::open::get;
 use crate::packets::offload_from;
 use crate::ports::Port;
+use crate::routing;
 
 /// Makes a function; none if that is no kind of function.
 pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<Node>> {
@@ -54,6 +55,8 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
                 .map_err(invalid)?
                 .into()
         }
+        // It is told of its interfaces when its cables are plugged in.
+        "router" | "nat" | "load_balancer" => Router::default().into(),
         _ => return Ok(None),
     };
     Ok(Some(function))
@@ -82,6 +85,7 @@ pub(crate) fn update(
         "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
         "impairment" => Some(impair_orders(options)?.into()),
+        "router" | "nat" | "load_balancer" => Some(routing::orders(options, gates)?.into()),
         _ => None,
     })
 }

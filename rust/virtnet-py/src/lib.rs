@@ -25,6 +25,7 @@ mod ports;
 mod probe;
 mod recorder;
 mod rings;
+mod routing;
 mod sockets;
 mod stats;
 mod user_net;
@@ -42,6 +43,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
     module.add_function(wrap_pyfunction!(rings::queue_pair, module)?)?;
+    module.add_function(wrap_pyfunction!(routing::check_router, module)?)?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<rings::DeviceQueue>()?;
     module.add_class::<rings::DriverQueue>()?;

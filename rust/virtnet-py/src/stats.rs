@@ -288,6 +288,21 @@ fn detail<'py>(
                 }
             }
         }
+        FunctionDetail::Router(router) => {
+            counts.set_item("routes", router.routes)?;
+            counts.set_item("neighbours", router.neighbours)?;
+            counts.set_item("waiting", router.waiting)?;
+            counts.set_item("forwarded", router.forwarded)?;
+            counts.set_item("asked", router.asked)?;
+            counts.set_item("answered", router.answered)?;
+            counts.set_item("echo_answered", router.echo_answered)?;
+            counts.set_item("errors_sent", router.errors_sent)?;
+            counts.set_item("errors_suppressed", router.errors_suppressed)?;
+            counts.set_item("fragmented", router.fragmented)?;
+            counts.set_item("flows", router.flows)?;
+            counts.set_item("flows_created", router.flows_created)?;
+            counts.set_item("flows_expired", router.flows_expired)?;
+        }
         _ => {}
     }
     Ok(counts)

@@ -19,6 +19,7 @@ mod impair;
 mod mac_table;
 mod pace;
 mod random;
+mod router;
 mod sink;
 mod source;
 mod switch;
@@ -36,6 +37,10 @@ pub use firewall::{
 };
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use impair::{Distribution, GilbertElliott, ImpairOrders, Impairment, LineCounters, Track};
+pub use router::{
+    ERRORS_PPS, Route, Router, RouterCounters, RouterInterface, RouterOrders, RouterTables,
+    Service, Translation,
+};
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
 pub(crate) use switch::SwitchNews;
@@ -104,6 +109,8 @@ pub enum Function {
     Firewall(Box<Firewall>),
     /// A cable with faults.
     Impairment(Box<Impairment>),
+    /// Sends IP packets from link to link.
+    Router(Box<Router>),
 }
 
 impl Function {
@@ -122,6 +129,7 @@ impl Function {
             Self::Host(_) => NodeKind::Host,
             Self::Firewall(_) => NodeKind::Firewall,
             Self::Impairment(_) => NodeKind::Impairment,
+            Self::Router(_) => NodeKind::Router,
         }
     }
 
@@ -146,7 +154,11 @@ impl Function {
             Self::Switch(switch) => Self::Switch(Box::new(switch.part())),
             Self::Sink(sink) => Self::Sink(sink.part()),
             Self::Echo(_) => Self::Echo(Echo::new()),
-            Self::Source(_) | Self::Host(_) | Self::Firewall(_) | Self::Impairment(_) => {
+            Self::Source(_)
+            | Self::Host(_)
+            | Self::Firewall(_)
+            | Self::Impairment(_)
+            | Self::Router(_) => {
                 return None;
             }
         })
@@ -175,6 +187,7 @@ impl Function {
             Self::Host(host) => Verdict::All(host.receive(burst, picks, now)),
             Self::Firewall(firewall) => firewall.classify(burst, picks, gate, now, fates),
             Self::Impairment(cable) => cable.classify(burst, picks, gate, now, fates),
+            Self::Router(router) => router.classify(burst, picks, gate, now, fates),
         }
     }
 
@@ -182,7 +195,7 @@ impl Function {
     #[inline]
     pub(crate) fn changes_packets(&self) -> bool {
         match self {
-            Self::Echo(_) => true,
+            Self::Echo(_) | Self::Router(_) => true,
             Self::Element(element) => element.writes(),
             Self::Switch(switch) => switch.changes_packets(),
             _ => false,
@@ -205,6 +218,7 @@ impl Function {
             Self::Host(host) => host.due(),
             Self::Impairment(cable) => cable.due(),
             Self::Firewall(firewall) => firewall.due(),
+            Self::Router(router) => router.due(),
             Self::Wire(_)
             | Self::Tee(_)
             | Self::Divert(_)
@@ -216,8 +230,10 @@ impl Function {
 
     /// A cable was taken out of `gate`, or another one put in.
     pub(crate) fn recabled(&mut self, gate: Gate) {
-        if let Self::Switch(switch) = self {
-            switch.forget(gate);
+        match self {
+            Self::Switch(switch) => switch.forget(gate),
+            Self::Router(router) => router.forget(gate),
+            _ => {}
         }
     }
 
@@ -231,6 +247,7 @@ impl Function {
             (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
             (Self::Firewall(firewall), Update::Firewall(orders)) => firewall.order(orders),
             (Self::Impairment(cable), Update::Impairment(orders)) => cable.order(&orders, now),
+            (Self::Router(router), Update::Router(orders)) => router.order(orders, now),
             _ => debug_assert!(false, "an update reached another kind of function"),
         }
     }
@@ -255,6 +272,7 @@ impl Function {
             Self::Echo(_) => FunctionDetail::Echo,
             Self::Host(host) => FunctionDetail::Host(Box::new(host.counters())),
             Self::Firewall(firewall) => FunctionDetail::Firewall(Box::new(firewall.counters())),
+            Self::Router(router) => FunctionDetail::Router(router.counters()),
             Self::Impairment(cable) => FunctionDetail::Impairment(Box::new(cable.counters())),
         }
     }
@@ -313,6 +331,8 @@ pub enum FunctionDetail {
     Firewall(Box<FirewallCounters>),
     /// An impairment, by the gate that packets came in by.
     Impairment(Box<[Option<LineCounters>; 2]>),
+    /// A router.
+    Router(RouterCounters),
 }
 
 impl FunctionDetail {
@@ -358,6 +378,8 @@ pub enum Update {
     Firewall(FirewallOrders),
     /// For an impairment.
     Impairment(Box<ImpairOrders>),
+    /// For a router.
+    Router(RouterOrders),
 }
 
 impl Update {
@@ -370,6 +392,7 @@ impl Update {
             Self::Host(_) => NodeKind::Host,
             Self::Firewall(_) => NodeKind::Firewall,
             Self::Impairment(_) => NodeKind::Impairment,
+            Self::Router(_) => NodeKind::Router,
         }
     }
 
@@ -381,6 +404,7 @@ impl Update {
             Self::Host(orders) => orders.check(),
             Self::Firewall(_) => Ok(()),
             Self::Impairment(orders) => orders.check(),
+            Self::Router(orders) => orders.check(),
         }
     }
 }
@@ -427,6 +451,12 @@ impl From<ImpairOrders> for Update {
     }
 }
 
+impl From<RouterOrders> for Update {
+    fn from(orders: RouterOrders) -> Self {
+        Self::Router(orders)
+    }
+}
+
 macro_rules! node_from {
     ($($kind:ident),*) => {$(
         impl From<$kind> for Node {
@@ -465,5 +495,11 @@ impl From<Host> for Node {
 impl From<Impairment> for Node {
     fn from(cable: Impairment) -> Self {
         Self::Function(Function::Impairment(Box::new(cable)))
+    }
+}
+
+impl From<Router> for Node {
+    fn from(router: Router) -> Self {
+        Self::Function(Function::Router(Box::new(router)))
     }
 }

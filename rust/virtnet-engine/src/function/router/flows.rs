@@ -1,0 +1,207 @@
+//! Flows whose addresses are translated: each by both of its tuples, as its packets arrive from either side.
+//!
+//! The table has a bound, and where it is full a flow that has expired makes room, if a few looks find one.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use super::packet::{ICMP, TCP, UDP};
+
+/// How many flows are looked at to make room for one.
+const LOOKS: usize = 16;
+/// How often all flows are looked at once.
+const SWEEP_NS: u64 = 8_000_000_000;
+
+const SECOND: u64 = 1_000_000_000;
+/// An open connection. Spec: RFC 5382, REQ-5.
+const TCP_OPEN_NS: u64 = 7_440 * SECOND;
+/// One that opens or closes. Spec: the same.
+const TCP_SHORT_NS: u64 = 240 * SECOND;
+/// Spec: RFC 4787, REQ-5.
+const UDP_NS: u64 = 300 * SECOND;
+/// Spec: RFC 5508, REQ-1.
+const ICMP_NS: u64 = 60 * SECOND;
+const OTHER_NS: u64 = 600 * SECOND;
+
+const FIN: u8 = 1;
+const RST: u8 = 4;
+
+/// An address and a port; of a ping, its identifier in place of the asker's port.
+pub(super) type End = (Ipv4Addr, u16);
+
+/// Which flow a packet belongs to, by what stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tuple {
+    pub(super) protocol: u8,
+    pub(super) source: End,
+    pub(super) destination: End,
+}
+
+impl Tuple {
+    /// The other direction's.
+    pub(super) fn turned(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            ..self
+        }
+    }
+}
+
+/// A flow: how its packets look when they arrive, those of whoever began and those of whoever answers.
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    original: Tuple,
+    reply: Tuple,
+    expires: u64,
+    answered: bool,
+    /// Which sides have closed.
+    closed: [bool; 2],
+}
+
+impl Flow {
+    fn lifetime(&self) -> u64 {
+        match self.original.protocol {
+            TCP if self.answered && self.closed == [false; 2] => TCP_OPEN_NS,
+            TCP => TCP_SHORT_NS,
+            UDP => UDP_NS,
+            ICMP => ICMP_NS,
+            _ => OTHER_NS,
+        }
+    }
+}
+
+/// Where a flow is in the table, and which of its directions is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    slot: u32,
+    is_reply: bool,
+}
+
+/// All flows.
+#[derive(Debug, Default)]
+pub(super) struct Flows {
+    index: HashMap<Tuple, Place, foldhash::fast::RandomState>,
+    slots: Vec<Option<Flow>>,
+    free: Vec<u32>,
+    look_at: usize,
+    swept: u64,
+    pub(super) created: u64,
+    pub(super) expired: u64,
+}
+
+impl Flows {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The flow that a packet belongs to.
+    #[inline]
+    pub(super) fn find(&self, tuple: &Tuple, now: u64) -> Option<Place> {
+        let place = *self.index.get(tuple)?;
+        let flow = self.slots[place.slot as usize].as_ref()?;
+        (now < flow.expires).then_some(place)
+    }
+
+    /// How packets of this direction of a flow look when they arrive, and how they are to leave.
+    #[inline]
+    pub(super) fn tuples(&self, place: Place) -> Option<(Tuple, Tuple)> {
+        let flow = self.slots.get(place.slot as usize)?.as_ref()?;
+        Some(if place.is_reply {
+            (flow.reply, flow.original.turned())
+        } else {
+            (flow.original, flow.reply.turned())
+        })
+    }
+
+    /// A packet of a flow was seen, with these flags of TCP.
+    #[inline]
+    pub(super) fn touch(&mut self, place: Place, flags: u8, now: u64) {
+        if let Some(Some(flow)) = self.slots.get_mut(place.slot as usize) {
+            flow.answered |= place.is_reply;
+            if flags & (FIN | RST) != 0 {
+                flow.closed[usize::from(place.is_reply)] = true;
+            }
+            flow.expires = now + flow.lifetime();
+        }
+    }
+
+    /// Whether a tuple is free to be a flow's.
+    pub(super) fn is_free(&mut self, tuple: &Tuple, now: u64) -> bool {
+        let Some(&place) = self.index.get(tuple) else {
+            return true;
+        };
+        let slot = place.slot as usize;
+        let is_over = self.slots[slot].is_none_or(|flow| now >= flow.expires);
+        if is_over {
+            self.remove(slot);
+        }
+        is_over
+    }
+
+    /// Remembers a flow, whose tuples are free; false if there is no room for more than `limit`.
+    pub(super) fn insert(&mut self, original: Tuple, reply: Tuple, limit: usize, now: u64) -> bool {
+        if self.len() >= limit && !self.make_room(now) {
+            return false;
+        }
+        let mut flow = Flow {
+            original,
+            reply,
+            expires: 0,
+            answered: false,
+            closed: [false; 2],
+        };
+        flow.expires = now + flow.lifetime();
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        self.slots[slot as usize] = Some(flow);
+        for (tuple, is_reply) in [(original, false), (reply, true)] {
+            self.index.insert(tuple, Place { slot, is_reply });
+        }
+        self.created += 1;
+        true
+    }
+
+    fn make_room(&mut self, now: u64) -> bool {
+        for _ in 0..LOOKS.min(self.slots.len()) {
+            self.look_at = (self.look_at + 1) % self.slots.len();
+            if self.slots[self.look_at].is_some_and(|flow| now >= flow.expires) {
+                self.remove(self.look_at);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn remove(&mut self, slot: usize) {
+        if let Some(flow) = self.slots[slot].take() {
+            self.index.remove(&flow.original);
+            self.index.remove(&flow.reply);
+            self.free.push(u32::try_from(slot).unwrap_or(u32::MAX));
+            self.expired += 1;
+        }
+    }
+
+    /// Forgets what has expired, now and then.
+    pub(super) fn sweep(&mut self, now: u64) {
+        if now < self.swept + SWEEP_NS {
+            return;
+        }
+        self.swept = now;
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].is_some_and(|flow| now >= flow.expires) {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// When it is to be swept.
+    pub(super) fn due(&self) -> Option<u64> {
+        (self.len() > 0).then_some(self.swept + SWEEP_NS)
+    }
+}

@@ -1,0 +1,788 @@
+//! A router: IP packets from link to link, by the longest prefix of where they go.
+//!
+//! Each gate is a link, on which the router has an address of its own. A packet that is sent to that address is forwarded: its
+//! time to live becomes less, its receiver's (or the next router's) address on the link is put in, and it leaves. What is only
+//! a head of 192 bytes is changed in place; nothing else of a packet is looked at. A frame that is still to be cut into
+//! segments passes as it is, if its segments fit the next link.
+//!
+//! What takes longer is done beside that: packets for stations whose address on the link is not known are copied and wait for
+//! it ([`neighbours`]), what is longer than the next link carries is cut into fragments, senders are told of errors. Such
+//! packets have ended here (consumed), and those that leave instead are the router's (generated), at the end of the breath.
+//!
+//! It may translate addresses on the way ([`nat`]): sources of what leaves to the outside, destinations that are services.
+//!
+//! Spec: RFC 1812 (IPv4), RFC 8200 and RFC 8504 (IPv6), RFC 826, RFC 4861. It reads no options and sends no redirects and no
+//! router advertisements; it speaks no routing protocol. With several workers, one has it and the others hand over to it.
+
+mod flows;
+mod made;
+mod maglev;
+mod nat;
+mod neighbours;
+mod outbox;
+mod packet;
+mod prefixes;
+mod tables;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use virtnet_packet::header::{self, ETHERNET_LEN, Mac};
+use virtnet_packet::{Burst, DropCounters, DropReason, Offload, Picks, Resolver};
+
+pub use nat::{Service, Translation};
+pub use tables::{Route, RouterInterface, RouterTables};
+
+use self::made::{ALL_NODES, Arp, Discovery, IcmpError, fragment, solicited};
+use self::nat::{Crossing, Nat, Plan};
+use self::neighbours::{Neighbours, Question, Station, Waiting};
+use self::outbox::{Made, Outbox};
+use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, longest, put, renew, word};
+use self::tables::Next;
+use super::pace::Pace;
+use super::{Fate, Fates, Verdict};
+use crate::EngineError;
+use crate::graph::Gate;
+
+/// ICMP errors per second, if nothing else is said.
+pub const ERRORS_PPS: u64 = 1_000;
+
+/// Time to live of what begins here.
+const TTL: u8 = 64;
+
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+const ECHO6_REQUEST: u8 = 128;
+const ECHO6_REPLY: u8 = 129;
+
+const NO_NETWORK: IcmpError = error(3, 0);
+const NO_HOST: IcmpError = error(3, 1);
+const NO_PORT: IcmpError = error(3, 3);
+const TTL_EXPIRED: IcmpError = error(11, 0);
+const NO_ROUTE6: IcmpError = error(1, 0);
+const BEYOND_SCOPE6: IcmpError = error(1, 2);
+const NO_ADDRESS6: IcmpError = error(1, 3);
+const NO_PORT6: IcmpError = error(1, 4);
+const HOPS_EXPIRED6: IcmpError = error(3, 0);
+
+const fn error(kind: u8, code: u8) -> IcmpError {
+    IcmpError {
+        kind,
+        code,
+        rest: 0,
+    }
+}
+
+/// What a router is to do; can be changed while it runs, and keeps whom it knows on the links that stay.
+#[derive(Clone, Debug)]
+pub struct RouterOrders {
+    /// Its interfaces and routes.
+    pub tables: Arc<RouterTables>,
+    /// ICMP errors that it sends in a second at most.
+    pub errors_pps: u64,
+    /// How it translates addresses, if it does. Flows that are there go on as they began.
+    pub translation: Option<Arc<Translation>>,
+}
+
+impl RouterOrders {
+    pub(super) fn check(&self) -> Result<(), EngineError> {
+        if self.errors_pps == 0 {
+            return Err(EngineError::ZeroRate);
+        }
+        Ok(())
+    }
+}
+
+/// What a router has counted beyond what every function counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouterCounters {
+    /// Routes it was given.
+    pub routes: u64,
+    /// Stations on its links whose address it knows.
+    pub neighbours: u64,
+    /// Packets that wait for the address of a station.
+    pub waiting: u64,
+    /// Packets it has sent on as they were but for their head.
+    pub forwarded: u64,
+    /// Questions for addresses that it has sent.
+    pub asked: u64,
+    /// Questions for its own addresses that it has answered.
+    pub answered: u64,
+    /// Pings it has answered.
+    pub echo_answered: u64,
+    /// ICMP errors it has sent.
+    pub errors_sent: u64,
+    /// ICMP errors it has not sent because they would have been too many.
+    pub errors_suppressed: u64,
+    /// Packets it has cut into fragments.
+    pub fragmented: u64,
+    /// Flows whose addresses it translates.
+    pub flows: u64,
+    /// Such flows that have begun.
+    pub flows_created: u64,
+    /// Such flows that have ended.
+    pub flows_expired: u64,
+}
+
+/// Sends IP packets from link to link.
+#[derive(Debug)]
+pub struct Router {
+    tables: Arc<RouterTables>,
+    neighbours: Neighbours,
+    outbox: Outbox,
+    errors: Pace,
+    resolver: Resolver,
+    nat: Option<Box<Nat>>,
+    /// Packets that waited or were made, and came to nothing.
+    lost: DropCounters,
+    counters: RouterCounters,
+}
+
+impl Default for Router {
+    /// A router without interfaces.
+    fn default() -> Self {
+        Self {
+            tables: Arc::default(),
+            neighbours: Neighbours::default(),
+            outbox: Outbox::default(),
+            errors: Pace::new(ERRORS_PPS, 0),
+            resolver: Resolver::default(),
+            nat: None,
+            lost: DropCounters::default(),
+            counters: RouterCounters::default(),
+        }
+    }
+}
+
+impl Router {
+    /// A router.
+    ///
+    /// # Errors
+    /// [`EngineError::ZeroRate`]. The caller's fault.
+    pub fn new(orders: RouterOrders) -> Result<Self, EngineError> {
+        orders.check()?;
+        let mut router = Self::default();
+        router.order(orders, 0);
+        Ok(router)
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn counters(&self) -> RouterCounters {
+        let (neighbours, waiting) = self.neighbours.count();
+        let flows = self.nat.as_ref().map(|nat| &nat.flows);
+        RouterCounters {
+            routes: self.tables.routes() as u64,
+            neighbours,
+            waiting,
+            flows: flows.map_or(0, |flows| flows.len() as u64),
+            flows_created: flows.map_or(0, |flows| flows.created),
+            flows_expired: flows.map_or(0, |flows| flows.expired),
+            ..self.counters
+        }
+    }
+
+    pub(super) fn order(&mut self, orders: RouterOrders, now: u64) {
+        self.errors = Pace::new(orders.errors_pps, now);
+        self.tables = orders.tables;
+        match orders.translation {
+            Some(rules) => self.nat.get_or_insert_default().order(rules),
+            None => self.nat = None,
+        }
+    }
+
+    /// Another cable is in `gate` now, or none.
+    pub(super) fn forget(&mut self, gate: Gate) {
+        let lost = &mut self.lost;
+        self.neighbours
+            .forget(gate, |_| lost.add(DropReason::NoNeighbour, 1));
+    }
+
+    #[inline]
+    pub(super) fn classify(
+        &mut self,
+        burst: &mut Burst,
+        picks: &Picks,
+        came_in_by: Gate,
+        now: u64,
+        fates: &mut Fates,
+    ) -> Verdict {
+        let tables = Arc::clone(&self.tables);
+        let Some(here) = tables.at(came_in_by) else {
+            return Verdict::All(Fate::Drop(DropReason::NoInterface));
+        };
+        for (fate, i) in fates.iter_mut().zip(picks.iter()) {
+            *fate = self.decide(burst, i, here, now);
+        }
+        Verdict::Each
+    }
+
+    #[inline]
+    fn decide(&mut self, burst: &mut Burst, i: usize, here: &RouterInterface, now: u64) -> Fate {
+        let (head, frame_len) = (burst.head(i), burst.frame_len(i));
+        let (Some(to), Some(&kind)) = (
+            header::destination(head),
+            head.get(12..).and_then(<[u8]>::first_chunk::<2>),
+        ) else {
+            return Fate::Drop(DropReason::Malformed);
+        };
+        match kind {
+            [0x08, 0x00] if to == here.mac => match V4::of(head, frame_len) {
+                Some(ip) => self.v4(burst, i, here.gate, ip, now),
+                None => Fate::Drop(DropReason::Malformed),
+            },
+            [0x86, 0xdd] if to == here.mac || to.is_group() => match V6::of(head, frame_len) {
+                Some(ip) => self.v6(burst, i, here, ip, now),
+                None => Fate::Drop(DropReason::Malformed),
+            },
+            [0x08, 0x06] if to == here.mac || to.is_group() => match Arp::of(head) {
+                Some(arp) => self.arp(here, arp, now),
+                None => Fate::Drop(DropReason::Malformed),
+            },
+            [0x08, 0x00 | 0x06] | [0x86, 0xdd] => Fate::Drop(DropReason::NotForUs),
+            _ => Fate::Drop(DropReason::UnknownProtocol),
+        }
+    }
+
+    // IPv4.
+
+    #[inline]
+    fn v4(&mut self, burst: &mut Burst, i: usize, gate: Gate, ip: V4, now: u64) -> Fate {
+        if !ip.has_source() || ip.destination.is_loopback() {
+            return Fate::Drop(DropReason::Martian);
+        }
+        if ip.destination.is_multicast() || ip.destination.is_broadcast() {
+            return Fate::Drop(DropReason::NotForUs);
+        }
+        let (plan, to) = match &mut self.nat {
+            Some(nat) => nat.plan(burst.head(i), &ip, now),
+            None => (Plan::AsIs, ip.destination),
+        };
+        let to = IpAddr::V4(to);
+        let station = match self.tables.next(to) {
+            Next::Link(gate) => (gate, to),
+            Next::Via(gate, via) => (gate, via),
+            Next::Local => return self.local_v4(burst, i, gate, ip, now),
+            Next::Broadcast => return Fate::Drop(DropReason::NotForUs),
+            Next::Nowhere => {
+                self.tell_v4(burst, i, gate, &ip, NO_NETWORK, now);
+                return Fate::Drop(DropReason::NoRoute);
+            }
+        };
+        if ip.ttl <= 1 {
+            self.tell_v4(burst, i, gate, &ip, TTL_EXPIRED, now);
+            return Fate::Drop(DropReason::TtlExpired);
+        }
+        let mtu = self.mtu(station.0);
+        let is_too_long = longest(burst, i, ip.total_len) > mtu;
+        if is_too_long && ip.whole {
+            let wanted = IcmpError {
+                rest: u32::try_from(mtu).unwrap_or_default(),
+                ..error(3, 4)
+            };
+            self.tell_v4(burst, i, gate, &ip, wanted, now);
+            return Fate::Drop(DropReason::TooBig);
+        }
+        if let Some(nat) = &mut self.nat {
+            let offload = burst.offload(i);
+            let crossing = Crossing {
+                came_by: gate,
+                leaves_by: station.0,
+                now,
+            };
+            let head = burst.head_mut(i);
+            if let Err(reason) = nat.carry_out(plan, head, &ip, offload, crossing, &self.tables) {
+                return Fate::Drop(reason);
+            }
+        }
+        age_v4(burst.head_mut(i));
+        if is_too_long {
+            return self.cut(burst, i, station, now);
+        }
+        self.send_on(burst, i, station, now)
+    }
+
+    /// A packet for the router itself.
+    #[cold]
+    fn local_v4(&mut self, burst: &mut Burst, i: usize, gate: Gate, ip: V4, now: u64) -> Fate {
+        let at = ip.transport();
+        if ip.protocol == UDP && !ip.later {
+            self.tell_v4(burst, i, gate, &ip, NO_PORT, now);
+        }
+        let is_echo = ip.protocol == ICMP
+            && !ip.fragment
+            && burst.head(i).get(at..at + 2) == Some(&[ECHO_REQUEST, 0]);
+        if !is_echo {
+            return Fate::Consumed;
+        }
+        let station = match self.tables.next(ip.source.into()) {
+            Next::Link(gate) => (gate, ip.source.into()),
+            Next::Via(gate, via) => (gate, via),
+            Next::Nowhere | Next::Local | Next::Broadcast => {
+                return Fate::Drop(DropReason::NoRoute);
+            }
+        };
+        let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
+        let head = burst.head_mut(i);
+        // Swapped addresses have the same sum.
+        head[ETHERNET_LEN + 12..ETHERNET_LEN + 20].rotate_left(4);
+        let was = word(head, ETHERNET_LEN + 8);
+        head[ETHERNET_LEN + 8] = TTL;
+        let is = word(head, ETHERNET_LEN + 8);
+        renew(head, ETHERNET_LEN + 10, was, is);
+        answer_echo(head, at, ECHO_REPLY, is_finished);
+        self.counters.echo_answered += 1;
+        self.send_on(burst, i, station, now)
+    }
+
+    /// Tells the sender of a packet what has become of it. Spec: RFC 1812, 4.3.2.7.
+    #[cold]
+    fn tell_v4(&mut self, burst: &Burst, i: usize, gate: Gate, ip: &V4, what: IcmpError, now: u64) {
+        let kind = burst.head(i).get(ip.transport());
+        // Not of errors, whose kinds are these.
+        let is_error = ip.protocol == ICMP && matches!(kind, None | Some(3 | 4 | 5 | 11 | 12));
+        if is_error || ip.later || !ip.has_source() || !self.may_tell(now) {
+            return;
+        }
+        let Some(IpAddr::V4(source)) = self.tables.source(gate, ip.source.into()) else {
+            return;
+        };
+        let mut quoted = [0; 600];
+        let n = burst.copy_frame(i, &mut quoted);
+        let quoted = quoted.get(ETHERNET_LEN..n.min(ETHERNET_LEN + ip.total_len));
+        let frame = what.v4(source, ip.source, quoted.unwrap_or_default());
+        self.counters.errors_sent += 1;
+        self.send_made(frame, ip.source.into(), gate, now);
+    }
+
+    // IPv6.
+
+    #[inline]
+    fn v6(
+        &mut self,
+        burst: &mut Burst,
+        i: usize,
+        here: &RouterInterface,
+        ip: V6,
+        now: u64,
+    ) -> Fate {
+        let (gate, to) = (here.gate, ip.destination);
+        if ip.source.is_multicast() || ip.source.is_loopback() || to.is_loopback() {
+            return Fate::Drop(DropReason::Martian);
+        }
+        let is_near = to.is_multicast() || to.is_unicast_link_local();
+        if is_near || ip.source.is_unspecified() || !to_us(burst, i, here) {
+            return self.near_v6(burst, i, here, ip, now);
+        }
+        let station = match self.tables.next(to.into()) {
+            Next::Link(gate) => (gate, to.into()),
+            Next::Via(gate, via) => (gate, via),
+            Next::Local | Next::Broadcast => return self.local_v6(burst, i, here, ip, now),
+            Next::Nowhere => {
+                self.tell_v6(burst, i, gate, &ip, NO_ROUTE6, now);
+                return Fate::Drop(DropReason::NoRoute);
+            }
+        };
+        if ip.source.is_unicast_link_local() {
+            self.tell_v6(burst, i, gate, &ip, BEYOND_SCOPE6, now);
+            return Fate::Drop(DropReason::NoRoute);
+        }
+        if ip.hops <= 1 {
+            self.tell_v6(burst, i, gate, &ip, HOPS_EXPIRED6, now);
+            return Fate::Drop(DropReason::TtlExpired);
+        }
+        let mtu = self.mtu(station.0);
+        if longest(burst, i, ip.total_len) > mtu {
+            let wanted = IcmpError {
+                rest: u32::try_from(mtu).unwrap_or_default(),
+                ..error(2, 0)
+            };
+            self.tell_v6(burst, i, gate, &ip, wanted, now);
+            return Fate::Drop(DropReason::TooBig);
+        }
+        burst.head_mut(i)[ETHERNET_LEN + 7] = ip.hops - 1;
+        self.send_on(burst, i, station, now)
+    }
+
+    /// A packet that stays on its link: for a group, by an address of the link, or from a station that has none yet.
+    #[cold]
+    fn near_v6(
+        &mut self,
+        burst: &mut Burst,
+        i: usize,
+        here: &RouterInterface,
+        ip: V6,
+        now: u64,
+    ) -> Fate {
+        if ip.next == ICMPV6
+            && matches!(
+                burst.head(i).get(ETHERNET_LEN + 40),
+                Some(&made::SOLICITATION | &made::ADVERTISEMENT)
+            )
+        {
+            return match Discovery::of(burst.head(i), ip.source, ip.destination) {
+                Some(seen) => self.discovery(burst, i, here, seen, now),
+                None => Fate::Drop(DropReason::Malformed),
+            };
+        }
+        if ip.destination.is_unicast_link_local() && here.has(ip.destination.into()) {
+            return self.local_v6(burst, i, here, ip, now);
+        }
+        Fate::Drop(DropReason::NotForUs)
+    }
+
+    #[cold]
+    fn local_v6(
+        &mut self,
+        burst: &mut Burst,
+        i: usize,
+        here: &RouterInterface,
+        ip: V6,
+        now: u64,
+    ) -> Fate {
+        let at = ETHERNET_LEN + 40;
+        let kind = burst.head(i).get(at).copied().unwrap_or_default();
+        match (ip.next, kind) {
+            (ICMPV6, made::SOLICITATION | made::ADVERTISEMENT) => {
+                match Discovery::of(burst.head(i), ip.source, ip.destination) {
+                    Some(seen) => self.discovery(burst, i, here, seen, now),
+                    None => Fate::Drop(DropReason::Malformed),
+                }
+            }
+            (ICMPV6, ECHO6_REQUEST) => {
+                let Some(station) = self.back_to(ip.source, here.gate) else {
+                    return Fate::Drop(DropReason::NoRoute);
+                };
+                let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
+                let head = burst.head_mut(i);
+                head[ETHERNET_LEN + 8..ETHERNET_LEN + 40].rotate_left(16);
+                head[ETHERNET_LEN + 7] = TTL;
+                answer_echo(head, at, ECHO6_REPLY, is_finished);
+                self.counters.echo_answered += 1;
+                self.send_on(burst, i, station, now)
+            }
+            (UDP, _) => {
+                self.tell_v6(burst, i, here.gate, &ip, NO_PORT6, now);
+                Fate::Consumed
+            }
+            _ => Fate::Consumed,
+        }
+    }
+
+    /// Tells the sender of a packet what has become of it. Spec: RFC 4443, 2.4 (e).
+    #[cold]
+    fn tell_v6(&mut self, burst: &Burst, i: usize, gate: Gate, ip: &V6, what: IcmpError, now: u64) {
+        let kind = burst.head(i).get(ETHERNET_LEN + 40).copied();
+        let is_error = ip.next == ICMPV6 && kind.is_none_or(|kind| kind < 128);
+        if is_error || ip.source.is_unspecified() || !self.may_tell(now) {
+            return;
+        }
+        let Some(IpAddr::V6(source)) = self.tables.source(gate, ip.source.into()) else {
+            return;
+        };
+        let mut quoted = [0; 1_300];
+        let n = burst.copy_frame(i, &mut quoted);
+        let quoted = quoted.get(ETHERNET_LEN..n.min(ETHERNET_LEN + ip.total_len));
+        let frame = what.v6(source, ip.source, quoted.unwrap_or_default());
+        self.counters.errors_sent += 1;
+        self.send_made(frame, ip.source.into(), gate, now);
+    }
+
+    /// Where an answer to `source` goes, which was heard on the link of `gate`.
+    fn back_to(&self, source: Ipv6Addr, gate: Gate) -> Option<Station> {
+        if source.is_unicast_link_local() {
+            return Some((gate, source.into()));
+        }
+        match self.tables.next(source.into()) {
+            Next::Link(gate) => Some((gate, source.into())),
+            Next::Via(gate, via) => Some((gate, via)),
+            Next::Nowhere | Next::Local | Next::Broadcast => None,
+        }
+    }
+
+    // Addresses on the links.
+
+    #[cold]
+    fn arp(&mut self, here: &RouterInterface, arp: Arp, now: u64) -> Fate {
+        let is_asked = arp.is_request && here.has(arp.target.into());
+        let sender = IpAddr::V4(arp.sender);
+        if here.reaches(sender) && !here.has(sender) {
+            self.neighbours
+                .hear((here.gate, sender), arp.mac, is_asked, now);
+        }
+        if is_asked {
+            let answer = Arp {
+                is_request: false,
+                mac: here.mac,
+                sender: arp.target,
+                target: arp.sender,
+            };
+            self.counters.answered += 1;
+            self.push(here.gate, &answer.frame(arp.mac), Offload::default());
+        }
+        Fate::Consumed
+    }
+
+    #[cold]
+    fn discovery(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        here: &RouterInterface,
+        seen: Discovery,
+        now: u64,
+    ) -> Fate {
+        let gate = here.gate;
+        if !seen.is_question {
+            if let Some(mac) = seen.mac.or_else(|| header::source(burst.head(i)))
+                && here.reaches(seen.target.into())
+                && !here.has(seen.target.into())
+            {
+                self.neighbours
+                    .hear((gate, seen.target.into()), mac, false, now);
+            }
+            return Fate::Consumed;
+        }
+        if !here.has(seen.target.into()) {
+            return Fate::Consumed;
+        }
+        let asker = header::source(burst.head(i)).unwrap_or_default();
+        // One that only tries whether the address is free has none of its own yet.
+        let (destination, mac) = if seen.source.is_unspecified() {
+            ALL_NODES
+        } else {
+            (seen.source, seen.mac.unwrap_or(asker))
+        };
+        if !seen.source.is_unspecified() && here.reaches(seen.source.into()) {
+            self.neighbours
+                .hear((gate, seen.source.into()), mac, true, now);
+        }
+        let answer = Discovery {
+            is_question: false,
+            source: seen.target,
+            destination,
+            target: seen.target,
+            mac: Some(here.mac),
+        };
+        self.counters.answered += 1;
+        self.push(gate, &answer.frame(here.mac, mac), Offload::default());
+        Fate::Consumed
+    }
+
+    fn ask(&mut self, Question { station, of }: Question) {
+        let tables = Arc::clone(&self.tables);
+        let (gate, ip) = station;
+        let Some(here) = tables.at(gate) else { return };
+        let frame = match (ip, tables.source(gate, ip)) {
+            (IpAddr::V4(target), Some(IpAddr::V4(sender))) => Arp {
+                is_request: true,
+                mac: here.mac,
+                sender,
+                target,
+            }
+            .frame(of.unwrap_or(Mac::BROADCAST)),
+            (IpAddr::V6(target), Some(IpAddr::V6(source))) => {
+                let (group, group_mac) = solicited(target);
+                let (destination, to) = of.map_or((group, group_mac), |mac| (target, mac));
+                let question = Discovery {
+                    is_question: true,
+                    source,
+                    destination,
+                    target,
+                    mac: Some(here.mac),
+                };
+                question.frame(here.mac, to)
+            }
+            _ => return,
+        };
+        self.counters.asked += 1;
+        self.push(gate, &frame, Offload::default());
+    }
+
+    // The way out.
+
+    fn mtu(&self, gate: Gate) -> usize {
+        self.tables.at(gate).map_or(usize::MAX, |there| there.mtu)
+    }
+
+    /// Sends a packet of the burst to a station, or has it wait for the station's address.
+    #[inline]
+    fn send_on(&mut self, burst: &mut Burst, i: usize, station: Station, now: u64) -> Fate {
+        let from = self.tables.at(station.0).map(|there| there.mac);
+        let mac = self.neighbours.find(station, now);
+        if let Some(macs) = burst.head_mut(i).first_chunk_mut::<12>() {
+            macs[6..].copy_from_slice(&from.unwrap_or_default().0);
+            if let Some(mac) = mac {
+                macs[..6].copy_from_slice(&mac.0);
+                self.counters.forwarded += 1;
+                return Fate::To(station.0);
+            }
+        }
+        let mut frame = vec![0; burst.frame_len(i)];
+        burst.copy_frame(i, &mut frame);
+        let offload = burst.offload(i);
+        if self.neighbours.wait(station, Waiting { frame, offload }) {
+            Fate::Consumed
+        } else {
+            Fate::Drop(DropReason::NoNeighbour)
+        }
+    }
+
+    /// Cuts a packet into what its link carries.
+    #[cold]
+    fn cut(&mut self, burst: &Burst, i: usize, station: Station, now: u64) -> Fate {
+        let mtu = self.mtu(station.0);
+        let mut resolver = std::mem::take(&mut self.resolver);
+        if resolver.take(burst, i).is_err() {
+            self.resolver = resolver;
+            return Fate::Drop(DropReason::BadOffload);
+        }
+        self.counters.fragmented += 1;
+        while let Some(frame) = resolver.next_frame() {
+            let header_len = usize::from(frame[ETHERNET_LEN] & 15) * 4;
+            fragment(frame, header_len, mtu, |part| {
+                self.send_frame(part.to_vec(), Offload::default(), station, now);
+            });
+        }
+        self.resolver = resolver;
+        Fate::Consumed
+    }
+
+    /// Sends a packet of the router's own to `to`; where that is an address of a link, it is the one of `gate`.
+    fn send_made(&mut self, frame: Vec<u8>, to: IpAddr, gate: Gate, now: u64) {
+        let station = match (to, self.tables.next(to)) {
+            (IpAddr::V6(ip), _) if ip.is_unicast_link_local() => (gate, to),
+            (_, Next::Link(gate)) => (gate, to),
+            (_, Next::Via(gate, via)) => (gate, via),
+            (_, Next::Nowhere | Next::Local | Next::Broadcast) => {
+                self.lost.add(DropReason::NoRoute, 1);
+                return;
+            }
+        };
+        self.send_frame(frame, Offload::default(), station, now);
+    }
+
+    fn send_frame(&mut self, mut frame: Vec<u8>, offload: Offload, station: Station, now: u64) {
+        let from = self.tables.at(station.0).map(|there| there.mac);
+        frame[6..12].copy_from_slice(&from.unwrap_or_default().0);
+        match self.neighbours.find(station, now) {
+            Some(mac) => {
+                frame[..6].copy_from_slice(&mac.0);
+                self.push(station.0, &frame, offload);
+            }
+            None => {
+                if !self.neighbours.wait(station, Waiting { frame, offload }) {
+                    self.lost.add(DropReason::NoNeighbour, 1);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, gate: Gate, frame: &[u8], offload: Offload) {
+        if !self.outbox.push(gate, frame, offload) {
+            self.lost.add(DropReason::NoRoom, 1);
+        }
+    }
+
+    fn may_tell(&mut self, now: u64) -> bool {
+        let may = self.errors.allowed(now) > 0;
+        if may {
+            self.errors.spend(1);
+        } else {
+            self.counters.errors_suppressed += 1;
+        }
+        may
+    }
+
+    // In every breath.
+
+    /// Lays out what is due by now: questions, and packets whose receiver has answered.
+    #[inline]
+    pub(crate) fn prepare(&mut self, now: u64) {
+        if let Some(nat) = &mut self.nat {
+            nat.flows.sweep(now);
+        }
+        if self.neighbours.is_pending() || self.neighbours.due().is_some_and(|due| due <= now) {
+            self.do_what_is_due(now);
+        }
+    }
+
+    #[cold]
+    fn do_what_is_due(&mut self, now: u64) {
+        while let Some(((gate, _), mac, waiting)) = self.neighbours.next_answered() {
+            for mut one in waiting {
+                one.frame[..6].copy_from_slice(&mac.0);
+                self.push(gate, &one.frame, one.offload);
+            }
+        }
+        let mut unanswered = Vec::new();
+        self.neighbours
+            .pass_time(now, |gate, waiting| unanswered.push((gate, waiting)));
+        for (gate, waiting) in unanswered {
+            self.lost.add(DropReason::NoNeighbour, 1);
+            self.tell_of_unanswered(gate, &waiting, now);
+        }
+        for question in std::mem::take(&mut self.neighbours.questions) {
+            self.ask(question);
+        }
+    }
+
+    /// A packet's receiver has not answered: its sender is told so.
+    fn tell_of_unanswered(&mut self, gate: Gate, waiting: &Waiting, now: u64) {
+        let mut burst = Burst::new();
+        burst.push_bytes(&waiting.frame, waiting.offload);
+        let (head, frame_len) = (burst.head(0), burst.frame_len(0));
+        if let Some(ip) = V4::of(head, frame_len) {
+            // Who has sent what was translated does not know it in this form.
+            if self.nat.is_none() && self.tables.next(ip.source.into()) != Next::Local {
+                self.tell_v4(&burst, 0, gate, &ip, NO_HOST, now);
+            }
+        } else if let Some(ip) = V6::of(head, frame_len)
+            && self.tables.next(ip.source.into()) != Next::Local
+            && !ip.source.is_unicast_link_local()
+        {
+            self.tell_v6(&burst, 0, gate, &ip, NO_ADDRESS6, now);
+        }
+    }
+
+    /// Packets to be sent, in order.
+    #[inline]
+    pub(crate) fn take_made(&mut self) -> Option<Made> {
+        self.outbox.take()
+    }
+
+    /// Those packets have left.
+    pub(crate) fn give_back(&mut self, made: Made) {
+        self.outbox.give_back(made);
+    }
+
+    /// Packets that were made and came to nothing since this was asked last.
+    #[inline]
+    pub(crate) fn take_lost(&mut self) -> DropCounters {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// When it has something to do again if nothing arrives.
+    pub(super) fn due(&self) -> Option<u64> {
+        if self.neighbours.is_pending() || !self.outbox.is_empty() {
+            return Some(0);
+        }
+        let flows = self.nat.as_ref().and_then(|nat| nat.flows.due());
+        self.neighbours.due().into_iter().chain(flows).min()
+    }
+}
+
+/// Whether a frame is to this interface alone, and not to a group.
+fn to_us(burst: &Burst, i: usize, here: &RouterInterface) -> bool {
+    header::destination(burst.head(i)) == Some(here.mac)
+}
+
+/// Makes the ping at `at` into its answer.
+fn answer_echo(head: &mut [u8], at: usize, answer: u8, is_finished: bool) {
+    let was = word(head, at);
+    put(head, at, u16::from(answer) << 8);
+    // Of an unfinished checksum only addresses are in the sum.
+    if is_finished {
+        renew(head, at + 2, was, u16::from(answer) << 8);
+    }
+}

@@ -1,0 +1,485 @@
+//! Translation of IPv4 addresses and ports: of sources where packets leave to the outside, of destinations that are services.
+//!
+//! Packets of a flow are translated by both of its tuples ([`flows`](super::flows)), so all that a rule decides is how a flow
+//! begins. ICMP errors belong to the flow of the packet that they quote, and are translated with the quotation. Checksums are
+//! changed by the difference, whatever they were.
+//!
+//! Spec: RFC 2663, RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP), RFC 1624. A mapping is a flow's alone (address and port
+//! dependent, as Linux has it), its port stays what it was where that is free.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use virtnet_packet::checksum::Sum;
+use virtnet_packet::header::ETHERNET_LEN;
+use virtnet_packet::{DropReason, Offload, flow_hash};
+
+use super::flows::{End, Flows, Place, Tuple};
+use super::maglev::Maglev;
+use super::packet::{ICMP, TCP, UDP, V4, put, renew, word};
+use super::tables::RouterTables;
+use crate::graph::Gate;
+
+/// Ports that are looked at for a free one.
+const TRIES: u32 = 128;
+/// The lowest port that is given to a flow that cannot keep its own.
+const PORT_MIN: u16 = 1_024;
+/// Packets in fragments of which only the first is told by its ports.
+const FRAGMENTED_MAX: usize = 1_024;
+/// How long their fragments may take. Spec: RFC 791, 3.2.
+const FRAGMENTS_NS: u64 = 15_000_000_000;
+
+/// How a router translates; without services and without an outside it does not.
+#[derive(Debug, Default)]
+pub struct Translation {
+    outside: Vec<Gate>,
+    pool: Vec<Ipv4Addr>,
+    services: HashMap<(u8, End), Maglev, foldhash::fast::RandomState>,
+    flows_max: usize,
+}
+
+/// What is reached at an address of the router: a port of TCP (6) or UDP (17), or all ports (0).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// The address and port.
+    pub at: (Ipv4Addr, u16),
+    /// Who serves it; several share the flows.
+    pub backends: Vec<(Ipv4Addr, u16)>,
+}
+
+impl Translation {
+    /// Has what leaves by `outside` gates get a source of `pool`, or of the router where that is empty, and what goes to
+    /// services their back-ends. At most `flows_max` flows are translated at a time.
+    #[must_use]
+    pub fn new(
+        outside: Vec<Gate>,
+        pool: Vec<Ipv4Addr>,
+        services: Vec<Service>,
+        flows_max: usize,
+    ) -> Self {
+        let services = services.into_iter();
+        Self {
+            outside,
+            pool,
+            services: services
+                .map(|it| ((it.protocol, it.at), Maglev::new(it.backends)))
+                .collect(),
+            flows_max,
+        }
+    }
+
+    fn is_outside(&self, gate: Gate) -> bool {
+        self.outside.contains(&gate)
+    }
+}
+
+/// What a packet is to translation.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Plan {
+    /// It stays as it is.
+    AsIs,
+    /// It belongs to a flow.
+    Known(Place),
+    /// It is an error about a packet of a flow.
+    Related(Place),
+    /// A fragment but the first, of a packet whose addresses have become these.
+    Fragment(Ipv4Addr, Ipv4Addr),
+    /// It may begin a flow; to a service, with this back-end.
+    New(Tuple, Option<End>),
+}
+
+/// By which gate a packet came, by which it leaves, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Crossing {
+    pub(super) came_by: Gate,
+    pub(super) leaves_by: Gate,
+    pub(super) now: u64,
+}
+
+/// A translator with its flows.
+#[derive(Debug, Default)]
+pub(super) struct Nat {
+    rules: Arc<Translation>,
+    pub(super) flows: Flows,
+    /// By source, destination and identification: what the addresses of a packet's fragments become, and until when.
+    fragments:
+        HashMap<(Ipv4Addr, Ipv4Addr, u16), (Ipv4Addr, Ipv4Addr, u64), foldhash::fast::RandomState>,
+    random: u32,
+}
+
+impl Nat {
+    pub(super) fn order(&mut self, rules: Arc<Translation>) {
+        self.rules = rules;
+    }
+
+    /// What is to become of a packet, whose addresses are those in its head, and where it goes then.
+    #[inline]
+    pub(super) fn plan(&mut self, head: &[u8], ip: &V4, now: u64) -> (Plan, Ipv4Addr) {
+        let as_is = (Plan::AsIs, ip.destination);
+        if ip.later {
+            let key = (ip.source, ip.destination, word(head, ETHERNET_LEN + 4));
+            return match self.fragments.get(&key) {
+                Some(&(source, destination, until)) if now < until => {
+                    (Plan::Fragment(source, destination), destination)
+                }
+                _ => as_is,
+            };
+        }
+        let at = ip.transport();
+        if ip.protocol == ICMP && !matches!(head.get(at), Some(0 | 8)) {
+            let quoted = quoted(head, at).map(|(_, tuple)| tuple.turned());
+            let place = quoted.and_then(|tuple| self.flows.find(&tuple, now));
+            return match place.and_then(|place| Some((place, self.flows.tuples(place)?))) {
+                Some((place, (_, leaving))) => (Plan::Related(place), leaving.destination.0),
+                None => as_is,
+            };
+        }
+        let Some(tuple) = tuple_of(head, at, ip.protocol, ip.source, ip.destination) else {
+            return as_is;
+        };
+        if let Some(place) = self.flows.find(&tuple, now)
+            && let Some((_, leaving)) = self.flows.tuples(place)
+        {
+            return (Plan::Known(place), leaving.destination.0);
+        }
+        let services = &self.rules.services;
+        let service = services.get(&(tuple.protocol, tuple.destination));
+        let backend = service.and_then(|service| service.find(flow_hash(head)));
+        let goes_to = backend.map_or(ip.destination, |(ip, _)| ip);
+        (Plan::New(tuple, backend), goes_to)
+    }
+
+    /// Translates a packet that came in by one gate and leaves by another.
+    #[inline]
+    pub(super) fn carry_out(
+        &mut self,
+        plan: Plan,
+        head: &mut [u8],
+        ip: &V4,
+        offload: Offload,
+        crossing: Crossing,
+        tables: &RouterTables,
+    ) -> Result<(), DropReason> {
+        let Crossing {
+            came_by,
+            leaves_by,
+            now,
+        } = crossing;
+        let crosses = self.rules.is_outside(came_by) != self.rules.is_outside(leaves_by);
+        match plan {
+            // Nobody outside is shown an address that is not translated, and nobody from there comes in by one.
+            Plan::AsIs if crosses && ip.later => return Err(DropReason::Fragment),
+            Plan::AsIs if crosses => return Err(DropReason::NoMapping),
+            Plan::AsIs => {}
+            Plan::Fragment(source, destination) => readdress(head, (source, destination)),
+            Plan::Related(place) => {
+                if let Some((arriving, leaving)) = self.flows.tuples(place) {
+                    translate_error(head, ip, &arriving, &leaving);
+                }
+            }
+            Plan::Known(place) => {
+                let flags = if ip.protocol == TCP {
+                    head.get(ip.transport() + 13).copied().unwrap_or_default()
+                } else {
+                    0
+                };
+                self.flows.touch(place, flags, now);
+                if let Some((_, leaving)) = self.flows.tuples(place) {
+                    self.translate(head, ip, offload, &leaving, now);
+                }
+            }
+            Plan::New(tuple, backend) => {
+                if let Some(leaving) = self.begin(&tuple, backend, crossing, tables)? {
+                    self.translate(head, ip, offload, &leaving, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a flow, if it is one that is translated; how its packets leave.
+    fn begin(
+        &mut self,
+        tuple: &Tuple,
+        backend: Option<End>,
+        crossing: Crossing,
+        tables: &RouterTables,
+    ) -> Result<Option<Tuple>, DropReason> {
+        let (rules, now) = (Arc::clone(&self.rules), crossing.now);
+        let from_outside = rules.is_outside(crossing.came_by);
+        let to_outside = rules.is_outside(crossing.leaves_by);
+        if backend.is_none() && from_outside && !to_outside {
+            return Err(DropReason::NoMapping);
+        }
+        // Who asks for a service on its own side has to get the answers from where it has asked.
+        let is_hairpin =
+            backend.is_some() && !rules.outside.is_empty() && !from_outside && !to_outside;
+        let is_hidden = (to_outside && !from_outside) || is_hairpin;
+        if backend.is_none() && !is_hidden {
+            return Ok(None);
+        }
+        let mut reply = Tuple {
+            protocol: tuple.protocol,
+            source: backend.unwrap_or(tuple.destination),
+            destination: tuple.source,
+        };
+        if is_hidden {
+            let outer = if is_hairpin {
+                tuple.destination.0
+            } else {
+                self.outer(tuple, crossing.leaves_by, tables)?
+            };
+            reply.destination = self.free_port(reply, outer, &rules, now)?;
+        } else if !self.flows.is_free(&reply, now) {
+            return Err(DropReason::TableFull);
+        }
+        if !self.flows.insert(*tuple, reply, rules.flows_max, now) {
+            return Err(DropReason::TableFull);
+        }
+        Ok(Some(reply.turned()))
+    }
+
+    /// The address that a flow is seen by outside: for one station always the same.
+    fn outer(
+        &self,
+        tuple: &Tuple,
+        gate: Gate,
+        tables: &RouterTables,
+    ) -> Result<Ipv4Addr, DropReason> {
+        let pool = &self.rules.pool;
+        if let Some(n) = u32::try_from(pool.len()).ok().filter(|&n| n > 0) {
+            return Ok(pool[(tuple.source.0.to_bits() % n) as usize]);
+        }
+        match tables.source(gate, tuple.destination.0.into()) {
+            Some(IpAddr::V4(ip)) => Ok(ip),
+            _ => Err(DropReason::NoMapping),
+        }
+    }
+
+    /// A port at `outer` by which the flow's answers are told from all others; its own, if it can be.
+    fn free_port(
+        &mut self,
+        mut reply: Tuple,
+        outer: Ipv4Addr,
+        rules: &Translation,
+        now: u64,
+    ) -> Result<End, DropReason> {
+        let own = reply.destination.1;
+        reply.destination = (outer, own);
+        for _ in 0..TRIES {
+            let is_service = rules
+                .services
+                .contains_key(&(reply.protocol, reply.destination));
+            if !is_service && self.flows.is_free(&reply, now) {
+                return Ok(reply.destination);
+            }
+            if !matches!(reply.protocol, TCP | UDP | ICMP) {
+                break;
+            }
+            self.random = self
+                .random
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223);
+            let port = u16::try_from(self.random >> 16).unwrap_or_default();
+            reply.destination.1 = PORT_MIN + port % (u16::MAX - PORT_MIN);
+        }
+        Err(DropReason::TableFull)
+    }
+
+    fn translate(&mut self, head: &mut [u8], ip: &V4, offload: Offload, leaving: &Tuple, now: u64) {
+        let addresses = (leaving.source.0, leaving.destination.0);
+        if ip.fragment {
+            // Its later fragments have no ports by which they could be told.
+            if self.fragments.len() >= FRAGMENTED_MAX {
+                self.fragments.retain(|_, &mut (_, _, until)| now < until);
+            }
+            if self.fragments.len() < FRAGMENTED_MAX {
+                let key = (ip.source, ip.destination, word(head, ETHERNET_LEN + 4));
+                self.fragments
+                    .insert(key, (addresses.0, addresses.1, now + FRAGMENTS_NS));
+            }
+        }
+        let was = covered(head, ip.transport(), ip.protocol);
+        readdress(head, addresses);
+        retell(head, ip.transport(), leaving);
+        let is = covered(head, ip.transport(), ip.protocol);
+        let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
+        mend(head, ip.transport(), ip.protocol, (was, is), is_left_to_do);
+    }
+}
+
+/// The tuple of the packet whose transport's header is at `at`; none for errors.
+fn tuple_of(
+    head: &[u8],
+    at: usize,
+    protocol: u8,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+) -> Option<Tuple> {
+    let (from, to) = match protocol {
+        TCP | UDP => {
+            head.get(at..at + 4)?;
+            (word(head, at), word(head, at + 2))
+        }
+        ICMP => match head.get(at)? {
+            8 => (word(head, at + 4), 0),
+            0 => (0, word(head, at + 4)),
+            _ => return None,
+        },
+        _ => (0, 0),
+    };
+    Some(Tuple {
+        protocol,
+        source: (source, from),
+        destination: (destination, to),
+    })
+}
+
+/// The packet that the ICMP error at `at` quotes: where its transport's header is, and its tuple.
+fn quoted(head: &[u8], at: usize) -> Option<(usize, Tuple)> {
+    if !matches!(head.get(at)?, 3 | 4 | 11 | 12) {
+        return None;
+    }
+    let ip = at + 8;
+    let fixed: &[u8; 20] = head.get(ip..)?.first_chunk()?;
+    let header_len = usize::from(fixed[0] & 15) * 4;
+    let is_later = u16::from_be_bytes([fixed[6], fixed[7]]) & 0x1fff != 0;
+    if fixed[0] >> 4 != 4 || header_len < 20 || is_later {
+        return None;
+    }
+    let address = |at: usize| Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]);
+    let inner = ip + header_len;
+    let tuple = tuple_of(head, inner, fixed[9], address(12), address(16))?;
+    Some((inner, tuple))
+}
+
+/// Writes the addresses of the IPv4 header in a frame.
+fn readdress(head: &mut [u8], (source, destination): (Ipv4Addr, Ipv4Addr)) {
+    readdress_at(head, ETHERNET_LEN, source, destination);
+}
+
+fn readdress_at(head: &mut [u8], ip: usize, source: Ipv4Addr, destination: Ipv4Addr) {
+    let mut new = [0; 8];
+    new[..4].copy_from_slice(&source.octets());
+    new[4..].copy_from_slice(&destination.octets());
+    let Some(addresses) = head.get_mut(ip + 12..ip + 20) else {
+        return;
+    };
+    let was = Sum::of(addresses).checksum();
+    addresses.copy_from_slice(&new);
+    // Of a sum its complement is known.
+    renew(head, ip + 10, !was, !Sum::of(&new).checksum());
+}
+
+/// Writes the ports, or a ping's identifier.
+fn retell(head: &mut [u8], at: usize, tuple: &Tuple) {
+    match tuple.protocol {
+        TCP | UDP => {
+            put(head, at, tuple.source.1);
+            put(head, at + 2, tuple.destination.1);
+        }
+        ICMP if head.get(at) == Some(&8) => put(head, at + 4, tuple.source.1),
+        ICMP => put(head, at + 4, tuple.destination.1),
+        _ => {}
+    }
+}
+
+/// Of what translation changes, what a transport's checksum covers: addresses, and ports.
+fn covered(head: &[u8], at: usize, protocol: u8) -> (u16, u16) {
+    let sum = |from: usize, to: usize| !Sum::of(head.get(from..to).unwrap_or_default()).checksum();
+    match protocol {
+        TCP | UDP => (sum(ETHERNET_LEN + 12, ETHERNET_LEN + 20), sum(at, at + 4)),
+        ICMP => (0, word(head, at + 4)),
+        _ => (0, 0),
+    }
+}
+
+/// Mends a transport's checksum, of which this was covered and this is now.
+fn mend(
+    head: &mut [u8],
+    at: usize,
+    protocol: u8,
+    (was, is): ((u16, u16), (u16, u16)),
+    is_left_to_do: bool,
+) {
+    let place = at
+        + match protocol {
+            TCP => 16,
+            UDP => 6,
+            ICMP => 2,
+            _ => return,
+        };
+    if head.get(place..place + 2).is_none() || (protocol == UDP && word(head, place) == 0) {
+        return;
+    }
+    if is_left_to_do {
+        if protocol != ICMP {
+            // The sum of the pseudo-header stands there, as it is.
+            let sum = Sum::default()
+                .and_word(word(head, place))
+                .and_word(!was.0)
+                .and_word(is.0);
+            put(head, place, !sum.checksum());
+        }
+        return;
+    }
+    let sum = Sum::default()
+        .and_word(!word(head, place))
+        .and_word(!was.0)
+        .and_word(is.0)
+        .and_word(!was.1)
+        .and_word(is.1);
+    let sum = if protocol == UDP {
+        sum.checksum_not_zero()
+    } else {
+        sum.checksum()
+    };
+    put(head, place, sum);
+}
+
+/// Translates an ICMP error about a packet of a flow, and the packet it quotes, which went the other way.
+fn translate_error(head: &mut [u8], ip: &V4, arriving: &Tuple, leaving: &Tuple) {
+    let at = ip.transport();
+    let Some((inner, _)) = quoted(head, at) else {
+        return;
+    };
+    let even = head.len() - (head.len() - at) % 2;
+    let before = Sum::of(&head[at..even]).checksum();
+    let back = leaving.turned();
+    readdress_at(head, at + 8, back.source.0, back.destination.0);
+    let checksum = inner
+        + match back.protocol {
+            TCP => 16,
+            _ => 6,
+        };
+    // Only what is there of the quoted transport's header.
+    if matches!(back.protocol, TCP | UDP) && head.get(checksum..checksum + 2).is_some() {
+        let was_back = arriving.turned();
+        let covered = |tuple: &Tuple| {
+            let words = [tuple.source, tuple.destination]
+                .map(|(ip, port)| Sum::of(&ip.octets()).and_word(port));
+            !words[0].and(words[1]).checksum()
+        };
+        if back.protocol == TCP || word(head, checksum) != 0 {
+            renew(head, checksum, covered(&was_back), covered(&back));
+        }
+    }
+    retell(head, inner, &back);
+    let after = !Sum::of(&head[at..even]).checksum();
+    let sum = Sum::default()
+        .and_word(!word(head, at + 2))
+        .and_word(before)
+        .and_word(after)
+        .checksum();
+    put(head, at + 2, sum);
+    // Whoever is in the middle is shown outside as the station behind it.
+    let source = if arriving.source == leaving.source {
+        ip.source
+    } else {
+        leaving.source.0
+    };
+    readdress(head, (source, leaving.destination.0));
+}
