@@ -2,304 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsBytes, cast
+from typing import TYPE_CHECKING, Any, Literal, SupportsBytes, cast
 
-from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
+from virtnet.adding_ports import AddingPorts
+from virtnet.description import FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
-from virtnet.feeding import IterablePort
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.impairing import Impairment, plain_options
-from virtnet.kinds import FRAME_MAX, FRAME_MIN, FUNCTIONS, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
-from virtnet.nodes import Firewall, Function, Node, PortNode, Router, Switch
-from virtnet.observing import Observing
-from virtnet.plans import PlannedNode, Plans, planned
+from virtnet.kinds import FRAME_MAX, FRAME_MIN, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
+from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.routers import RouterMethods
-from virtnet.spec import PortSpec, is_path
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from virtnet.burst import Burst, Frame
     from virtnet.elements import Element
     from virtnet.handlers import Late, OnBurst
     from virtnet.impairing import OverTime
-    from virtnet.net import Net
-    from virtnet.ports import Features
 
 __all__ = ["Composing"]
 
 
-class Composing(Observing, RouterMethods):
+class Composing(AddingPorts, RouterMethods):
     """The half of :class:`~virtnet.Net` that describes: what there is, and how it is cabled."""
-
-    def __init__(self) -> None:
-        """Begins with nothing."""
-        self._lock = threading.RLock()
-        self._plan = Plans()
-        self._before_change: Plans | None = None
-
-    def _changed(self, before: Plans) -> None:
-        """Makes what runs follow the description; what cannot be done raises, and then nothing has changed."""
-        raise NotImplementedError
-
-    # Ports.
-
-    def port(self, spec: str | PortSpec, *, name: str | None = None) -> PortNode:
-        """Adds a port of any kind, by its textual form or specification.
-
-        Args:
-            spec: such as ``"vhost-user:vm1.sock,queue_pairs=2"``.
-            name: what to call it; made from what it is if not given.
-
-        Raises:
-            ConfigError: the text is no port, or the name is taken.
-            PortError: the network runs and the system refused.
-        """
-        if isinstance(spec, str):
-            spec = PortSpec.parse(spec)
-        handle = PortNode(cast("Net", self), self._name(name, _called(spec)), spec)
-        self._add(planned(handle, spec))
-        return handle
-
-    def vhost_user(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        client: bool = False,
-        queue_pairs: int = 1,
-        mtu: int | None = None,
-        mac: str | None = None,
-        speed_mbps: int | None = None,
-        postcopy: bool = False,
-        in_band: bool = False,
-        without: Features | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a network device that a driver attaches to; options as for :class:`~virtnet.VhostUserPort`."""
-        options = {
-            "client": client,
-            "queue_pairs": queue_pairs,
-            "mtu": mtu,
-            "mac": mac,
-            "speed_mbps": speed_mbps,
-            "postcopy": postcopy,
-            "in_band": in_band,
-            "without": without,
-        }
-        return self.port(PortSpec.of("vhost-user", str(path), **options), name=name)
-
-    def virtio_user(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        server: bool = False,
-        queue_pairs: int = 1,
-        queue_size: int = 256,
-        ring: Literal["split", "packed"] = "split",
-        in_order: bool = True,
-        control: bool = False,
-        hash_report: bool = False,
-        iommu: bool = False,
-        without: Features | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a driver that attaches to a vhost-user back-end; options as for :class:`~virtnet.VirtioUserPort`.
-
-        What its device can be asked for with ``control=True`` are the methods of ``port.device``.
-        """
-        options = {
-            "server": server,
-            "queue_pairs": queue_pairs,
-            "queue_size": queue_size,
-            "ring": ring,
-            "in_order": in_order,
-            "control": control,
-            "hash_report": hash_report,
-            "iommu": iommu,
-            "without": without,
-        }
-        return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)
-
-    def tap(
-        self,
-        interface: str,
-        *,
-        mtu: int | None = None,
-        queue_pairs: int = 1,
-        netns: str | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds an interface of the kernel; options as for :class:`~virtnet.TapPort`."""
-        return self.port(PortSpec.of("tap", interface, mtu=mtu, queue_pairs=queue_pairs, netns=netns), name=name)
-
-    def af_packet(
-        self, interface: str, *, promiscuous: bool = True, netns: str | None = None, name: str | None = None
-    ) -> PortNode:
-        """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
-        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous, netns=netns), name=name)
-
-    def vxlan(
-        self,
-        local: str,
-        *,
-        vni: int,
-        remotes: Iterable[str] = (),
-        learn: bool = True,
-        ageing_s: int = 300,
-        anyone: bool = False,
-        source_ports: int = 16,
-        netns: str | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a way to other hosts, over UDP; options as for :class:`~virtnet.VxlanPort`."""
-        options = {
-            "vni": vni,
-            "remotes": remotes if isinstance(remotes, str) else tuple(remotes),
-            "learn": learn,
-            "ageing_s": ageing_s,
-            "anyone": anyone,
-            "source_ports": source_ports,
-            "netns": netns,
-        }
-        return self.port(PortSpec.of("vxlan", local, **options), name=name)
-
-    def stream(
-        self,
-        where: str | os.PathLike[str],
-        *,
-        client: bool = False,
-        netns: str | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a connection that frames go through; options as for :class:`~virtnet.StreamPort`."""
-        return self.port(PortSpec.of("stream", str(where), client=client, netns=netns), name=name)
-
-    def dgram(
-        self,
-        where: str | os.PathLike[str],
-        *,
-        remote: str | os.PathLike[str],
-        netns: str | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a socket that frames go through, a datagram each; options as for :class:`~virtnet.DgramPort`."""
-        return self.port(PortSpec.of("dgram", str(where), remote=str(remote), netns=netns), name=name)
-
-    def af_xdp(
-        self,
-        interface: str,
-        *,
-        queues: int | None = None,
-        ring_size: int = 2048,
-        mode: Literal["auto", "copy", "zero-copy"] = "auto",
-        attach: Literal["auto", "native", "generic"] = "auto",
-        promiscuous: bool = True,
-        netns: str | None = None,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds an interface taken away from the host's network stack; options as for :class:`~virtnet.AfXdpPort`."""
-        options = {
-            "queues": queues,
-            "ring_size": ring_size,
-            "mode": mode,
-            "attach": attach,
-            "promiscuous": promiscuous,
-            "netns": netns,
-        }
-        return self.port(PortSpec.of("af-xdp", interface, **options), name=name)
-
-    def pcap(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        mode: Literal["write", "read"] = "write",
-        overwrite: bool = False,
-        loop: bool = False,
-        timed: bool = False,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a capture file; options as for :class:`~virtnet.PcapPort`. It is read from when it is plugged in."""
-        spec = PortSpec.of("pcap", str(path), mode=mode, overwrite=overwrite, loop=loop, timed=timed)
-        return self.port(spec, name=name)
-
-    def user_net(
-        self,
-        network: str = "10.0.2.0/24",
-        *,
-        gateway: str | None = None,
-        first: str | None = None,
-        ipv6: str | None = None,
-        mac: str | None = None,
-        mtu: int = 1500,
-        lease_s: int = 86400,
-        outside: bool = True,
-        host_loopback: bool = False,
-        resolver: str | None = None,
-        domain: str | None = None,
-        names: Mapping[str, str] | None = None,
-        leases: Mapping[str, str | tuple[str, str]] | None = None,
-        forward: Mapping[int | str, str | tuple[str, int]] | None = None,
-        tcp_idle_s: int = 7200,
-        udp_idle_s: int = 60,
-        name: str | None = None,
-    ) -> PortNode:
-        """Adds a gateway that gives guests addresses and names, and carries what they send to the outside without root.
-
-        Options as for :class:`~virtnet.UserNetPort`. ``port.leases`` says who has which address.
-
-        Example:
-            >>> import virtnet as vn
-            >>> net = vn.Net()
-            >>> gateway = net.user_net("10.0.2.0/24", forward={8080: ("10.0.2.15", 80)})
-            >>> vm = net.vhost_user("vm1.sock")
-            >>> _ = vm >> net.switch() << gateway
-            >>> print(gateway.spec)
-            user-net:10.0.2.0/24,forward=8080/10.0.2.15:80
-        """
-        options = {option: value for option, value in locals().items() if option not in {"self", "network", "name"}}
-        return self.port(PortSpec.of("user-net", network, **options), name=self._name(name, "gateway"))
-
-    def memory(self, name: str, *, capacity: int = 1024) -> PortNode:
-        """Adds a port whose other end, ``.end``, is a :class:`~virtnet.MemoryPort` for this program to use by hand."""
-        return self.port(PortSpec.of("memory", name, capacity=capacity), name=name)
-
-    def iterable(
-        self, frames: Iterable[Frame | Burst], *, capacity: int = 1024, name: str | None = None
-    ) -> IterablePort:
-        """Adds a port that plays a Python iterable: its frames come into the network, in order, as soon as taken.
-
-        The iterable is asked in a thread of its own, from when the network runs and the port is plugged in until it
-        is at its end, the port is removed or the network stops; what it raises is the port's ``error``.
-
-        Args:
-            frames: frames, or bursts of them, which is faster. A generator is closed at the end.
-            capacity: frames that may wait for the network; when there are so many, the iterable waits.
-            name: what to call it.
-
-        Example:
-            >>> import virtnet as vn
-            >>> with vn.Net() as net:
-            ...     player, there = net.iterable(bytes([2] * 14) for _ in range(3)), net.memory("there")
-            ...     _ = player >> there
-            ...     _ = player.wait(5)
-            ...     player.played, player.error
-            (3, None)
-        """
-        chosen = self._name(name, "iterable")
-        spec = PortSpec.of("memory", chosen, capacity=capacity)
-        handle = IterablePort(cast("Net", self), chosen, spec, frames)
-        self._add(planned(handle, spec))
-        if cast("Net", self).running:
-            handle._begin()  # noqa: SLF001 - a part of the network
-        return handle
-
-    # Functions.
 
     def switch(
         self,
@@ -435,20 +162,6 @@ class Composing(Observing, RouterMethods):
                 self.cable(firewall, ends[1])
         return firewall
 
-    def _cable_at(self, where: Node | tuple[Node, Node]) -> tuple[Node, Node]:
-        """The ends of the cable that is meant."""
-        if isinstance(where, Node):
-            others = self._plan.cables_of(self._known(where.name).handle.name)
-            if len(others) != 1:
-                raise ConfigError(
-                    f"{where.name!r} has {len(others)} cables: say which one by the nodes at its ends, (a, b)"
-                )
-            return where, self[others[0]]
-        a, b = where
-        if b.name not in self._plan.cables_of(self._known(a.name).handle.name):
-            raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
-        return a, b
-
     def on_burst(
         self,
         where: Node | tuple[Node, Node],
@@ -548,14 +261,6 @@ class Composing(Observing, RouterMethods):
             elif function.kind == "wire":
                 self.remove(function)
         self.remove(port)
-
-    def _take_out(self, function: Function) -> None:
-        """Takes a function out of a cable, which is whole again."""
-        gates = FUNCTIONS[function.kind].gates(function.spec.options)
-        ends = [name for name in self._plan.cables_of(function.name) if gates.get(name, 0) < 2]  # noqa: PLR2004 - both
-        self.remove(function)
-        if len(ends) == 2:  # noqa: PLR2004 - the ends of a cable
-            self.cable(self[ends[0]], self[ends[1]])
 
     def element(self, element: Element | Callable[[Any], Any], *, name: str | None = None) -> Function:
         """Adds an element: a wire that runs a small program on what passes, either way; see :func:`virtnet.element`.
@@ -746,180 +451,6 @@ class Composing(Observing, RouterMethods):
                 if node is not None:
                     self.cable(node, cable)
         return cast("Impairment", cable)
-
-    # Cables and changes.
-
-    def cable(self, a: Node, b: Node) -> None:
-        """Plugs a cable between two nodes, as ``a >> b`` does. Between two ports it is a wire of its own.
-
-        Raises:
-            ConfigError: a node is of another network, or has no free end for a cable.
-        """
-        with self.change():
-            for node in (a, b):
-                if node.net is not self:
-                    raise ConfigError(f"a cable joins nodes of one network, {node.name!r} belongs to another")
-                self._known(node.name)
-            if a.name == b.name:
-                raise ConfigError(f"a cable joins two nodes, found {a.name!r} at both ends")
-            if isinstance(a, PortNode) and isinstance(b, PortNode):
-                self.wire(a, b, name=f"{a.name}-{b.name}")
-                return
-            if a.name in self._plan.cables_of(b.name):
-                raise ConfigError(f"{a.name!r} and {b.name!r} are joined already")
-            for node in (a, b):
-                most, words = FUNCTIONS[node.kind].cables if isinstance(node, Function) else (1, "one")
-                plugged = self._plan.cables_of(node.name)
-                if len(plugged) >= most:
-                    raise ConfigError(
-                        f"a {node.kind} takes {words} cable{'s' if most > 1 else ''}, and {node.name!r} is joined to "
-                        f"{' and '.join(map(repr, plugged))} already: put a switch between, or unplug it first"
-                    )
-            self._plan = replace(self._plan, cables=(*self._plan.cables, (a.name, b.name)))
-
-    def unplug(self, a: Node, b: Node) -> None:
-        """Takes the cable between two nodes away.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        with self.change():
-            ends = {a.name, b.name}
-            cables = tuple(cable for cable in self._plan.cables if set(cable) != ends)
-            if len(cables) == len(self._plan.cables):
-                raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
-            self._plan = replace(self._plan, cables=cables)
-
-    def remove(self, node: Node | str) -> None:
-        """Takes a node and its cables away; a port is closed. Its packets stay in the balance of :meth:`stats`.
-
-        Raises:
-            ConfigError: there is no such node.
-        """
-        name = node if isinstance(node, str) else node.name
-        with self.change():
-            self._known(name)
-            nodes = {other: _forgetting(node, name) for other, node in self._plan.nodes.items() if other != name}
-            cables = tuple(cable for cable in self._plan.cables if name not in cable)
-            self._plan = replace(self._plan, nodes=nodes, cables=cables)
-
-    @contextmanager
-    def change(self) -> Iterator[Self]:
-        """Makes what is done in the block one change: it takes effect at the end, whole or not at all.
-
-        Raises:
-            VirtnetError: it cannot be done; the network is and runs as before.
-        """
-        with self._lock:
-            if self._before_change is not None:
-                yield self  # part of a larger change
-                return
-            self._before_change = before = self._plan
-            try:
-                yield self
-                followed = [capture.follow(self._plan) for capture in self._plan.captures]
-                self._plan = replace(self._plan, captures=tuple(filter(None, followed)))
-                if self._plan != before:
-                    self._changed(before)
-            except BaseException:
-                self._plan = before
-                raise
-            finally:
-                self._before_change = None
-                for node in self._plan.nodes.values():
-                    node.handle.spec = node.spec
-
-    def __getitem__(self, name: str) -> Node:
-        """The node of that name."""
-        with self._lock:
-            of_captures = self._plan.capture_nodes()
-            return of_captures[name].handle if name in of_captures else self._known(name).handle
-
-    # Inside.
-
-    def _name(self, given: str | None, base: str) -> str:
-        """The name given, or one made from ``base`` that is free."""
-        if given is not None:
-            return given
-        base = base[: NAME_MAX - 8]
-        taken = self._plan.nodes | self._plan.capture_nodes()
-        names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
-        return next(name for name in names if name not in taken)
-
-    def _function(self, name: str | None, spec: FunctionSpec) -> Function:
-        spec = whole(spec)
-        handle = self._handle(self._name(name, spec.kind), spec)
-        self._add(planned(handle, spec))
-        return cast("Function", handle)
-
-    def _add(self, node: PlannedNode) -> None:
-        name = node.handle.name
-        with self.change():
-            self._check_name(name)
-            self._plan = replace(self._plan, nodes={**self._plan.nodes, name: node})
-
-    def _check_name(self, name: str) -> None:
-        if not name or len(name) > NAME_MAX or not name.isprintable():
-            raise ConfigError(f"a name has 1 to {NAME_MAX} printable characters, found {name!r}")
-        taken = (self._plan.nodes | self._plan.capture_nodes()).get(name)
-        if taken is not None:
-            raise ConfigError(f"the name {name!r} is taken by a {taken.handle.kind}: give another with name=")
-
-    def _known(self, name: str) -> PlannedNode:
-        if name not in self._plan.nodes:
-            there = ", ".join(self._plan.nodes) or "nothing yet"
-            raise ConfigError(f"there is no node {name!r} in the network: there is {there}")
-        return self._plan.nodes[name]
-
-    def _set(self, function: Function, options: Mapping[str, Any]) -> None:
-        """Changes options of a function."""
-        with self.change():
-            node = self._known(function.name)
-            spec = whole(FunctionSpec(function.kind, {**function.spec.options, **options}))
-            check_options(spec)
-            self._plan = replace(self._plan, nodes={**self._plan.nodes, function.name: planned(node.handle, spec)})
-        function.spec = spec
-
-    def _handle(self, name: str, spec: PortSpec | FunctionSpec) -> PortNode | Function:
-        """What a program holds of a node."""
-        net = cast("Net", self)
-        if isinstance(spec, PortSpec):
-            return PortNode(net, name, spec)
-        return HANDLES.get(spec.kind, Function)(net, name, spec)
-
-
-#: What a program holds of functions that can be asked for more than others.
-HANDLES: dict[str, type[Function]] = {
-    "firewall": Firewall,
-    "impairment": Impairment,
-    "switch": Switch,
-    "router": Router,
-    "nat": Router,
-    "load_balancer": Router,
-}
-
-
-def _called(spec: PortSpec) -> str:
-    """What to call a port of which nobody says it."""
-    if spec.kind == "vxlan":
-        return f"vxlan{spec.options['vni']}"
-    is_address = spec.kind in {"stream", "dgram"} and not is_path(spec.where)
-    return spec.kind if is_address else Path(spec.where).stem or spec.kind
-
-
-def _forgetting(node: PlannedNode, name: str) -> PlannedNode:
-    """A node without what its options say of another one that goes."""
-    if isinstance(node.spec, PortSpec) or not (option := FUNCTIONS[node.spec.kind].by_far_end):
-        return node
-    tables = node.spec.options[option]
-    kept = {
-        end: {option: value for option, value in table.items() if (option, value) != ("mirror", name)}
-        for end, table in tables.items()
-        if end != name
-    }
-    if kept == tables:
-        return node
-    return planned(node.handle, whole(FunctionSpec(node.spec.kind, {**node.spec.options, option: kept})))
 
 
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
