@@ -13,6 +13,9 @@ from pathlib import Path
 from benchmarks import cells, curves, facts, functions, machine, networks, ours, report, testpmd
 from benchmarks.run import FAILURES, SIDES, Bench, Run, measure
 
+#: What is no rate of a cell, by what it is about.
+FACTS = {"rest": facts, "networks": networks, "functions": functions}
+
 #: A side that fails this often in one cell is left alone, and so is one that is disturbed this often per run wanted.
 FAILURES_SUFFERED = 3
 DISTURBANCES_SUFFERED = 4
@@ -81,7 +84,7 @@ def _measure_all(
         if publishes:
             figures.renew(rows[-1:], [], circumstances)
     if options.facts:
-        for fact in itertools.chain(*(module.measure_all(bench) for module in (facts, networks, functions))):
+        for fact in itertools.chain(*(FACTS[name].measure_all(bench) for name in options.facts_of)):
             print(f"  {fact.name}: {fact.peer}, {fact.ours}, aimed at {fact.target or '-'}", flush=True)
             found.append(fact)
     drawn = []
@@ -161,6 +164,7 @@ def _options() -> argparse.Namespace:
     add("--eal", default="", help="more EAL options for testpmd, as in '--force-max-simd-bitwidth=512'")
     add("--peer-only", action="store_true", help="measure DPDK alone")
     add("--self-check", action="store_true", help="measure DPDK against itself: how far from 1 is noise")
+    add("--facts-of", nargs="+", choices=FACTS, default=list(FACTS), help="which of what is no rate")
     add("--facts", action=argparse.BooleanOptionalAction, help="measure what is no rate too, or not (whole runs do)")
     add("--curves", action=argparse.BooleanOptionalAction, help="measure how costs grow too, or not (whole runs do)")
     add(

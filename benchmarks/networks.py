@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
     from benchmarks.run import Bench
 
-#: As many ports come and go under load.
-CHANGED_PORTS = 1_000
+#: As many ports, and as many rules of a firewall, come and go under load.
+CHANGED = 1_000
+
+#: Rules come and go by so many at a time.
+RULES_AT_ONCE = 20
 
 #: So much of what the network passes without a loss is the load while it changes.
 LOADED = 0.8
@@ -93,7 +96,7 @@ class Lab:
 
 
 def changes_under_load(bench: Bench) -> list[Fact]:
-    """Ports come and go, each by a change of its own, beside traffic that they do not concern."""
+    """Ports come and go, each by a change of its own, and rules of a firewall, beside traffic they do not concern."""
     bench.distance.wait_usual(LONGEST_WAIT_S)
     with contextlib.ExitStack() as stack:
         full = Lab(stack, bench).rate()
@@ -101,14 +104,22 @@ def changes_under_load(bench: Bench) -> list[Fact]:
         lab = Lab(stack, bench, rate_pps=LOADED * full)
         began = time.perf_counter()
         switch = lab.net.switch()
-        ports = [lab.net.memory(f"m{number}") for number in range(CHANGED_PORTS)]
+        firewall = lab.net.firewall()
+        lab.net.memory("fenced") >> firewall >> switch
+        ports = [lab.net.memory(f"m{number}") for number in range(CHANGED)]
         for port in ports:
             port >> switch
+        rules = [f"pass proto udp to any port {number + 1}" for number in range(CHANGED)]
+        counts = range(0, CHANGED + 1, RULES_AT_ONCE)
+        for count in (*counts, *reversed(counts)):
+            firewall.set(rules="\n".join(rules[:count]))
         for port in ports:
             port.remove()
         took = time.perf_counter() - began
         made, lost = lab.finish()
-    name = f"{CHANGED_PORTS} ports come and go under {LOADED:.0%} of the full load: packets lost beside them"
+    name = (
+        f"{CHANGED} ports and {CHANGED} rules come and go under {LOADED:.0%} of the full load: packets lost beside them"
+    )
     return [Fact(name, f"{made / 1e6:.1f} M sent in {took:.1f} s", str(lost), None, "0", lost == 0)]
 
 
