@@ -60,5 +60,6 @@ def test_the_example_runs(name, monkeypatch, capsys):
     if name == "vxlan.py" and (os.geteuid() or subprocess.run(["unshare", "--net", "true"], check=False).returncode):
         pytest.skip("makes interfaces in network namespaces: needs root")
     monkeypatch.setattr(sys, "argv", [name, "1"] if name == "switch.py" else [name])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it keeps its fonts open; without it there is a table
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     assert capsys.readouterr().out
