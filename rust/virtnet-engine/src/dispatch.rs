@@ -146,6 +146,7 @@ impl Network {
     }
 
     /// The same for whatever is cabled to `gate`.
+    #[inline]
     pub(crate) fn offer_made_at(
         &mut self,
         slot: usize,
@@ -172,22 +173,6 @@ impl Network {
         taken
     }
 
-    /// Sends on by `gate` what function `slot` had kept.
-    pub(crate) fn send_kept(&mut self, slot: usize, gate: Gate, burst: &mut Burst, now: u64) {
-        let gates = self.routes.functions.get(slot);
-        let target = gates.map_or(Target::Nothing, |gates| gates.target(gate));
-        self.entries_left = MAX_ENTRIES;
-        let way = Way {
-            now,
-            depth: 1,
-            from: Slot::Function(slot),
-            shared: false,
-            offered: false,
-        };
-        let all = Picks::first(burst.len());
-        self.send(target, burst, &all, way);
-    }
-
     /// Sends what function `slot` has made by one of its gates. It is counted as generated.
     pub(crate) fn send_made(
         &mut self,
@@ -200,6 +185,18 @@ impl Network {
         if let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) {
             node.counters.generated += picks.len() as u64;
         }
+        self.send_kept(slot, gate, burst, picks, now);
+    }
+
+    /// Sends on by `gate` what function `slot` had kept.
+    pub(crate) fn send_kept(
+        &mut self,
+        slot: usize,
+        gate: Gate,
+        burst: &mut Burst,
+        picks: &Picks,
+        now: u64,
+    ) {
         let gates = self.routes.functions.get(slot);
         let target = gates.map_or(Target::Nothing, |gates| gates.target(gate));
         self.entries_left = MAX_ENTRIES;
@@ -440,7 +437,9 @@ impl Network {
         }
     }
 
-    /// Has packets leave by the gates that a switch has laid out for them, at each in its own form.
+    /// Has packets leave by the gates that a switch has laid out for them, at each in its own form. Kept out of the way of those
+    /// that need no such thing.
+    #[inline(never)]
     fn act_as_laid_out(&mut self, slot: usize, burst: &mut Burst, way: Way) -> usize {
         let Some(FunctionNode {
             function: Function::Switch(switch),

@@ -460,7 +460,8 @@ impl Worker {
                     break;
                 };
                 self.released += out.len();
-                self.network.send_kept(slot, gate ^ 1, &mut out, now);
+                let all = Picks::first(out.len());
+                self.network.send_kept(slot, gate ^ 1, &mut out, &all, now);
                 if let Some(cable) = self.cable(slot) {
                     cable.left(out);
                 }
