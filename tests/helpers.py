@@ -56,5 +56,10 @@ def descriptors() -> dict[str, str]:
 
 def threads() -> list[str]:
     """Names of the threads of this process that are ours."""
-    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            names.append(Path(task, "comm").read_text().strip())
+        except (FileNotFoundError, ProcessLookupError):  # it ended since it was listed
+            continue
     return sorted(name for name in names if name.startswith("virtnet"))
