@@ -36,7 +36,7 @@ class Load:
         """Attach to the back-ends."""
         self.net = net
         self.ports = [
-            net.virtio_user(socket, ring=options.ring, in_order=options.in_order, without=OFFLOADS)
+            net.virtio_user(socket, ring=options.ring, in_order=options.in_order, in_flight=False, without=OFFLOADS)
             for socket in options.sockets
         ]
         self.ends = [port >> net.sink() for port in self.ports]

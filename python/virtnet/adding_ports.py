@@ -81,6 +81,7 @@ class AddingPorts(Drawing):
         control: bool = False,
         hash_report: bool = False,
         iommu: bool = False,
+        in_flight: bool = True,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -97,6 +98,7 @@ class AddingPorts(Drawing):
             "control": control,
             "hash_report": hash_report,
             "iommu": iommu,
+            "in_flight": in_flight,
             "without": without,
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)

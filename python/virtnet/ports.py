@@ -251,6 +251,9 @@ class VirtioUserPort(Port, DeviceCommands):
         hash_report: have the device tell the hash of each packet (``burst.columns.hash``); needs ``control``.
         iommu: be behind an IOMMU: each page that the back-end is to touch it has to ask for. It must offer
             ACCESS_PLATFORM then.
+        in_flight: have the back-end record which buffers it holds, where it can, so that the queues are kept when it is
+            killed and comes back: nothing in them is lost or delivered twice. With packed rings that has a price:
+            ``benchmarks/README.md`` says which.
         without: features not to accept, as flags or names.
     """
 
@@ -266,6 +269,7 @@ class VirtioUserPort(Port, DeviceCommands):
         control: bool = False,
         hash_report: bool = False,
         iommu: bool = False,
+        in_flight: bool = True,
         without: Features | None = None,
     ) -> None:
         """Connects, or starts to listen."""
@@ -278,6 +282,7 @@ class VirtioUserPort(Port, DeviceCommands):
             "control": control,
             "hash_report": hash_report,
             "iommu": iommu,
+            "in_flight": in_flight,
             "without": without,
         }
         super().__init__(PortSpec.of("virtio-user", str(path), **options))

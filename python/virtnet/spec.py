@@ -376,6 +376,7 @@ KINDS: dict[str, Kind] = {
                 _switch("control"),
                 _switch("hash_report"),
                 _switch("iommu"),
+                _switch("in_flight", default=True),
                 _WITHOUT,
             ),
         ),

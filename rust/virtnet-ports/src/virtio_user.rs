@@ -51,6 +51,8 @@ pub struct VirtioUserOptions {
     pub hash_report: bool,
     /// Be behind an IOMMU: what the back-end may touch it has to ask for, page by page. It must offer ACCESS_PLATFORM then.
     pub iommu: bool,
+    /// Have the back-end record what is in flight, so that nothing in the queues is lost when it is killed.
+    pub in_flight: bool,
     /// Features not to accept, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -70,6 +72,7 @@ impl VirtioUserOptions {
             control: false,
             hash_report: false,
             iommu: false,
+            in_flight: true,
             without: Features::empty(),
             mode: 0o600,
         }

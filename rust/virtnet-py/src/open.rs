@@ -211,6 +211,7 @@ pub(crate) fn open(
                 control: get(options, "control")?,
                 hash_report: get(options, "hash_report")?,
                 iommu: get(options, "iommu")?,
+                in_flight: get(options, "in_flight")?,
                 without: Features::from_bits_retain(get(options, "without")?)
                     | in_order
                     | owner.without(),

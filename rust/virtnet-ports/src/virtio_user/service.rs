@@ -180,7 +180,9 @@ impl FrontendService {
             peer: Peer::BackEnd,
             pid: stream.peer().ok().map(|peer| peer.pid),
         });
-        match Frontend::start_with(stream, ProtocolFeatures::FRONTEND) {
+        let mut wanted = ProtocolFeatures::FRONTEND;
+        wanted.set(ProtocolFeatures::INFLIGHT_SHMFD, self.options.in_flight);
+        match Frontend::start_with(stream, wanted) {
             Ok(frontend) => {
                 self.session = Some(Session {
                     frontend,

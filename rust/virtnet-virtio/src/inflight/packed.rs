@@ -20,7 +20,6 @@ pub(super) const ENTRY: usize = 32;
 /// the chain, how many the chain has, when it was taken, and two words of the descriptor.
 const INFLIGHT: usize = 0;
 const NEXT: usize = 2;
-const LAST: usize = 4;
 const NUM: usize = 6;
 const COUNTER: usize = 8;
 const REST: usize = 16;
@@ -116,7 +115,8 @@ impl PackedRecord {
         record
     }
 
-    /// Chains have been taken whose descriptors lie in `desc` from `from` on: how many slots each has.
+    /// Chains have been taken whose descriptors lie in `desc` from `from` on: how many slots each has. They are in flight together,
+    /// when they are not free any more.
     pub(crate) fn take(&mut self, desc: &Table, from: Position, slots: impl Iterator<Item = u16>) {
         let mut at = from;
         for slots in slots {
@@ -131,15 +131,13 @@ impl PackedRecord {
                 entry = self.next_of(entry);
                 at = at.advance(1, self.size);
             }
-            self.store(first, LAST, last);
-            self.store(first, NUM, slots);
             self.store_u64(first, COUNTER, self.counter);
             self.counter = self.counter.wrapping_add(1);
-            self.store(first, INFLIGHT, 1);
+            self.store_head(first, last, slots);
             self.free_head = entry;
-            self.store_free_heads();
             self.held.push_back((first, last));
         }
+        self.store_free_heads();
     }
 
     /// The last `n` chains have been put back.
@@ -165,8 +163,8 @@ impl PackedRecord {
         for k in 0..self.given.min(self.held.len()) {
             let (first, last) = self.held[k];
             self.free(first, last);
-            self.region.store_u16(FREE_HEADS, self.free_head, Release);
         }
+        self.region.store_u16(FREE_HEADS, self.free_head, Release);
         self.store_places(used, self.used);
     }
 
@@ -209,6 +207,18 @@ impl PackedRecord {
         let wraps = u64::from(used.wrap) | u64::from(old.wrap) << 8;
         self.region
             .store_u64(USED_PLACES, slots | wraps << 32, Release);
+    }
+
+    /// Says in one word that a chain in flight begins at `first`, and ends at `last` after `num` entries.
+    fn store_head(&self, first: u16, last: u16, num: u16) {
+        if first < self.size {
+            let fields = [1, self.next_of(first), last, num];
+            let word = fields
+                .iter()
+                .rev()
+                .fold(0, |word, &field| word << 16 | u64::from(field));
+            self.region.store_u64(at(first, INFLIGHT), word, Release);
+        }
     }
 
     fn store(&self, entry: u16, field: usize, value: u16) {

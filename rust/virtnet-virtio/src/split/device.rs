@@ -109,14 +109,15 @@ impl SplitDevice {
         record: &Window,
     ) -> Result<Self, StartError> {
         let mut queue = Self::new(config, memory)?;
-        let (record, heads) = SplitRecord::open(record.clone(), queue.size, queue.next_used)?;
+        let (record, heads, taken) =
+            SplitRecord::open(record.clone(), queue.size, queue.next_used)?;
         queue.record = Some(Box::new(record));
         let count = u16::try_from(heads.len()).unwrap_or(u16::MAX);
         let available = queue.avail.load_u16(INDEX, Ordering::Acquire);
         if count > available.wrapping_sub(queue.next_used) {
             return Err(StartError::Record("more is in flight than was available"));
         }
-        queue.resumed = count;
+        queue.resumed = taken;
         // Mostly they are what comes next anyway.
         let next = |k: u16| queue.head(queue.next_used.wrapping_add(k));
         if !(0..count).map(next).eq(heads.iter().copied()) {
@@ -212,7 +213,10 @@ impl SplitDevice {
         }
         (self.next_avail, self.hint) = (at, hint);
         if let Some(record) = &mut self.record {
-            record.take(chains.last(taken).iter().map(|entry| entry.id));
+            if !self.again.is_empty() {
+                record.take(chains.last(taken).iter().map(|entry| entry.id));
+            }
+            record.tell_taken(at);
         }
         Ok(taken)
     }
@@ -298,6 +302,9 @@ impl SplitDevice {
         self.next_avail = self.next_avail.wrapping_sub(slots);
         if !self.again.is_empty() {
             self.seen_avail = self.next_avail;
+        }
+        if let Some(record) = &self.record {
+            record.tell_taken(self.next_avail);
         }
     }
 
