@@ -148,6 +148,7 @@ class OurDriver:
         order = "--in-order" if cell.in_order else "--no-in-order"
         words = [cell.task.driver_mode, *map(str, sockets), "--ring", cell.format, order, "--size", str(cell.size)]
         words += ["--stations", str(cell.task.stations), "--learnt", str(cell.task.learnt), "--cpu", core]
+        words += ["--in-flight"] if bench.in_flight else []
         self._process = subprocess.Popen(
             [*DIE_WITH_PARENT, "taskset", "-c", core, sys.executable, "-m", "benchmarks.load", *words],
             stdin=subprocess.PIPE,

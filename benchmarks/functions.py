@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import statistics
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import virtnet as vn
+from benchmarks import cells, frames, run
 from benchmarks.facts import LONGEST_WAIT_S, Fact
 from benchmarks.networks import Lab
 
@@ -66,6 +69,38 @@ def _firewall_state(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
     a >> net.firewall("pass proto udp keep-state") >> b
 
 
+def _switch_vlans(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    switch = a >> net.switch() << b
+    for port in (a, b):
+        switch.access(port, 10)
+
+
+def _impair(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    net.impair(a, b, loss=1e-6)
+
+
+def _impair_delay(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    net.impair(a, b, delay_ms=0.1, queue_packets=100_000)
+
+
+def _interfaces(a: vn.PortNode, b: vn.PortNode) -> dict[str | vn.Node, Any]:
+    """The guest at ``a`` sends to its router, which has the guest at ``b`` on its link."""
+    return {a: {"addresses": ["192.0.2.1/24"], "mac": frames.mac(1).hex(":")}, b: "198.18.0.254/24"}
+
+
+def _router(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    a >> net.router(_interfaces(a, b)) << b
+
+
+def _router_large(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    routes = {f"{16 + n // 65_536}.{n >> 8 & 255}.{n & 255}.0/24": "192.0.2.9" for n in range(LARGE)}
+    a >> net.router(_interfaces(a, b), routes) << b
+
+
+def _nat(net: vn.Net, a: vn.PortNode, b: vn.PortNode) -> None:
+    a >> net.nat(_interfaces(a, b), outside=b) << b
+
+
 #: What is measured: its name, how it is built, and its target.
 FUNCTIONS: list[tuple[str, Callable[[vn.Net, vn.PortNode, vn.PortNode], None], float]] = [
     ("wire", _wire, STATELESS),
@@ -76,6 +111,12 @@ FUNCTIONS: list[tuple[str, Callable[[vn.Net, vn.PortNode, vn.PortNode], None], f
     ("firewall of ten rules", _firewall, STATELESS),
     ("firewall with a set of 100,000 addresses", _firewall_set, STATELESS),
     ("firewall that keeps state", _firewall_state, STATEFUL),
+    ("switch with VLANs", _switch_vlans, STATELESS),
+    ("router", _router, STATELESS),
+    (f"router with {LARGE:,} routes", _router_large, STATELESS),
+    ("NAT", _nat, STATEFUL),
+    ("cable that loses packets", _impair, STATELESS),
+    ("cable that delays packets", _impair_delay, STATEFUL),
 ]
 
 
@@ -90,8 +131,46 @@ def measure_all(bench: Bench) -> Iterator[Fact]:
         a, b = statistics.median(plain), statistics.median(found)
         words = f"{a / 1e6:.1f} Mpps (switch)", f"{b / 1e6:.1f} Mpps"
         yield Fact(f"function: {name}", *words, b / a, f">= {target}x the switch", b / a >= target)
+    for ring in ("split", "packed-in-order"):
+        yield _in_flight(bench, ring)
+
+
+def _in_flight(bench: Bench, ring: str) -> Fact:
+    """What it costs to record what is in flight."""
+    cell = cells.select([f"switch-2 {ring} 64 virtnet"])[0]
+    recording = dataclasses.replace(bench, in_flight=True)
+    plain, found = [], []
+    for _ in range(RUNS):
+        for rates, how in ((plain, bench), (found, recording)):
+            bench.distance.wait_usual(LONGEST_WAIT_S)
+            found_now = run.measure(cell, "ours", how)
+            if found_now.clean:
+                rates.append(found_now.pps)
+    a, b = statistics.median(plain), statistics.median(found)
+    words = f"{a / 1e6:.1f} Mpps (no record)", f"{b / 1e6:.1f} Mpps"
+    return Fact(f"switch, {ring}, what is in flight recorded", *words, b / a, f">= {STATELESS}x", b / a >= STATELESS)
 
 
 def _rate(bench: Bench, build: Callable[[vn.Net, vn.PortNode, vn.PortNode], None]) -> float:
     with contextlib.ExitStack() as stack:
-        return Lab(stack, bench, join=build).rate(0.5)
+        lab = Lab(stack, bench, join=build)
+        _say_who_is_there(lab)
+        return lab.rate(0.5)
+
+
+def _say_who_is_there(lab: Lab) -> None:
+    """The guest that receives answers ARP before it is asked: a router asks."""
+    mac, mine, theirs = frames.mac(1), bytes([198, 18, 0, 2]), bytes([198, 18, 0, 254])
+    arp = bytes.fromhex("0001080006040002") + mac + mine + bytes(6) + theirs
+    with lab.guests.change():
+        lab.guests.unplug(lab.right, lab.sink)
+        talk = lab.guests.memory("talk")
+        talk >> lab.right
+    talk.end.tx([b"\xff" * 6 + mac + b"\x08\x06" + arp + bytes(18)])
+    while talk.stats().received == 0:
+        time.sleep(0.01)
+    with lab.guests.change():
+        lab.guests.unplug(talk, lab.right)
+        talk.remove()
+        lab.right >> lab.sink
+    time.sleep(0.1)

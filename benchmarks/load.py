@@ -35,10 +35,8 @@ class Load:
     def __init__(self, net: vn.Net, options: argparse.Namespace) -> None:
         """Attach to the back-ends."""
         self.net = net
-        self.ports = [
-            net.virtio_user(socket, ring=options.ring, in_order=options.in_order, in_flight=False, without=OFFLOADS)
-            for socket in options.sockets
-        ]
+        rings = {"ring": options.ring, "in_order": options.in_order, "in_flight": options.in_flight}
+        self.ports = [net.virtio_user(socket, **rings, without=OFFLOADS) for socket in options.sockets]
         self.ends = [port >> net.sink() for port in self.ports]
         for port in self.ports:
             if not port.wait_connected(10):
@@ -102,6 +100,7 @@ def _options() -> argparse.Namespace:
     add("sockets", nargs="+")
     add("--ring", choices=["split", "packed"], default="split")
     add("--in-order", action=argparse.BooleanOptionalAction, default=True)
+    add("--in-flight", action="store_true", help="have the back-end record what is in flight")
     add("--size", type=int, default=64)
     add("--stations", type=int, default=1, help="addresses behind each port")
     add("--learnt", type=int, default=0, help="addresses to make known behind each port before")

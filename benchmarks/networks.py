@@ -73,7 +73,7 @@ class Lab:
         left, right = (self.guests.virtio_user(directory / f"{n}.sock", name=n) for n in "ab")
         self.source >> left
         right >> self.sink
-        self.left = left
+        self.left, self.right = left, right
         for port in (left, right):
             port.wait_connected(10)
         time.sleep(0.2)

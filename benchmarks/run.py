@@ -47,6 +47,8 @@ class Bench:
     window_s: float
     logs: Path
     distance: CoreDistance
+    #: Whether our driver has a back-end record what is in flight, which none but ours does.
+    in_flight: bool = False
     driver_options: str = ""
     eal: Sequence[str] = ()
 

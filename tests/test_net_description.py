@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers import eventually
 
 import virtnet as vn
 
@@ -150,3 +151,16 @@ def test_representations_tell_the_state(net):
 def test_a_network_that_does_not_run_cannot_be_waited_for(net):
     with pytest.raises(vn.StateError, match="nobody can attach to 'vm1': it is not running"):
         net.vhost_user("vm1.sock").wait_connected(1)
+
+
+def test_two_ports_that_are_joined_can_be_unplugged_and_joined_to_others() -> None:
+    with vn.Net() as net:
+        a, b = net.memory("a"), net.memory("b")
+        a >> b
+        net.unplug(b, a)
+        with pytest.raises(vn.ConfigError, match="no cable between 'a' and 'b'"):
+            net.unplug(a, b)
+        a >> net.sink(name="end")
+        b >> net.echo()
+        a.end.tx([bytes(60)])
+        assert eventually(lambda: net["end"].stats().consumed == 1)

@@ -100,13 +100,20 @@ class Drawing(Observing):
             self._plan = replace(self._plan, cables=(*self._plan.cables, (a.name, b.name)))
 
     def unplug(self, a: Node, b: Node) -> None:
-        """Takes the cable between two nodes away.
+        """Takes the cable between two nodes away; between two ports, the wire that it is.
 
         Raises:
             ConfigError: there is none.
         """
         with self.change():
             ends = {a.name, b.name}
+            if isinstance(a, PortNode) and isinstance(b, PortNode):
+                between = set(self._plan.cables_of(a.name)) & set(self._plan.cables_of(b.name))
+                wires = [name for name in between if self[name].kind == "wire"]
+                for wire in wires:
+                    self.remove(wire)
+                if wires:
+                    return
             cables = tuple(cable for cable in self._plan.cables if set(cable) != ends)
             if len(cables) == len(self._plan.cables):
                 raise ConfigError(f"there is no cable between {a.name!r} and {b.name!r}")
