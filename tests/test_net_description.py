@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from helpers import eventually
 
 import virtnet as vn
+from helpers import eventually
 
 
 @pytest.fixture
