@@ -27,3 +27,19 @@ def test_what_has_a_price_is_offered_only_if_asked_for(sockets, option, name):
             sent = [frame(mac(2), mac(1), bytes([n])) for n in range(10)]
             assert driver.tx(sent) == len(sent)
             assert receive(driver, len(sent)) == [frame(mac(1), mac(2), bytes([n])) for n in range(10)]
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_a_driver_can_do_without_eventfds(sockets, ring):
+    with vn.Net() as net:
+        net.vhost_user(sockets / "a", in_band=True) >> net.echo()
+        with vn.VirtioUserPort(sockets / "a", ring=ring, in_band=True) as driver:
+            driver.wait_connected(5)
+            for n in range(10):
+                assert driver.tx([frame(mac(2), mac(1), bytes([n]))]) == 1
+                assert receive(driver, 1) == [frame(mac(1), mac(2), bytes([n]))]
+    assert vn.PortSpec.parse("virtio-user:x,in_band=on").options["in_band"]
+    with vn.VhostUserPort(sockets / "b"), vn.VirtioUserPort(sockets / "b", in_band=True) as driver:
+        left = driver.wait_event("disconnected", 5)
+        assert left is not None
+        assert "INBAND_NOTIFICATIONS" in str(left)

@@ -82,6 +82,7 @@ class AddingPorts(Drawing):
         hash_report: bool = False,
         iommu: bool = False,
         in_flight: bool = True,
+        in_band: bool = False,
         without: Features | None = None,
         name: str | None = None,
     ) -> PortNode:
@@ -99,6 +100,7 @@ class AddingPorts(Drawing):
             "hash_report": hash_report,
             "iommu": iommu,
             "in_flight": in_flight,
+            "in_band": in_band,
             "without": without,
         }
         return self.port(PortSpec.of("virtio-user", str(path), **options), name=name)

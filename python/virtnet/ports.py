@@ -254,6 +254,8 @@ class VirtioUserPort(Port, DeviceCommands):
         in_flight: have the back-end record which buffers it holds, where it can, so that the queues are kept when it is
             killed and comes back: nothing in them is lost or delivered twice. With packed rings that has a price:
             ``benchmarks/README.md`` says which.
+        in_band: notify, and be notified, by messages instead of eventfds. The back-end must offer INBAND_NOTIFICATIONS
+            then, as vhost-user ports with ``in_band=True`` do. Slower, and for trying such back-ends out.
         without: features not to accept, as flags or names.
     """
 
@@ -270,6 +272,7 @@ class VirtioUserPort(Port, DeviceCommands):
         hash_report: bool = False,
         iommu: bool = False,
         in_flight: bool = True,
+        in_band: bool = False,
         without: Features | None = None,
     ) -> None:
         """Connects, or starts to listen."""
@@ -283,6 +286,7 @@ class VirtioUserPort(Port, DeviceCommands):
             "hash_report": hash_report,
             "iommu": iommu,
             "in_flight": in_flight,
+            "in_band": in_band,
             "without": without,
         }
         super().__init__(PortSpec.of("virtio-user", str(path), **options))

@@ -377,6 +377,7 @@ KINDS: dict[str, Kind] = {
                 _switch("hash_report"),
                 _switch("iommu"),
                 _switch("in_flight", default=True),
+                _switch("in_band"),
                 _WITHOUT,
             ),
         ),

@@ -53,6 +53,8 @@ pub struct VirtioUserOptions {
     pub iommu: bool,
     /// Have the back-end record what is in flight, so that nothing in the queues is lost when it is killed.
     pub in_flight: bool,
+    /// Notify, and be notified, by messages instead of events. The back-end must offer INBAND_NOTIFICATIONS then.
+    pub in_band: bool,
     /// Features not to accept, though they work.
     pub without: Features,
     /// Permissions of a socket that we listen on.
@@ -73,6 +75,7 @@ impl VirtioUserOptions {
             hash_report: false,
             iommu: false,
             in_flight: true,
+            in_band: false,
             without: Features::empty(),
             mode: 0o600,
         }

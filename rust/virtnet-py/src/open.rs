@@ -212,6 +212,7 @@ pub(crate) fn open(
                 hash_report: get(options, "hash_report")?,
                 iommu: get(options, "iommu")?,
                 in_flight: get(options, "in_flight")?,
+                in_band: get(options, "in_band")?,
                 without: Features::from_bits_retain(get(options, "without")?)
                     | in_order
                     | owner.without(),

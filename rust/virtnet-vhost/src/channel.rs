@@ -167,7 +167,10 @@ impl FrontChannel {
                 .filter(|request| {
                     matches!(
                         request,
-                        BackRequest::ConfigChange | BackRequest::IotlbMsg(_)
+                        BackRequest::ConfigChange
+                            | BackRequest::IotlbMsg(_)
+                            | BackRequest::VringCall(_)
+                            | BackRequest::VringErr(_)
                     )
                 });
             if let Some(request) = request {

@@ -270,6 +270,14 @@ pub enum SessionError {
         /// What it accepts.
         found: ProtocolFeatures,
     },
+    /// Notifications by message, without a channel for calls.
+    #[error(
+        "the back-end's channel is gone, and without it the peer cannot call by messages: {why}"
+    )]
+    NoCalls {
+        /// What became of it.
+        why: String,
+    },
     /// A reply to nothing.
     #[error("a reply to request {request} came from a front-end: only requests were expected")]
     ReplyToNothing {

@@ -82,7 +82,8 @@ impl ProtocolFeatures {
         .union(Self::DEVICE_STATE)
         .union(Self::GPA_ADDRESSES);
 
-    /// The features this crate's front-end implements.
+    /// The features this crate's front-end implements, and takes where it is not told otherwise. It also implements
+    /// [`INBAND_NOTIFICATIONS`](Self::INBAND_NOTIFICATIONS), for drivers that want it.
     pub const FRONTEND: Self = Self::MQ
         .union(Self::LOG_SHMFD)
         .union(Self::RARP)

@@ -111,6 +111,11 @@ pub enum FrontendEvent {
     Miss(Iotlb),
     /// A translation was told, and is in force; or is gone, and is not used any more.
     Translated(Iotlb),
+    /// The device has given up a ring, and says so by a message.
+    RingBroken {
+        /// Which ring, as the back-end says; nobody has checked the number.
+        ring: u32,
+    },
     /// A ring has stopped, here.
     RingStopped {
         /// Which ring.
@@ -177,7 +182,7 @@ impl FrontendSession {
 
     fn begin(wanted: ProtocolFeatures, channel: Option<OwnedFd>) -> Self {
         let mut session = Self {
-            wanted: wanted & ProtocolFeatures::FRONTEND,
+            wanted: wanted & (ProtocolFeatures::FRONTEND | ProtocolFeatures::INBAND_NOTIFICATIONS),
             queue: VecDeque::new(),
             channel,
             awaited: None,
@@ -205,11 +210,12 @@ impl FrontendSession {
                 "the back-end has not said yet what it offers, or was told already".to_owned(),
             ));
         }
+        let in_band = self.is_in_band();
         let rings = setup
             .rings
             .into_iter()
             .enumerate()
-            .map(|(index, ring)| RingMessages::new(index, &ring));
+            .map(|(index, ring)| RingMessages::new(index, &ring, in_band));
         let rings = rings.collect::<Result<Vec<_>, _>>()?;
         let memory = self.memory(setup.regions)?;
         let with_protocol = self.offered.features & bits::PROTOCOL_FEATURES;
@@ -223,7 +229,7 @@ impl FrontendSession {
             .into_iter()
             .map(|ring| (ring.call, ring.others))
             .unzip();
-        self.queue.extend(calls);
+        self.queue.extend(calls.into_iter().flatten());
         self.features = setup.features | with_protocol;
         self.ask(Request::SetFeatures(self.features));
         if status {
@@ -288,11 +294,29 @@ impl FrontendSession {
     /// Asks how the device is; [`FrontendEvent::NeedsReset`] comes if it has to be reset. Nothing happens where the back-end has no
     /// STATUS.
     pub fn check_status(&mut self) {
-        let is_idle = self.awaited.is_none() && self.queue.is_empty();
-        let is_running = self.phase == Phase::Running && is_idle;
-        if is_running && self.protocol.contains(ProtocolFeatures::STATUS) {
+        if self.is_idle() && self.protocol.contains(ProtocolFeatures::STATUS) {
             self.ask(Request::GetStatus);
         }
+    }
+
+    /// Whether the back-end runs and everything that was asked has been answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase == Phase::Running && self.awaited.is_none() && self.queue.is_empty()
+    }
+
+    /// Whether kicks and calls are messages.
+    #[must_use]
+    pub fn is_in_band(&self) -> bool {
+        self.protocol
+            .contains(ProtocolFeatures::INBAND_NOTIFICATIONS)
+    }
+
+    /// Kicks a ring by a message.
+    pub(crate) fn kick(&mut self, ring: u32) {
+        self.ask(Request::VringKick(VringState {
+            index: ring,
+            num: 0,
+        }));
     }
 
     /// Asks for the configuration space; [`FrontendEvent::ConfigChanged`] brings it. Nothing happens where the back-end has none.
@@ -320,8 +344,9 @@ impl FrontendSession {
     /// # Errors
     /// There can be no such ring; out of descriptors. Nothing was sent.
     pub fn start_ring(&mut self, index: u32, ring: &FrontendRing) -> Result<(), SessionError> {
-        let messages = RingMessages::new(usize::try_from(index).unwrap_or(usize::MAX), ring)?;
-        self.queue.push_back(messages.call);
+        let number = usize::try_from(index).unwrap_or(usize::MAX);
+        let messages = RingMessages::new(number, ring, self.is_in_band())?;
+        self.queue.extend(messages.call);
         self.queue.extend(messages.others);
         Ok(())
     }
@@ -615,7 +640,12 @@ impl FrontendSession {
     }
 
     /// Asks what only back-ends with these protocol features can tell.
-    fn ask_more(&mut self, accepted: ProtocolFeatures) {
+    fn ask_more(&mut self, mut accepted: ProtocolFeatures) {
+        // Spec: vhost-user, In-band notifications: calls need the channel, and kicks are acknowledged.
+        let needs = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
+        if !accepted.contains(needs) {
+            accepted -= ProtocolFeatures::INBAND_NOTIFICATIONS;
+        }
         let questions = [
             (ProtocolFeatures::MQ, Request::GetQueueNum),
             (
@@ -682,14 +712,14 @@ impl FrontendSession {
     }
 }
 
-/// All that is told about one ring.
+/// All that is told about one ring. One without events is started by its first kick, which says nothing beyond that.
 struct RingMessages {
-    call: (Request, Vec<OwnedFd>),
+    call: Option<(Request, Vec<OwnedFd>)>,
     others: [(Request, Vec<OwnedFd>); 4],
 }
 
 impl RingMessages {
-    fn new(index: usize, ring: &FrontendRing) -> Result<Self, SessionError> {
+    fn new(index: usize, ring: &FrontendRing, in_band: bool) -> Result<Self, SessionError> {
         let Ok(word) = u8::try_from(index) else {
             return Err(misuse(format!(
                 "there can be no ring {index}: 256 is the most, counted from 0"
@@ -705,11 +735,17 @@ impl RingMessages {
         let index = u32::from(word);
         let plain = |request| (request, Vec::new());
         let addresses = ring.addresses.of_ring(index);
+        let (call, start) = if in_band {
+            let kick = Request::VringKick(VringState { index, num: 0 });
+            (None, plain(kick))
+        } else {
+            let word = VringFd::new(word, true);
+            let kick = (Request::SetVringKick(word), copy(&ring.kick)?);
+            let call = (Request::SetVringCall(word), copy(&ring.call)?);
+            (Some(call), kick)
+        };
         Ok(Self {
-            call: (
-                Request::SetVringCall(VringFd::new(word, true)),
-                copy(&ring.call)?,
-            ),
+            call,
             others: [
                 plain(Request::SetVringNum(VringState {
                     index,
@@ -720,10 +756,7 @@ impl RingMessages {
                     num: ring.base,
                 })),
                 plain(Request::SetVringAddr(addresses)),
-                (
-                    Request::SetVringKick(VringFd::new(word, true)),
-                    copy(&ring.kick)?,
-                ),
+                start,
             ],
         })
     }

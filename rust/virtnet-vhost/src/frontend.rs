@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use virtnet_sys::{PeerCredentials, Stream};
 
+use crate::bells::Bells;
 use crate::channel::{FrontAsked, FrontChannel};
 use crate::connection::{Connection, Patience};
 use crate::error::SessionError;
@@ -38,6 +39,8 @@ pub struct Frontend {
     channel_error: Option<SessionError>,
     /// Misses that have not been answered, in order.
     misses: VecDeque<FrontAsked>,
+    /// The events of rings, where notifications are messages.
+    bells: Option<Bells>,
     patience: Patience,
 }
 
@@ -74,6 +77,7 @@ impl Frontend {
             channel,
             channel_error: None,
             misses: VecDeque::new(),
+            bells: None,
             patience: Patience::default(),
         };
         frontend.send()?;
@@ -91,8 +95,27 @@ impl Frontend {
         }
         let mut events: Vec<_> = std::iter::from_fn(|| self.session.next_event()).collect();
         self.serve_channel(&mut events);
-        self.send()?;
+        self.send_kicks()?;
         Ok(events)
+    }
+
+    /// Sends the kicks of rings whose notifications are messages, when the ones before have been answered.
+    fn send_kicks(&mut self) -> Result<(), SessionError> {
+        let Some(bells) = &mut self.bells else {
+            return self.send();
+        };
+        if self.channel.is_none() {
+            // Nothing is lost by polling, but nobody here polls: without calls it would stand still for ever.
+            let why = self.channel_error.as_ref().map(ToString::to_string);
+            return Err(SessionError::NoCalls {
+                why: why.unwrap_or_else(|| "there is none".to_owned()),
+            });
+        }
+        bells.collect();
+        if self.session.is_idle() {
+            bells.kicked().for_each(|ring| self.session.kick(ring));
+        }
+        self.send()
     }
 
     /// Sends on what the back-end did not take before; to be called when [`Frontend::wants_write`].
@@ -133,8 +156,24 @@ impl Frontend {
     /// # Errors
     /// Called at another time; more memory or rings than the back-end takes; out of descriptors; the connection is gone.
     pub fn set_up(&mut self, setup: FrontendSetup) -> Result<(), SessionError> {
+        let bells = self
+            .session
+            .is_in_band()
+            .then(|| Bells::new(&setup.rings))
+            .transpose()
+            .map_err(|source| SessionError::Io {
+                operation: "wait for kicks for",
+                source,
+            })?;
         self.session.set_up(setup)?;
+        self.bells = bells;
         self.send()
+    }
+
+    /// Readable when there are kicks to be sent as messages; to be waited for beside the connection.
+    #[must_use]
+    pub fn kicks(&self) -> Option<BorrowedFd<'_>> {
+        self.bells.as_ref().map(AsFd::as_fd)
     }
 
     /// Asks the back-end to stop a ring; [`FrontendEvent::RingStopped`] says where.
@@ -259,6 +298,16 @@ impl Frontend {
                 }
                 BackRequest::ConfigChange => {
                     self.session.read_config();
+                    self.with_channel(|channel| channel.acknowledge(&asked, 0));
+                }
+                BackRequest::VringCall(state) => {
+                    let rings = self.bells.as_ref();
+                    let is_there = rings.is_some_and(|bells| bells.call(state.index));
+                    let code = u64::from(!is_there);
+                    self.with_channel(|channel| channel.acknowledge(&asked, code));
+                }
+                BackRequest::VringErr(state) => {
+                    events.push(FrontendEvent::RingBroken { ring: state.index });
                     self.with_channel(|channel| channel.acknowledge(&asked, 0));
                 }
                 _ => {

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod bells;
 mod channel;
 mod connection;
 mod device;

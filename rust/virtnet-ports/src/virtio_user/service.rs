@@ -182,6 +182,7 @@ impl FrontendService {
         });
         let mut wanted = ProtocolFeatures::FRONTEND;
         wanted.set(ProtocolFeatures::INFLIGHT_SHMFD, self.options.in_flight);
+        wanted.set(ProtocolFeatures::INBAND_NOTIFICATIONS, self.options.in_band);
         match Frontend::start_with(stream, wanted) {
             Ok(frontend) => {
                 self.session = Some(Session {
@@ -272,6 +273,10 @@ impl FrontendService {
                     }
                     session.frontend.answer_miss(told.is_some());
                 }
+                FrontendEvent::RingBroken { ring } => self.log.record(What::RingBroken {
+                    ring: usize::try_from(ring).unwrap_or(usize::MAX),
+                    why: "the device says so".to_owned(),
+                }),
                 FrontendEvent::Translated(_)
                 | FrontendEvent::Logging(_)
                 | FrontendEvent::RingStopped { .. }
@@ -451,6 +456,13 @@ impl Session {
                 remedy: "leave out iommu, or switch it on over there",
             });
         }
+        if options.in_band && !self.frontend.session().is_in_band() {
+            return Err(ServeError::Missing {
+                missing: "notifications by messages (INBAND_NOTIFICATIONS, REPLY_ACK, and a channel for calls)"
+                    .to_owned(),
+                remedy: "leave out in_band, or switch it on over there",
+            });
+        }
         let most = offered.queue_pairs.unwrap_or(1);
         if u64::from(options.queue_pairs) > most {
             return Err(ServeError::Missing {
@@ -561,7 +573,12 @@ impl Service for FrontendService {
             .as_ref()
             .and_then(|session| session.commands.as_ref());
         let answers = commands.map(|commands| (commands.wait_fd(), Interest::Readable));
-        channel.into_iter().chain(answers).collect()
+        let kicks = self
+            .session
+            .as_ref()
+            .and_then(|session| session.frontend.kicks());
+        let kicks = kicks.map(|kicks| (kicks, Interest::Readable));
+        channel.into_iter().chain(answers).chain(kicks).collect()
     }
 
     fn interest(&self) -> Interest {

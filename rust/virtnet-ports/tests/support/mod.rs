@@ -69,6 +69,8 @@ pub struct Wiring {
     pub hash_report: bool,
     /// The driver is behind an IOMMU.
     pub iommu: bool,
+    /// Kicks and calls are messages.
+    pub in_band: bool,
 }
 
 impl Default for Wiring {
@@ -82,6 +84,7 @@ impl Default for Wiring {
             control: false,
             hash_report: false,
             iommu: false,
+            in_band: false,
         }
     }
 }
@@ -90,6 +93,7 @@ impl Wiring {
     pub fn device(&self, path: &Path, control: &Control) -> VhostUserPort {
         let mut options = VhostUserOptions::new(path);
         options.client = self.swapped;
+        options.in_band = self.in_band;
         options.queue_pairs = self.queue_pairs;
         VhostUserPort::new(options, control).unwrap()
     }
@@ -104,6 +108,7 @@ impl Wiring {
         options.control = self.control;
         options.hash_report = self.hash_report;
         options.iommu = self.iommu;
+        options.in_band = self.in_band;
         VirtioUserPort::new(options, control).unwrap()
     }
 

@@ -163,7 +163,7 @@ fn everything_a_back_end_offers_is_found_out() {
     assert_eq!(events, [FrontendEvent::Offered(expected)]);
     assert_eq!(
         session.protocol_features(),
-        ProtocolFeatures::FRONTEND,
+        ProtocolFeatures::FRONTEND | ProtocolFeatures::INBAND_NOTIFICATIONS,
         "no more than is implemented"
     );
     assert_eq!(

@@ -460,3 +460,58 @@ fn a_back_end_without_reset_or_status_says_so() {
     let error = pair.frontend.reset().unwrap_err();
     assert!(matches!(error, SessionError::Misuse { .. }), "{error}");
 }
+
+/// Lets both serve what is no message yet.
+fn settle(pair: &mut Pair) {
+    for _ in 0..2 {
+        pair.run().unwrap();
+    }
+}
+
+#[test]
+fn u24_where_notifications_are_messages_kicks_become_some_and_calls_signal_events() {
+    let wanted = ProtocolFeatures::FRONTEND | ProtocolFeatures::INBAND_NOTIFICATIONS;
+    let mut pair = Pair::new(offer(ProtocolFeatures::all()), wanted);
+    pair.offered();
+    assert!(pair.frontend.session().is_in_band());
+    let wanted = setup(VERSION_1, 1, 2);
+    let events: Vec<_> = wanted
+        .rings
+        .iter()
+        .map(|ring| (Arc::clone(&ring.kick), Arc::clone(&ring.call)))
+        .collect();
+    // A kick before the rings run is not lost.
+    events[1].0.signal().unwrap();
+    pair.frontend.set_up(wanted).unwrap();
+    assert_eq!(pair.run().unwrap(), [FrontendEvent::Running]);
+    let of = |pair: &Pair, ring: usize| {
+        let setup = &pair.device.rings[&ring];
+        (setup.kick.clone().unwrap(), setup.call.clone().unwrap())
+    };
+    let rings = [of(&pair, 0), of(&pair, 1)];
+    settle(&mut pair);
+    assert!(rings[1].0.drain());
+    rings[0].0.drain();
+
+    for ring in [0, 1] {
+        for _ in 0..3 {
+            events[ring].0.signal().unwrap();
+        }
+        settle(&mut pair);
+        assert!(rings[ring].0.drain() && !rings[1 - ring].0.drain());
+        rings[ring].1.signal().unwrap();
+        settle(&mut pair);
+        assert!(events[ring].1.drain() && !events[1 - ring].1.drain());
+    }
+
+    // Events only where one of the two does not want it otherwise, or acknowledges nothing.
+    let without = ProtocolFeatures::all() - ProtocolFeatures::REPLY_ACK;
+    for (offered, wanted) in [
+        (ProtocolFeatures::all(), ProtocolFeatures::FRONTEND),
+        (without, ProtocolFeatures::all()),
+    ] {
+        let mut pair = Pair::new(offer(offered), wanted);
+        pair.offered();
+        assert!(!pair.frontend.session().is_in_band());
+    }
+}
