@@ -6,6 +6,7 @@ pub struct Sum(u64);
 
 impl Sum {
     /// The sum of `bytes`, which start on an even place; a last odd one counts as the upper half of a word.
+    #[inline]
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks::<4>();

@@ -84,6 +84,19 @@ pub(crate) enum Verdict {
     Spread,
 }
 
+impl Verdict {
+    /// As written: once for all where all are to fare the same, which is the usual case.
+    #[inline]
+    pub(crate) fn of(fates: &[Fate]) -> Self {
+        match fates.split_first() {
+            Some((&first, others)) if others.iter().all(|&other| other == first) => {
+                Self::All(first)
+            }
+            _ => Self::Each,
+        }
+    }
+}
+
 /// A network function with its state.
 #[derive(Debug)]
 pub enum Function {

@@ -208,7 +208,7 @@ impl Impairment {
         for (fate, i) in fates.iter_mut().zip(picks.iter()) {
             *fate = line.take(burst, i, now).unwrap_or(past);
         }
-        Verdict::Each
+        Verdict::of(&fates[..picks.len()])
     }
 
     /// Whether something is to leave by now.

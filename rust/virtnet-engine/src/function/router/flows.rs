@@ -3,7 +3,10 @@
 //! The table has a bound, and where it is full a flow that has expired makes room, if a few looks find one.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
+
+use virtnet_packet::checksum::Sum;
 
 use super::packet::{ICMP, TCP, UDP};
 
@@ -30,11 +33,20 @@ const RST: u8 = 4;
 pub(super) type End = (Ipv4Addr, u16);
 
 /// Which flow a packet belongs to, by what stands in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuple {
     pub(super) protocol: u8,
     pub(super) source: End,
     pub(super) destination: End,
+}
+
+impl Hash for Tuple {
+    /// As two words instead of field by field: every packet's is asked for.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let end = |(ip, port): End| u64::from(ip.to_bits()) << 16 | u64::from(port);
+        state.write_u64(end(self.source) << 8 | u64::from(self.protocol));
+        state.write_u64(end(self.destination));
+    }
 }
 
 impl Tuple {
@@ -48,11 +60,40 @@ impl Tuple {
     }
 }
 
+/// What translation adds to checksums. Spec: RFC 1624, 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Addresses, which are in the sums of IP and of TCP and UDP.
+    pub(super) addresses: u16,
+    /// Ports, or a ping's identifier.
+    pub(super) ports: u16,
+}
+
+impl Change {
+    fn new(from: &Tuple, to: &Tuple) -> Self {
+        let without = |words: [u16; 2]| Sum::default().and_word(!words[0]).and_word(!words[1]);
+        let address = |(ip, _): End| Sum::of(&ip.octets());
+        let addresses = address(to.source)
+            .and(address(to.destination))
+            .and_word(address(from.source).checksum())
+            .and_word(address(from.destination).checksum());
+        let ports = without([from.source.1, from.destination.1])
+            .and_word(to.source.1)
+            .and_word(to.destination.1);
+        Self {
+            addresses: !addresses.checksum(),
+            ports: !ports.checksum(),
+        }
+    }
+}
+
 /// A flow: how its packets look when they arrive, those of whoever began and those of whoever answers.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
     original: Tuple,
     reply: Tuple,
+    /// What either direction's packets are changed by.
+    changes: [Change; 2],
     expires: u64,
     answered: bool,
     /// Which sides have closed.
@@ -114,16 +155,21 @@ impl Flows {
         })
     }
 
-    /// A packet of a flow was seen, with these flags of TCP.
+    /// A packet of a flow was seen, with these flags of TCP: how it is to leave.
     #[inline]
-    pub(super) fn touch(&mut self, place: Place, flags: u8, now: u64) {
-        if let Some(Some(flow)) = self.slots.get_mut(place.slot as usize) {
-            flow.answered |= place.is_reply;
-            if flags & (FIN | RST) != 0 {
-                flow.closed[usize::from(place.is_reply)] = true;
-            }
-            flow.expires = now + flow.lifetime();
+    pub(super) fn pass(&mut self, place: Place, flags: u8, now: u64) -> Option<(Tuple, Change)> {
+        let flow = self.slots.get_mut(place.slot as usize)?.as_mut()?;
+        flow.answered |= place.is_reply;
+        if flags & (FIN | RST) != 0 {
+            flow.closed[usize::from(place.is_reply)] = true;
         }
+        flow.expires = now + flow.lifetime();
+        let leaving = if place.is_reply {
+            flow.original
+        } else {
+            flow.reply
+        };
+        Some((leaving.turned(), flow.changes[usize::from(place.is_reply)]))
     }
 
     /// Whether a tuple is free to be a flow's.
@@ -139,14 +185,24 @@ impl Flows {
         is_over
     }
 
-    /// Remembers a flow, whose tuples are free; false if there is no room for more than `limit`.
-    pub(super) fn insert(&mut self, original: Tuple, reply: Tuple, limit: usize, now: u64) -> bool {
+    /// Remembers a flow, whose tuples are free; none if there is no room for more than `limit`.
+    pub(super) fn insert(
+        &mut self,
+        original: Tuple,
+        reply: Tuple,
+        limit: usize,
+        now: u64,
+    ) -> Option<Place> {
         if self.len() >= limit && !self.make_room(now) {
-            return false;
+            return None;
         }
         let mut flow = Flow {
             original,
             reply,
+            changes: [
+                Change::new(&original, &reply.turned()),
+                Change::new(&reply, &original.turned()),
+            ],
             expires: 0,
             answered: false,
             closed: [false; 2],
@@ -164,7 +220,10 @@ impl Flows {
             self.index.insert(tuple, Place { slot, is_reply });
         }
         self.created += 1;
-        true
+        Some(Place {
+            slot,
+            is_reply: false,
+        })
     }
 
     fn make_room(&mut self, now: u64) -> bool {

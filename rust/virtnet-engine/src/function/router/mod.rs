@@ -24,7 +24,7 @@ mod packet;
 mod prefixes;
 mod tables;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use virtnet_packet::header::{self, ETHERNET_LEN, Mac};
@@ -37,7 +37,7 @@ use self::made::{ALL_NODES, Arp, Discovery, IcmpError, fragment, solicited};
 use self::nat::{Crossing, Nat, Plan};
 use self::neighbours::{Neighbours, Question, Station, Waiting};
 use self::outbox::{Made, Outbox};
-use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, longest, put, renew, word};
+use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, longest, macs, put, renew, word};
 use self::tables::Next;
 use super::pace::Pace;
 use super::{Fate, Fates, Verdict};
@@ -129,6 +129,7 @@ pub struct RouterCounters {
 pub struct Router {
     tables: Arc<RouterTables>,
     neighbours: Neighbours,
+    last: Last,
     outbox: Outbox,
     errors: Pace,
     resolver: Resolver,
@@ -138,12 +139,21 @@ pub struct Router {
     counters: RouterCounters,
 }
 
+/// Where the last packet of a burst went: most go where the one before them went, and need not be looked up.
+#[derive(Debug, Default)]
+struct Last {
+    route: Option<(Ipv4Addr, Next)>,
+    /// The station, and the first bytes of what is sent to it.
+    station: Option<(Station, [u8; 12])>,
+}
+
 impl Default for Router {
     /// A router without interfaces.
     fn default() -> Self {
         Self {
             tables: Arc::default(),
             neighbours: Neighbours::default(),
+            last: Last::default(),
             outbox: Outbox::default(),
             errors: Pace::new(ERRORS_PPS, 0),
             resolver: Resolver::default(),
@@ -211,10 +221,11 @@ impl Router {
         let Some(here) = tables.at(came_in_by) else {
             return Verdict::All(Fate::Drop(DropReason::NoInterface));
         };
+        self.last = Last::default();
         for (fate, i) in fates.iter_mut().zip(picks.iter()) {
             *fate = self.decide(burst, i, here, now);
         }
-        Verdict::Each
+        Verdict::of(&fates[..picks.len()])
     }
 
     #[inline]
@@ -258,8 +269,16 @@ impl Router {
             Some(nat) => nat.plan(burst.head(i), &ip, now),
             None => (Plan::AsIs, ip.destination),
         };
+        let next = match self.last.route {
+            Some((last, next)) if last == to => next,
+            _ => {
+                let next = self.tables.next(to.into());
+                self.last.route = Some((to, next));
+                next
+            }
+        };
         let to = IpAddr::V4(to);
-        let station = match self.tables.next(to) {
+        let station = match next {
             Next::Link(gate) => (gate, to),
             Next::Via(gate, via) => (gate, via),
             Next::Local => return self.local_v4(burst, i, gate, ip, now),
@@ -504,6 +523,7 @@ impl Router {
 
     #[cold]
     fn arp(&mut self, here: &RouterInterface, arp: Arp, now: u64) -> Fate {
+        self.last = Last::default();
         let is_asked = arp.is_request && here.has(arp.target.into());
         let sender = IpAddr::V4(arp.sender);
         if here.reaches(sender) && !here.has(sender) {
@@ -533,6 +553,7 @@ impl Router {
         now: u64,
     ) -> Fate {
         let gate = here.gate;
+        self.last = Last::default();
         if !seen.is_question {
             if let Some(mac) = seen.mac.or_else(|| header::source(burst.head(i)))
                 && here.reaches(seen.target.into())
@@ -608,15 +629,22 @@ impl Router {
     /// Sends a packet of the burst to a station, or has it wait for the station's address.
     #[inline]
     fn send_on(&mut self, burst: &mut Burst, i: usize, station: Station, now: u64) -> Fate {
+        if self.last.station.is_none_or(|(last, _)| last != station) {
+            self.last.station = self.neighbours.find(station, now).map(|mac| {
+                let from = self.tables.at(station.0).map(|there| there.mac);
+                (station, macs(mac, from.unwrap_or_default()))
+            });
+        }
+        if let Some((_, known)) = self.last.station
+            && let Some(macs) = burst.head_mut(i).first_chunk_mut()
+        {
+            *macs = known;
+            self.counters.forwarded += 1;
+            return Fate::To(station.0);
+        }
         let from = self.tables.at(station.0).map(|there| there.mac);
-        let mac = self.neighbours.find(station, now);
-        if let Some(macs) = burst.head_mut(i).first_chunk_mut::<12>() {
-            macs[6..].copy_from_slice(&from.unwrap_or_default().0);
-            if let Some(mac) = mac {
-                macs[..6].copy_from_slice(&mac.0);
-                self.counters.forwarded += 1;
-                return Fate::To(station.0);
-            }
+        if let Some(macs) = burst.head_mut(i).get_mut(6..12) {
+            macs.copy_from_slice(&from.unwrap_or_default().0);
         }
         let mut frame = vec![0; burst.frame_len(i)];
         burst.copy_frame(i, &mut frame);

@@ -15,7 +15,7 @@ use virtnet_packet::checksum::Sum;
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{DropReason, Offload, flow_hash};
 
-use super::flows::{End, Flows, Place, Tuple};
+use super::flows::{Change, End, Flows, Place, Tuple};
 use super::maglev::Maglev;
 use super::packet::{ICMP, TCP, UDP, V4, put, renew, word};
 use super::tables::RouterTables;
@@ -186,28 +186,29 @@ impl Nat {
                 } else {
                     0
                 };
-                self.flows.touch(place, flags, now);
-                if let Some((_, leaving)) = self.flows.tuples(place) {
-                    self.translate(head, ip, offload, &leaving, now);
+                if let Some((leaving, change)) = self.flows.pass(place, flags, now) {
+                    self.translate(head, ip, offload, (&leaving, change), now);
                 }
             }
             Plan::New(tuple, backend) => {
-                if let Some(leaving) = self.begin(&tuple, backend, crossing, tables)? {
-                    self.translate(head, ip, offload, &leaving, now);
+                if let Some(place) = self.begin(&tuple, backend, crossing, tables)?
+                    && let Some((leaving, change)) = self.flows.pass(place, 0, now)
+                {
+                    self.translate(head, ip, offload, (&leaving, change), now);
                 }
             }
         }
         Ok(())
     }
 
-    /// Begins a flow, if it is one that is translated; how its packets leave.
+    /// Begins a flow, if it is one that is translated.
     fn begin(
         &mut self,
         tuple: &Tuple,
         backend: Option<End>,
         crossing: Crossing,
         tables: &RouterTables,
-    ) -> Result<Option<Tuple>, DropReason> {
+    ) -> Result<Option<Place>, DropReason> {
         let (rules, now) = (Arc::clone(&self.rules), crossing.now);
         let from_outside = rules.is_outside(crossing.came_by);
         let to_outside = rules.is_outside(crossing.leaves_by);
@@ -236,10 +237,10 @@ impl Nat {
         } else if !self.flows.is_free(&reply, now) {
             return Err(DropReason::TableFull);
         }
-        if !self.flows.insert(*tuple, reply, rules.flows_max, now) {
-            return Err(DropReason::TableFull);
+        match self.flows.insert(*tuple, reply, rules.flows_max, now) {
+            Some(place) => Ok(Some(place)),
+            None => Err(DropReason::TableFull),
         }
-        Ok(Some(reply.turned()))
     }
 
     /// The address that a flow is seen by outside: for one station always the same.
@@ -289,7 +290,15 @@ impl Nat {
         Err(DropReason::TableFull)
     }
 
-    fn translate(&mut self, head: &mut [u8], ip: &V4, offload: Offload, leaving: &Tuple, now: u64) {
+    #[inline]
+    fn translate(
+        &mut self,
+        head: &mut [u8],
+        ip: &V4,
+        offload: Offload,
+        (leaving, change): (&Tuple, Change),
+        now: u64,
+    ) {
         let addresses = (leaving.source.0, leaving.destination.0);
         if ip.fragment {
             // Its later fragments have no ports by which they could be told.
@@ -302,12 +311,11 @@ impl Nat {
                     .insert(key, (addresses.0, addresses.1, now + FRAGMENTS_NS));
             }
         }
-        let was = covered(head, ip.transport(), ip.protocol);
-        readdress(head, addresses);
+        write_addresses(head, ETHERNET_LEN, addresses);
+        add(head, ETHERNET_LEN + 10, change.addresses);
         retell(head, ip.transport(), leaving);
-        let is = covered(head, ip.transport(), ip.protocol);
         let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
-        mend(head, ip.transport(), ip.protocol, (was, is), is_left_to_do);
+        mend(head, ip.transport(), ip.protocol, change, is_left_to_do);
     }
 }
 
@@ -362,16 +370,31 @@ fn readdress(head: &mut [u8], (source, destination): (Ipv4Addr, Ipv4Addr)) {
 }
 
 fn readdress_at(head: &mut [u8], ip: usize, source: Ipv4Addr, destination: Ipv4Addr) {
-    let mut new = [0; 8];
-    new[..4].copy_from_slice(&source.octets());
-    new[4..].copy_from_slice(&destination.octets());
-    let Some(addresses) = head.get_mut(ip + 12..ip + 20) else {
-        return;
+    let addresses = ip + 12..ip + 20;
+    let sum = |head: &[u8]| {
+        head.get(addresses.clone())
+            .map(|them| !Sum::of(them).checksum())
     };
-    let was = Sum::of(addresses).checksum();
-    addresses.copy_from_slice(&new);
-    // Of a sum its complement is known.
-    renew(head, ip + 10, !was, !Sum::of(&new).checksum());
+    let was = sum(head);
+    write_addresses(head, ip, (source, destination));
+    if let Some((was, is)) = was.zip(sum(head)) {
+        renew(head, ip + 10, was, is);
+    }
+}
+
+#[inline]
+fn write_addresses(head: &mut [u8], ip: usize, (source, destination): (Ipv4Addr, Ipv4Addr)) {
+    if let Some(addresses) = head.get_mut(ip + 12..ip + 20) {
+        addresses[..4].copy_from_slice(&source.octets());
+        addresses[4..].copy_from_slice(&destination.octets());
+    }
+}
+
+/// Adds a change to what the checksum at `at` covers.
+#[inline]
+fn add(head: &mut [u8], at: usize, change: u16) {
+    let sum = Sum::default().and_word(!word(head, at)).and_word(change);
+    put(head, at, sum.checksum());
 }
 
 /// Writes the ports, or a ping's identifier.
@@ -387,57 +410,33 @@ fn retell(head: &mut [u8], at: usize, tuple: &Tuple) {
     }
 }
 
-/// Of what translation changes, what a transport's checksum covers: addresses, and ports.
-fn covered(head: &[u8], at: usize, protocol: u8) -> (u16, u16) {
-    let sum = |from: usize, to: usize| !Sum::of(head.get(from..to).unwrap_or_default()).checksum();
-    match protocol {
-        TCP | UDP => (sum(ETHERNET_LEN + 12, ETHERNET_LEN + 20), sum(at, at + 4)),
-        ICMP => (0, word(head, at + 4)),
-        _ => (0, 0),
-    }
-}
-
-/// Mends a transport's checksum, of which this was covered and this is now.
-fn mend(
-    head: &mut [u8],
-    at: usize,
-    protocol: u8,
-    (was, is): ((u16, u16), (u16, u16)),
-    is_left_to_do: bool,
-) {
-    let place = at
-        + match protocol {
-            TCP => 16,
-            UDP => 6,
-            ICMP => 2,
-            _ => return,
-        };
-    if head.get(place..place + 2).is_none() || (protocol == UDP && word(head, place) == 0) {
-        return;
-    }
-    if is_left_to_do {
-        if protocol != ICMP {
-            // The sum of the pseudo-header stands there, as it is.
+/// Mends a transport's checksum after a change of what it covers.
+#[inline]
+fn mend(head: &mut [u8], at: usize, protocol: u8, change: Change, is_left_to_do: bool) {
+    match (protocol, is_left_to_do) {
+        // The sum of the pseudo-header stands there, as it is.
+        (TCP | UDP, true) => {
+            let place = at + if protocol == TCP { 16 } else { 6 };
             let sum = Sum::default()
                 .and_word(word(head, place))
-                .and_word(!was.0)
-                .and_word(is.0);
+                .and_word(change.addresses);
             put(head, place, !sum.checksum());
         }
-        return;
+        (TCP, false) => {
+            add(head, at + 16, change.addresses);
+            add(head, at + 16, change.ports);
+        }
+        // 0 says that there is none.
+        (UDP, false) if word(head, at + 6) != 0 => {
+            let sum = Sum::default()
+                .and_word(!word(head, at + 6))
+                .and_word(change.addresses)
+                .and_word(change.ports);
+            put(head, at + 6, sum.checksum_not_zero());
+        }
+        (ICMP, false) => add(head, at + 2, change.ports),
+        _ => {}
     }
-    let sum = Sum::default()
-        .and_word(!word(head, place))
-        .and_word(!was.0)
-        .and_word(is.0)
-        .and_word(!was.1)
-        .and_word(is.1);
-    let sum = if protocol == UDP {
-        sum.checksum_not_zero()
-    } else {
-        sum.checksum()
-    };
-    put(head, place, sum);
 }
 
 /// Translates an ICMP error about a packet of a flow, and the packet it quotes, which went the other way.

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use virtnet_packet::checksum::Sum;
-use virtnet_packet::header::ETHERNET_LEN;
+use virtnet_packet::header::{ETHERNET_LEN, Mac};
 use virtnet_packet::{Burst, Offload};
 
 pub(super) const ICMP: u8 = 1;
@@ -128,6 +128,14 @@ pub(super) fn longest(burst: &Burst, i: usize, total_len: usize) -> usize {
     (transport + header + usize::from(offload.gso_size))
         .saturating_sub(ETHERNET_LEN)
         .min(total_len)
+}
+
+/// The first bytes of a frame to one station from another.
+pub(super) fn macs(to: Mac, from: Mac) -> [u8; 12] {
+    let mut macs = [0; 12];
+    macs[..6].copy_from_slice(&to.0);
+    macs[6..].copy_from_slice(&from.0);
+    macs
 }
 
 /// The word at `at`, 0 where there is none.

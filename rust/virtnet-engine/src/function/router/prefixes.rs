@@ -114,7 +114,21 @@ impl Prefixes {
     /// The answer of the longest prefix that `address` begins with.
     #[inline]
     pub(super) fn find(&self, address: u128) -> Answer {
-        let Some(&entry) = self.root.get(way(address, 0, ROOT_BITS)) else {
+        self.walk(|depth, step| way(address, depth, step))
+    }
+
+    /// The same where no prefix is longer than 32 bits, which those of the address are.
+    #[inline]
+    pub(super) fn find_short(&self, address: u32) -> Answer {
+        let address = u64::from(address) << 32;
+        self.walk(|depth, step| {
+            usize::try_from((address << depth) >> (64 - step)).unwrap_or_default()
+        })
+    }
+
+    #[inline]
+    fn walk(&self, way: impl Fn(u32, u32) -> usize) -> Answer {
+        let Some(&entry) = self.root.get(way(0, ROOT_BITS)) else {
             return 0;
         };
         if entry & DEEPER == 0 {
@@ -123,7 +137,7 @@ impl Prefixes {
         let mut node = &self.nodes[(entry & !DEEPER) as usize];
         let mut depth = ROOT_BITS;
         loop {
-            let way = way(address, depth, STEP_BITS);
+            let way = way(depth, STEP_BITS);
             // Bits up to and with this way's.
             let up_to = u64::MAX >> (63 - way);
             if node.deeper >> way & 1 == 0 {

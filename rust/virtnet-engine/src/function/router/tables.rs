@@ -151,7 +151,7 @@ impl RouterTables {
     #[inline]
     pub(super) fn next(&self, to: IpAddr) -> Next {
         let answer = match to {
-            IpAddr::V4(_) => self.v4.find(bits(to)),
+            IpAddr::V4(to) => self.v4.find_short(to.to_bits()),
             IpAddr::V6(_) => self.v6.find(bits(to)),
         };
         self.nexts[answer as usize]
