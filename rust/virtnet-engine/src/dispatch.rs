@@ -18,6 +18,7 @@ use virtnet_packet::{
 use crate::function::{Fate, Fates, Function, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
 use crate::passage::{Address, News, Passages};
+use crate::plan::Resident;
 use crate::stats::FunctionCounters;
 
 /// The most functions on the way of one packet.
@@ -67,8 +68,8 @@ pub(crate) struct FunctionNode {
 /// All nodes of a worker and the cables between them.
 #[derive(Debug)]
 pub(crate) struct Network {
-    pub(crate) ports: Vec<Option<PortNode>>,
-    pub(crate) functions: Vec<Option<FunctionNode>>,
+    pub(crate) ports: Vec<Option<Box<PortNode>>>,
+    pub(crate) functions: Vec<Option<Box<FunctionNode>>>,
     pub(crate) routes: Routes,
     /// The ports that were sent to in this breath.
     pub(crate) sent_to: Vec<usize>,
@@ -210,10 +211,36 @@ impl Network {
         self.send(target, burst, picks, way);
     }
 
-    /// Looks up anew which ports have to wait for a function.
-    pub(crate) fn find_held(&mut self) {
-        for (slot, node) in self.ports.iter_mut().enumerate() {
-            let Some(node) = node else { continue };
+    /// Takes out what is in a slot, if this worker has it or a part of it.
+    pub(crate) fn take_out(&mut self, slot: Slot) -> Option<Resident> {
+        match slot {
+            Slot::Port(slot) => self.ports.get_mut(slot)?.take().map(Resident::Port),
+            Slot::Function(slot) => {
+                let node = self.functions.get_mut(slot)?.take();
+                node.map(Resident::Function)
+            }
+        }
+    }
+
+    /// Puts a node into a slot of its kind.
+    pub(crate) fn put_in(&mut self, slot: Slot, what: Resident) {
+        match (slot, what) {
+            (Slot::Port(slot), Resident::Port(node)) => {
+                *place_in(&mut self.ports, slot) = Some(node)
+            }
+            (Slot::Function(slot), Resident::Function(node)) => {
+                *place_in(&mut self.functions, slot) = Some(node);
+            }
+            _ => debug_assert!(false, "a node was planned for the wrong list"),
+        }
+    }
+
+    /// Looks up anew which of some ports have to wait for a function.
+    pub(crate) fn find_held(&mut self, ports: &[usize]) {
+        for &slot in ports {
+            let Some(Some(node)) = self.ports.get_mut(slot) else {
+                continue;
+            };
             let target = self.routes.ports.get(slot).copied().unwrap_or_default();
             node.held_by = match target {
                 Target::Function(slot, gate) => {
@@ -371,14 +398,14 @@ impl Network {
         true
     }
 
-    /// Tells the other workers what the switches here have learnt.
-    pub(crate) fn tell_news(&mut self) {
-        for (slot, node) in self.functions.iter_mut().enumerate() {
+    /// Tells the other workers what the switches among `functions` have learnt.
+    pub(crate) fn tell_news(&mut self, functions: &[usize]) {
+        for &slot in functions {
             if let Some(FunctionNode {
                 node,
                 function: Function::Switch(switch),
                 ..
-            }) = node
+            }) = self.functions[slot].as_deref_mut()
             {
                 for what in switch.take_news() {
                     self.passages.tell(News {
@@ -445,7 +472,7 @@ impl Network {
             function: Function::Switch(switch),
             counters,
             ..
-        }) = &mut self.functions[slot]
+        }) = self.functions[slot].as_deref_mut()
         else {
             return 0;
         };
@@ -467,7 +494,7 @@ impl Network {
             if let Some(FunctionNode {
                 function: Function::Switch(switch),
                 ..
-            }) = &self.functions[slot]
+            }) = self.functions[slot].as_deref()
             {
                 switch.dress(&mut departures, burst, &picks, gate);
             }
@@ -477,7 +504,7 @@ impl Network {
         if let Some(FunctionNode {
             function: Function::Switch(switch),
             ..
-        }) = &mut self.functions[slot]
+        }) = self.functions[slot].as_deref_mut()
         {
             switch.give_back(departures);
         }
@@ -663,6 +690,13 @@ impl Network {
             drops.add(reason, n);
         }
     }
+}
+
+fn place_in<T>(list: &mut Vec<Option<T>>, slot: usize) -> &mut Option<T> {
+    if list.len() <= slot {
+        list.resize_with(slot + 1, || None);
+    }
+    &mut list[slot]
 }
 
 /// Does for a port what packets leave to be done.

@@ -3,7 +3,7 @@
 //! The handle and a worker share a mailbox and nothing else. The worker looks at one flag per breath; if it is set, it
 //! takes the commands out, carries each out whole between two breaths, and answers. So to each worker a change is one for all
 //! packets at once, and every snapshot is consistent; several workers do it within a breath or two of each other. What a change
-//! removes is given back and dropped on the caller's thread.
+//! needs is made, and what it replaces is freed, on the caller's thread (see [`plan`](crate::plan)).
 //!
 //! A worker that panics has failed: its ports are closed, and every later call says why. A worker that does not answer in
 //! time is an error as well, never a wait without end.
@@ -18,15 +18,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use virtnet_sys::{monotonic_ns, pin_current_thread, thread_cpu_time};
+use virtnet_sys::{Poller, monotonic_ns, pin_current_thread, thread_cpu_time};
 
 use crate::EngineError;
 use crate::change::{Change, Node};
 use crate::graph::{Graph, NodeId};
 use crate::passage::Bell;
-use crate::sleep::Bed;
-use crate::stats::Snapshot;
-use crate::worker::{Plan, Worker};
+use crate::plan::{Plan, Share};
+use crate::sleep::{Bed, unwatch};
+use crate::stats::{NetBalance, Snapshot};
+use crate::worker::Worker;
 
 /// How long a worker that finds nothing to do looks again before it sleeps.
 const IDLE_NS: u64 = 75_000;
@@ -110,7 +111,7 @@ pub struct Remains {
 
 /// What a worker is asked to do between two breaths.
 enum Command {
-    Adopt(Box<Plan>, SyncSender<Vec<(NodeId, Node)>>),
+    Adopt(Box<Share>, SyncSender<Box<Share>>),
     Snapshot(SyncSender<Snapshot>),
     Stop(SyncSender<(Remains, Worker)>),
 }
@@ -142,6 +143,8 @@ pub struct Engine {
 struct Seat {
     mailbox: Arc<Mailbox>,
     commands: Sender<Command>,
+    /// What it sleeps on.
+    poller: Arc<Poller>,
 }
 
 /// What changes are planned on.
@@ -149,6 +152,8 @@ struct Seat {
 struct Control {
     graph: Graph,
     threads: Vec<JoinHandle<()>>,
+    /// The books of nodes that were removed.
+    retired: NetBalance,
 }
 
 impl fmt::Debug for Engine {
@@ -236,14 +241,20 @@ impl Engine {
         }
         let plan = Plan::new(&control.graph, change)?;
         let next = plan.graph().clone();
-        let mut plans = plan.spread(self.seats.len()).into_iter();
+        let mut shares = plan.spread(self.seats.len(), monotonic_ns()).into_iter();
         let answers = self
-            .ask_all(|answer| Command::Adopt(Box::new(plans.next().unwrap_or_default()), answer))
+            .ask_all(|answer| Command::Adopt(Box::new(shares.next().unwrap_or_default()), answer))
             .map_err(Rejected::lost)?;
         // Commands are carried out in order: also one that is answered late comes before the next.
         control.graph = next;
-        let given_back = self.wait_all(&answers, ANSWER_WITHIN);
-        Ok(in_order(given_back.map_err(Rejected::lost)?))
+        let adopted = self.wait_all(&answers, ANSWER_WITHIN);
+        let adopted = adopted.map_err(Rejected::lost)?;
+        let given_back = self.seats.iter().zip(adopted).map(|(seat, share)| {
+            let ports = share.removed_ports();
+            ports.for_each(|node| unwatch(&seat.poller, node));
+            share.settle(&mut control.retired)
+        });
+        Ok(in_order(given_back))
     }
 
     /// Reads all counters, each worker's at one of its breath boundaries.
@@ -251,8 +262,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Stopped`], [`EngineError::Failed`], [`EngineError::Unresponsive`].
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        // Not while a change is half done: what it has removed is in nobody's books then.
+        let control = self.control();
         let answers = self.ask_all(Command::Snapshot)?;
-        Ok(Snapshot::of_team(self.wait_all(&answers, ANSWER_WITHIN)?))
+        let mut snapshot = Snapshot::of_team(self.wait_all(&answers, ANSWER_WITHIN)?);
+        snapshot.balance.add(&control.retired);
+        Ok(snapshot)
     }
 
     /// Stops the workers, each after the breath it is in, and gives back what there was.
@@ -274,6 +289,7 @@ impl Engine {
             .map(|Remains { nodes, snapshot }| (nodes, snapshot))
             .unzip();
         let mut snapshot = Snapshot::of_team(snapshots);
+        snapshot.balance.add(&control.retired);
         // Nobody sends any more: what is between two workers now goes no further.
         let left: u64 = workers.iter_mut().map(Worker::left_behind).sum();
         snapshot.balance.taken_over += left;
@@ -378,6 +394,7 @@ impl Seat {
         poll: Poll,
     ) -> io::Result<(Self, JoinHandle<()>)> {
         let bed = Bed::new(&bell)?;
+        let poller = bed.poller();
         let mailbox = Arc::new(Mailbox {
             flag: AtomicBool::new(false),
             bell,
@@ -401,7 +418,12 @@ impl Seat {
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
         pinned?;
-        Ok((Self { mailbox, commands }, thread))
+        let seat = Self {
+            mailbox,
+            commands,
+            poller,
+        };
+        Ok((seat, thread))
     }
 
     /// Puts a command where the worker looks; whether it is there to look.
@@ -482,18 +504,23 @@ fn run(
 fn serve(worker: &mut Worker, mailbox: &Mailbox, inbox: &Receiver<Command>, bed: &mut Bed) -> bool {
     // Before the commands are taken out, so that one that comes now is seen next time.
     mailbox.flag.swap(false, Ordering::AcqRel);
-    // An answer that nobody waits for any more is dropped, and what it gives back with it.
+    // An answer that nobody waits for any more is dropped, and what it gives back with it: then it is freed here.
     for command in inbox.try_iter() {
         match command {
-            Command::Adopt(plan, answer) => {
-                let _ = answer.send(adopt(worker, *plan, bed));
+            Command::Adopt(mut share, answer) => {
+                worker.adopt(&mut share, monotonic_ns());
+                if let Err(unanswered) = answer.send(share) {
+                    drop(worker.settle(*unanswered.0));
+                }
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(snapshot(worker));
             }
             Command::Stop(answer) => {
                 finish(worker, bed);
-                worker.ports_mut().for_each(|(_, node)| bed.unwatch(node));
+                worker
+                    .ports_mut()
+                    .for_each(|(_, node)| unwatch(&bed.poller(), node));
                 worker.drop_kept();
                 let snapshot = snapshot(worker);
                 let nodes = worker.take_all();
@@ -518,15 +545,6 @@ fn finish(worker: &mut Worker, bed: &mut Bed) {
             break;
         }
     }
-}
-
-fn adopt(worker: &mut Worker, plan: Plan, bed: &mut Bed) -> Vec<(NodeId, Node)> {
-    for (slot, node) in worker.ports_mut() {
-        if plan.removes_port(slot) {
-            bed.unwatch(node);
-        }
-    }
-    worker.adopt(plan, monotonic_ns())
 }
 
 fn snapshot(worker: &Worker) -> Snapshot {

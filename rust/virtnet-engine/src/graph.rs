@@ -6,7 +6,7 @@
 //!
 //! Nothing here moves a packet, and nothing here is shared: a worker gets its routes whole, at a breath boundary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::{Change, EngineError};
@@ -287,18 +287,38 @@ impl Graph {
         })
     }
 
-    /// Gates of functions in both graphs whose cable led elsewhere before `next`, or to one of the nodes `removed` (which
-    /// may be back as other ones of the same number).
-    pub(crate) fn recabled(&self, next: &Self, removed: &[NodeId]) -> Vec<(usize, Gate)> {
+    /// Gates of functions in both graphs, by slot and in order, whose cable led elsewhere before `next`, or to one of the nodes
+    /// `removed` (which may be back as other ones of the same number).
+    pub(crate) fn recabled(&self, next: &Self, removed: &[NodeId]) -> Vec<(usize, Vec<Gate>)> {
+        let removed: BTreeSet<_> = removed.iter().collect();
         let stays = |node| !removed.contains(&node);
         let led_elsewhere = |&(place, peer): &(&Place, &Place)| {
             stays(place.node) && !(stays(peer.node) && next.peer(*place) == Some(*peer))
         };
-        let functions = self.cables.iter().filter(led_elsewhere);
-        functions
-            .filter_map(|(place, _)| match self.slot(place.node)? {
-                Slot::Function(slot) => Some((slot, place.gate)),
-                Slot::Port(_) => None,
+        let mut recabled: Vec<(usize, Vec<Gate>)> = Vec::new();
+        for (place, _) in self.cables.iter().filter(led_elsewhere) {
+            let Some(Slot::Function(slot)) = self.slot(place.node) else {
+                continue;
+            };
+            match recabled.last_mut() {
+                Some((last, gates)) if *last == slot => gates.push(place.gate),
+                _ => recabled.push((slot, vec![place.gate])),
+            }
+        }
+        recabled
+    }
+
+    /// The ports, by slot, that may have to wait for a function in `next`, or may have had to before: only a divert has them wait.
+    pub(crate) fn may_be_held(&self, next: &Self) -> Vec<usize> {
+        let diverts = [self, next].map(|graph| {
+            let gates = graph.cables.iter();
+            gates.filter(|(place, _)| graph.nodes[&place.node].kind == NodeKind::Divert)
+        });
+        let ports = diverts.into_iter().flatten();
+        ports
+            .filter_map(|(_, peer)| match next.slot(peer.node)? {
+                Slot::Port(slot) => Some(slot),
+                Slot::Function(_) => None,
             })
             .collect()
     }

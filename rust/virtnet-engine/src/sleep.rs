@@ -29,17 +29,22 @@ const SPARED_NS: u64 = 10_000_000;
 /// How many breaths pass between two looks whether a port has woken: mostly some tens of microseconds.
 const LOOK_EVERY: u32 = 16;
 
-/// How many looks pass between two searches for silent ports.
+/// How many looks pass before a search for silent ports begins, if the one before is over.
 const SEARCH_EVERY: u32 = 64;
+
+/// How many ports a look searches, and how many of them it lets doze: that takes system calls, and others wait meanwhile.
+const SEARCHED: usize = 16;
+const PUT_TO_SLEEP: usize = 2;
 
 /// What a worker sleeps on.
 #[derive(Debug)]
 pub(crate) struct Bed {
-    poller: Poller,
+    poller: Arc<Poller>,
     events: Events,
     bell: Arc<Bell>,
     breaths: u32,
-    dozing: usize,
+    /// How far the search for silent ports has come among those that are awake.
+    searched: usize,
 }
 
 impl Bed {
@@ -48,12 +53,17 @@ impl Bed {
         let poller = Poller::new()?;
         poller.add(bell.wake(), MAILBOX)?;
         Ok(Self {
-            poller,
+            poller: Arc::new(poller),
             events: Events::with_capacity(16),
             bell: Arc::clone(bell),
             breaths: 0,
-            dozing: 0,
+            searched: usize::MAX,
         })
+    }
+
+    /// What it waits with.
+    pub(crate) fn poller(&self) -> Arc<Poller> {
+        Arc::clone(&self.poller)
     }
 
     /// To be called after every breath of a worker that may let ports doze.
@@ -67,12 +77,35 @@ impl Bed {
 
     #[cold]
     fn look(&mut self, worker: &mut Worker, now: u64) {
-        if self.dozing > 0 {
+        if worker.dozing() > 0 {
             self.wait(worker, Some(Duration::ZERO), now);
         }
-        if self.breaths.is_multiple_of(LOOK_EVERY * SEARCH_EVERY) {
+        if self.searched < worker.awake().len() {
+            self.search(worker, now);
+        } else if self.breaths.is_multiple_of(LOOK_EVERY * SEARCH_EVERY) {
+            self.searched = 0;
+        }
+    }
+
+    /// Lets silent ports doze, a few at a time.
+    fn search(&mut self, worker: &mut Worker, now: u64) {
+        let mut dozing = 0;
+        for _ in 0..SEARCHED {
+            let Some(&slot) = worker.awake().get(self.searched) else {
+                return;
+            };
             let is_silent = |node: &PortNode| now.saturating_sub(node.heard) > DOZE_AFTER_NS;
-            self.let_doze(worker, is_silent);
+            if worker.port_mut(slot).is_some_and(|node| is_silent(node))
+                && self.try_doze(worker, slot).is_none()
+            {
+                worker.let_doze(self.searched);
+                dozing += 1;
+                if dozing == PUT_TO_SLEEP {
+                    return;
+                }
+            } else {
+                self.searched += 1;
+            }
         }
     }
 
@@ -83,7 +116,7 @@ impl Bed {
         self.bell.set_asleep(true);
         let mut longest = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let lately = worker.awake().to_vec();
-        let found = self.let_doze(worker, |_| true);
+        let found = self.let_all_doze(worker);
         if found.blind {
             longest = Some(longest.map_or(BLIND_NAP, |time| time.min(BLIND_NAP)));
         }
@@ -103,32 +136,47 @@ impl Bed {
         }
     }
 
-    /// Lets those ports doze that are awake and fit; what kept others from it.
-    fn let_doze(&mut self, worker: &mut Worker, fits: impl Fn(&PortNode) -> bool) -> Kept {
-        let mut kept = Kept::default();
-        for at in 0..worker.awake().len() {
-            let slot = worker.awake()[at];
-            let Some(node) = worker.port_mut(slot).filter(|node| fits(node)) else {
-                continue;
-            };
-            if node.is_held() {
-                kept.blind = true;
-                continue;
+    /// Lets all ports doze; what kept some from it.
+    fn let_all_doze(&mut self, worker: &mut Worker) -> Kept {
+        let mut all = Kept::default();
+        let mut at = 0;
+        while let Some(&slot) = worker.awake().get(at) {
+            match self.try_doze(worker, slot) {
+                None => worker.let_doze(at),
+                Some(kept) => {
+                    all.waiting |= kept.waiting;
+                    all.blind |= kept.blind;
+                    at += 1;
+                }
             }
-            let is_waiting = node.port.arm();
-            // One without a descriptor, for which nothing waits, is never ready.
-            let fd = node.port.wait_fd();
-            let is_watched = fd.is_none_or(|fd| self.poller.wait_once(fd, slot as u64).is_ok());
-            node.dozes = !is_waiting && is_watched;
-            if !node.dozes {
-                node.port.disarm();
-            }
-            kept.waiting |= is_waiting;
-            kept.blind |= !is_watched;
-            self.dozing += usize::from(node.dozes);
         }
-        worker.keep_awake(|node| !node.dozes);
-        kept
+        all
+    }
+
+    /// Lets a port doze that is awake, if nothing keeps it from that.
+    fn try_doze(&mut self, worker: &mut Worker, slot: usize) -> Option<Kept> {
+        let Some(node) = worker.port_mut(slot) else {
+            return Some(Kept::default());
+        };
+        if node.is_held() {
+            return Some(Kept {
+                waiting: false,
+                blind: true,
+            });
+        }
+        let waiting = node.port.arm();
+        // One without a descriptor, for which nothing waits, is never ready.
+        let fd = node.port.wait_fd();
+        let is_watched = fd.is_none_or(|fd| self.poller.wait_once(fd, slot as u64).is_ok());
+        node.dozes = !waiting && is_watched;
+        if node.dozes {
+            return None;
+        }
+        node.port.disarm();
+        Some(Kept {
+            waiting,
+            blind: !is_watched,
+        })
     }
 
     /// Waits for one of the ports that doze, and for the bell; whether that rang.
@@ -160,7 +208,6 @@ impl Bed {
         {
             node.dozes = false;
             node.port.disarm();
-            self.dozing -= 1;
             worker.wake(slot);
         }
     }
@@ -172,16 +219,13 @@ impl Bed {
             self.rouse(worker, slot);
         }
     }
+}
 
-    /// Stops waiting for a port that is to be removed.
-    pub(crate) fn unwatch(&mut self, node: &mut PortNode) {
-        if std::mem::take(&mut node.dozes) {
-            self.dozing -= 1;
-        }
-        if let Some(fd) = node.port.wait_fd() {
-            // It may never have dozed: then there is nothing to do.
-            let _ = self.poller.remove(fd);
-        }
+/// Stops waiting for a port that was removed.
+pub(crate) fn unwatch(poller: &Poller, node: &PortNode) {
+    if let Some(fd) = node.port.wait_fd() {
+        // It may never have dozed: then there is nothing to do.
+        let _ = poller.remove(fd);
     }
 }
 

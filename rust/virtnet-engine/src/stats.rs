@@ -197,7 +197,7 @@ impl NetBalance {
         self.income() == self.outgo() + self.held
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.received += other.received;
         self.generated += other.generated;
         self.copied += other.copied;

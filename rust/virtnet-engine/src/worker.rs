@@ -10,16 +10,18 @@
 //! The thread around it, with its clock, its sleep and its mailbox, is in [`engine`](crate::Engine); a test drives the same
 //! steps by hand.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use virtnet_packet::{Burst, Picks};
 
 use crate::change::{Change, Node};
-use crate::dispatch::{FunctionNode, Network, PortNode};
-use crate::function::{Function, Impairment, Router, Update};
-use crate::graph::{Gate, Graph, NodeId, NodeKind, Routes, Slot, Target};
+use crate::dispatch::{Network, PortNode};
+use crate::function::{Function, Impairment, Router};
+use crate::graph::{Graph, NodeId, NodeKind, Slot, Target};
 use crate::passage::{Bell, PARCELS_A_BREATH, connect};
-use crate::stats::{FunctionCounters, FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
+use crate::plan::{Plan, Resident, Share};
+use crate::stats::{FunctionStats, NetBalance, PortStats, Snapshot, WorkerStats};
 use crate::{EngineError, Rejected};
 
 /// How often a firewall that nothing comes to is swept.
@@ -27,12 +29,21 @@ const FIREWALL_SWEEP_NS: u64 = 1_000_000_000;
 /// How many bursts an impaired cable gives out in a breath, either way.
 const RELEASES: usize = 4;
 
+/// How many ports that have come are asked for the first time in a breath: they are in nobody's cache yet.
+const NEWCOMERS: usize = 16;
+
 /// All of a network's nodes, and what moves packets between them, one breath at a time.
 #[derive(Debug, Default)]
 pub struct Worker {
     network: Network,
     /// The ports that are asked in every breath; the others doze until something wakes them.
     awake: Vec<usize>,
+    /// Ports that have come and were not asked yet.
+    newcomers: VecDeque<usize>,
+    /// How many ports there are.
+    ports: usize,
+    /// The functions that may have something to do where no packet arrives.
+    makers: Vec<usize>,
     /// The same network for people: who is who.
     graph: Graph,
     burst: Burst,
@@ -43,95 +54,6 @@ pub struct Worker {
     retired: NetBalance,
     /// Packets that functions had kept and have let go in this breath.
     released: usize,
-}
-
-/// A change that was found possible, worked out as far as it can be beside the running network.
-#[derive(Debug, Default)]
-pub(crate) struct Plan {
-    graph: Graph,
-    routes: Routes,
-    removed: Vec<(NodeId, Slot)>,
-    added: Vec<(NodeId, Slot, Node)>,
-    /// Gates of functions that stay, where a cable was that led elsewhere, or to a node that is another one now.
-    recabled: Vec<(usize, Gate)>,
-    updates: Vec<(Slot, Update)>,
-}
-
-impl Plan {
-    /// Works out what `change` makes of `graph`.
-    pub(crate) fn new(graph: &Graph, change: Change) -> Result<Self, Rejected> {
-        let next = match graph.changed(&change) {
-            Ok(next) => next,
-            Err(error) => return Err(Rejected::new(error, change)),
-        };
-        let slot_in = |graph: &Graph, node| graph.slot(node).map(|slot| (node, slot));
-        Ok(Self {
-            routes: next.routes(),
-            recabled: graph.recabled(&next, &change.removed),
-            removed: change
-                .removed
-                .iter()
-                .filter_map(|&node| slot_in(graph, node))
-                .collect(),
-            added: change
-                .added
-                .into_iter()
-                .filter_map(|(node, what)| Some((node, next.slot(node)?, what)))
-                .collect(),
-            updates: change
-                .updates
-                .into_iter()
-                .filter_map(|(node, update)| Some((next.slot(node)?, update)))
-                .collect(),
-            graph: next,
-        })
-    }
-
-    /// Whether the port in `slot` is removed.
-    pub(crate) fn removes_port(&self, slot: usize) -> bool {
-        let removed = self.removed.iter();
-        removed
-            .into_iter()
-            .any(|&(_, removed)| removed == Slot::Port(slot))
-    }
-
-    /// The network after the change.
-    pub(crate) fn graph(&self) -> &Graph {
-        &self.graph
-    }
-
-    /// The plan for each of `workers`: the same change, with the nodes that each is to have.
-    pub(crate) fn spread(self, workers: usize) -> Vec<Self> {
-        let mut plans: Vec<Self> = (0..workers)
-            .map(|_| Self {
-                graph: self.graph.clone(),
-                routes: self.routes.clone(),
-                removed: self.removed.clone(),
-                added: Vec::new(),
-                recabled: self.recabled.clone(),
-                updates: self.updates.clone(),
-            })
-            .collect();
-        for (id, slot, node) in self.added {
-            let home = slot.home(workers);
-            let mut give = |worker: usize, node| plans[worker].added.push((id, slot, node));
-            match node {
-                Node::Port(_) => give(home, node),
-                Node::Lanes(lanes) => {
-                    for (k, lane) in lanes.into_iter().enumerate() {
-                        give((home + k) % workers, Node::Port(lane));
-                    }
-                }
-                Node::Function(function) => {
-                    for (worker, part) in function.spread(workers, home).into_iter().enumerate() {
-                        part.into_iter()
-                            .for_each(|part| give(worker, Node::Function(part)));
-                    }
-                }
-            }
-        }
-        plans
-    }
 }
 
 impl Worker {
@@ -163,90 +85,64 @@ impl Worker {
     /// [`Rejected`], with the change, if it is not possible. The caller's fault.
     pub fn apply(&mut self, change: Change, now: u64) -> Result<Vec<(NodeId, Node)>, Rejected> {
         let plan = Plan::new(&self.graph, change)?;
-        let mine = plan.spread(1).pop().unwrap_or_default();
-        Ok(self.adopt(mine, now))
+        let mut share = plan.spread(1, now).pop().unwrap_or_default();
+        self.adopt(&mut share, now);
+        Ok(self.settle(share))
     }
 
-    /// Makes a planned change true. The plan must be for the network as it is.
-    pub(crate) fn adopt(&mut self, plan: Plan, now: u64) -> Vec<(NodeId, Node)> {
-        let mut given_back = Vec::with_capacity(plan.removed.len());
-        for (node, slot) in plan.removed {
-            if let Some(what) = self.take_out(slot) {
-                given_back.push((node, what));
+    /// Makes a planned change true, which must be one of the network as it is. Pointers change hands and nothing is freed: what
+    /// was there before is in `share` afterwards.
+    pub(crate) fn adopt(&mut self, share: &mut Share, now: u64) {
+        for removed in &mut share.removed {
+            removed.what = self.network.take_out(removed.slot);
+            removed.is_home = self.network.passages.is_home(removed.slot);
+            let is_port = matches!(removed.what, Some(Resident::Port(_)));
+            self.ports -= usize::from(is_port);
+        }
+        if !share.removed.is_empty() {
+            let Network {
+                ports, functions, ..
+            } = &self.network;
+            self.awake.retain(|&slot| ports[slot].is_some());
+            self.newcomers.retain(|&slot| ports[slot].is_some());
+            self.makers.retain(|&slot| functions[slot].is_some());
+            // Nobody else is to keep the memory of a guest that is gone.
+            self.burst.clear();
+            self.burst.forget_memory();
+        }
+        for (slot, what) in share.added.drain(..) {
+            match (slot, &what) {
+                (Slot::Port(slot), Resident::Port(_)) => {
+                    self.newcomers.push_back(slot);
+                    self.ports += 1;
+                }
+                (Slot::Function(slot), Resident::Function(node)) => {
+                    if node.function.may_make() {
+                        self.makers.push(slot);
+                    }
+                }
+                _ => debug_assert!(false, "a node was planned for the wrong list"),
+            }
+            self.network.put_in(slot, what);
+        }
+        std::mem::swap(&mut self.network.routes, &mut share.routes);
+        std::mem::swap(&mut self.graph, &mut share.graph);
+        for (slot, gates) in &share.recabled {
+            if let Some(Some(node)) = self.network.functions.get_mut(*slot) {
+                node.function.recabled(gates, now);
             }
         }
-        for (node, slot, what) in plan.added {
-            self.put_in(node, slot, what, now);
-        }
-        self.network.routes = plan.routes;
-        for (slot, gate) in plan.recabled {
+        for (slot, update) in share.updates.drain(..) {
             if let Some(Some(node)) = self.network.functions.get_mut(slot) {
-                node.function.recabled(gate);
+                node.function.update(update, now, &mut share.leftovers);
             }
         }
-        for (slot, update) in plan.updates {
-            if let Slot::Function(slot) = slot
-                && let Some(Some(node)) = self.network.functions.get_mut(slot)
-            {
-                node.function.update(update, now);
-            }
-        }
-        self.network.find_held();
-        self.graph = plan.graph;
-        given_back
+        self.network.find_held(&share.may_be_held);
     }
 
-    fn take_out(&mut self, slot: Slot) -> Option<Node> {
-        match slot {
-            Slot::Port(slot) => {
-                let mut node = self.network.ports.get_mut(slot)?.take()?;
-                self.awake.retain(|&awake| awake != slot);
-                node.port.detach();
-                self.burst.clear();
-                self.burst.forget_memory();
-                let passed = node.port.counters().since(&node.before);
-                self.retired.add_port(&passed, &node.drops, node.segmented);
-                Some(Node::Port(node.port))
-            }
-            Slot::Function(slot) => {
-                let node = self.network.functions.get_mut(slot)?.take()?;
-                let mut node = node;
-                node.counters.add(&node.function.close());
-                self.retired.add_function(&node.counters);
-                let is_home = self.network.passages.is_home(Slot::Function(slot));
-                is_home.then_some(Node::Function(node.function))
-            }
-        }
-    }
-
-    fn put_in(&mut self, node: NodeId, slot: Slot, what: Node, now: u64) {
-        match (slot, what) {
-            (Slot::Port(slot), Node::Port(mut port)) => {
-                port.attach();
-                let place = PortNode {
-                    node,
-                    before: port.counters(),
-                    port,
-                    drops: Default::default(),
-                    sent_to: false,
-                    segmented: 0,
-                    heard: now,
-                    dozes: false,
-                    held_by: None,
-                };
-                self.awake.push(slot);
-                *place_in(&mut self.network.ports, slot) = Some(place);
-            }
-            (Slot::Function(slot), Node::Function(function)) => {
-                let place = FunctionNode {
-                    node,
-                    function,
-                    counters: FunctionCounters::default(),
-                };
-                *place_in(&mut self.network.functions, slot) = Some(place);
-            }
-            _ => debug_assert!(false, "a node was planned for the wrong list, or whole"),
-        }
+    /// Closes the books of what a change has removed, and gives it back.
+    pub(crate) fn settle(&mut self, share: Share) -> Vec<(NodeId, Node)> {
+        share.settle(&mut self.retired)
     }
 
     /// One breath at time `now`, in ns since some fixed moment. Returns how many packets entered the network or came from
@@ -259,11 +155,15 @@ impl Worker {
         } else {
             self.take_over(now)
         };
+        if !self.newcomers.is_empty() {
+            let n = self.newcomers.len().min(NEWCOMERS);
+            self.awake.extend(self.newcomers.drain(..n));
+        }
         for at in 0..self.awake.len() {
             moved += self.breathe_in(self.awake[at], now);
         }
-        for slot in 0..self.network.functions.len() {
-            moved += self.let_make(slot, now);
+        for at in 0..self.makers.len() {
+            moved += self.let_make(self.makers[at], now);
         }
         while let Some(slot) = self.network.sent_to.pop() {
             if let Some(Some(node)) = self.network.ports.get_mut(slot) {
@@ -272,7 +172,7 @@ impl Worker {
             }
         }
         if !self.network.passages.is_alone() {
-            self.network.tell_news();
+            self.network.tell_news(&self.makers);
             self.network.passages.flush();
         }
         let taken_over = taken_over + std::mem::take(&mut self.released);
@@ -533,10 +433,10 @@ impl Worker {
     /// When a function has something to do even if no packet arrives; `None`: never.
     #[must_use]
     pub fn due(&self) -> Option<u64> {
-        let nodes = self.network.functions.iter().enumerate();
-        nodes
-            .filter_map(|(slot, node)| {
-                let function = &node.as_ref()?.function;
+        let makers = self.makers.iter();
+        makers
+            .filter_map(|&slot| {
+                let function = &self.network.functions[slot].as_ref()?.function;
                 let makes = matches!(function.kind(), NodeKind::Source | NodeKind::Host);
                 if makes && self.network.first_target(slot) == Target::Nothing {
                     return None;
@@ -604,14 +504,17 @@ impl Worker {
     }
 
     pub(crate) fn port_mut(&mut self, slot: usize) -> Option<&mut PortNode> {
-        self.network.ports.get_mut(slot)?.as_mut()
+        self.network.ports.get_mut(slot)?.as_deref_mut()
     }
 
-    /// Asks only `awake` of those ports from now on that were asked in every breath.
-    pub(crate) fn keep_awake(&mut self, awake: impl Fn(&PortNode) -> bool) {
-        let ports = &self.network.ports;
-        let stays = |&slot: &usize| ports.get(slot).and_then(Option::as_ref).is_some_and(&awake);
-        self.awake.retain(stays);
+    /// How many ports are asked only when something has woken them.
+    pub(crate) fn dozing(&self) -> usize {
+        self.ports - self.awake.len() - self.newcomers.len()
+    }
+
+    /// Does not ask the port number `at` of those that are awake any more; another one has its number then.
+    pub(crate) fn let_doze(&mut self, at: usize) {
+        self.awake.swap_remove(at);
     }
 
     /// Asks a port that dozed in every breath again.
@@ -621,7 +524,7 @@ impl Worker {
 
     pub(crate) fn ports_mut(&mut self) -> impl Iterator<Item = (usize, &mut PortNode)> {
         let ports = self.network.ports.iter_mut().enumerate();
-        ports.filter_map(|(slot, node)| Some((slot, node.as_mut()?)))
+        ports.filter_map(|(slot, node)| Some((slot, node.as_deref_mut()?)))
     }
 
     /// Whether it has the network for itself.
@@ -629,9 +532,10 @@ impl Worker {
         self.network.passages.is_alone()
     }
 
-    /// Whether other workers have something for it, or it has news that they have not taken yet.
+    /// Whether there are ports that it has not asked yet, other workers have something for it, or it has news that they have not
+    /// taken yet.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.network.passages.is_waiting()
+        !self.newcomers.is_empty() || self.network.passages.is_waiting()
     }
 
     /// The packets that are still on their way to it when all workers have stopped.
@@ -642,13 +546,6 @@ impl Worker {
     pub(crate) fn count_sleep(&mut self) {
         self.stats.sleeps += 1;
     }
-}
-
-fn place_in<T>(list: &mut Vec<Option<T>>, slot: usize) -> &mut Option<T> {
-    if list.len() <= slot {
-        list.resize_with(slot + 1, || None);
-    }
-    &mut list[slot]
 }
 
 impl From<Rejected> for EngineError {

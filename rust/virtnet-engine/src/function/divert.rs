@@ -57,8 +57,9 @@ impl Divert {
         Self::new(self.orders.clone(), self.backlogs.clone())
     }
 
-    pub(super) fn order(&mut self, orders: DivertOrders) {
-        self.orders = orders;
+    /// Takes new orders and gives back the old ones.
+    pub(super) fn order(&mut self, orders: DivertOrders) -> DivertOrders {
+        std::mem::replace(&mut self.orders, orders)
     }
 
     /// What a port cabled to `gate` has to wait for, if it has to wait at all.

@@ -36,8 +36,9 @@ impl Element {
         Self::new(self.program.clone())
     }
 
-    pub(super) fn order(&mut self, program: Program) {
-        *self = Self::new(program);
+    /// Takes a new program and gives back the old one.
+    pub(super) fn order(&mut self, program: Program) -> Self {
+        std::mem::replace(self, Self::new(program))
     }
 
     /// Whether it writes to packets.

@@ -189,25 +189,27 @@ impl Host {
         }
     }
 
-    /// Takes new orders. Addresses that are known stay known.
-    pub(super) fn order(&mut self, orders: HostOrders, now: u64) {
+    /// Takes new orders. Addresses that are known stay known. Gives back what is needed no more.
+    pub(super) fn order(&mut self, orders: HostOrders, now: u64) -> impl Send + use<> {
         let known = std::mem::take(&mut self.peers);
+        let mut ping_before = None;
         if let Some(ping) = orders.ping {
             self.counters.rtt = Histogram::default();
-            self.ping = ping;
+            ping_before = Some(std::mem::replace(&mut self.ping, ping));
             for &ip in &self.ping.peers {
                 let mut peer = Peer::new(ip, &known, now);
                 peer.pings_left = self.ping.count.unwrap_or(u64::MAX);
                 self.peers.push(peer);
             }
         }
-        self.blaster = None;
+        let blaster = self.blaster.take();
         self.blast = orders.blast;
         if let Some(blast) = orders.blast
             && !self.peers.iter().any(|peer| peer.ip == blast.peer)
         {
             self.peers.push(Peer::new(blast.peer, &known, now));
         }
+        (known, ping_before, blaster)
     }
 
     /// Looks at what has arrived. Answers wait until the host's turn.

@@ -6,7 +6,8 @@
 //! slows down with age.
 //!
 //! It grows to twice its size when half full, up to the room for its limit. A million entries are not moved within one
-//! breath: the old table stays beside the new one and every change takes a few entries along.
+//! breath: the old table stays beside the new one and every change takes a few entries along. Nor are they looked through
+//! in one when a cable is pulled: those behind its gate are as good as aged from then on.
 
 use std::hash::BuildHasher;
 
@@ -30,6 +31,11 @@ const MAC_MASK: u64 = (1 << MAC_BITS) - 1;
 
 /// A station's address as a number below 2^48, not zero; the order of the bytes is the caller's affair.
 pub(crate) type MacKey = u64;
+
+/// Slots of a table that is looked through at once for stations to be forgotten.
+const SMALL: usize = 1 << 11;
+/// Slots of a larger one that are looked through for them in each sweep.
+const SEARCHED_TO_FORGET: usize = 1 << 12;
 
 /// A station, the gate it is behind, and when it was last heard of. All zero: nobody.
 #[derive(Clone, Copy, Default)]
@@ -90,10 +96,14 @@ pub(crate) struct MacTable {
     forgotten: Option<Vec<MacKey>>,
     /// When it was last searched for aged entries because it was full.
     searched_at: Option<u64>,
+    /// By gate: whom it has heard of there up to then is forgotten. Empty before that was first so.
+    forgot: Vec<u64>,
+    /// Slots that are still to be swept for those, soon.
+    to_forget: usize,
 }
 
-/// When a station was last heard of that somebody else listens to: it does not age here.
-const ELSEWHERE: u64 = u64::MAX;
+/// Beside the time a station was told of whom somebody else listens to: it does not age here.
+const ELSEWHERE: u64 = 1 << 63;
 
 impl std::fmt::Debug for MacTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,6 +131,8 @@ impl MacTable {
             aged: 0,
             forgotten: None,
             searched_at: None,
+            forgot: Vec::new(),
+            to_forget: 0,
         }
     }
 
@@ -138,7 +150,7 @@ impl MacTable {
     /// heard of here as well, at the same gate, stays one of here.
     pub(crate) fn learn_elsewhere(&mut self, mac: MacKey, gate: Gate, now: u64) {
         if self.lookup(mac, now) != Some(gate) {
-            self.note(Entry::new(mac, gate, ELSEWHERE), now);
+            self.note(Entry::new(mac, gate, now | ELSEWHERE), now);
         }
     }
 
@@ -148,7 +160,7 @@ impl MacTable {
         for slots in [&mut self.table, &mut self.old] {
             if !slots.is_empty()
                 && let Some(at) = slots.find(mac, home)
-                && slots.entries[at].seen == ELSEWHERE
+                && slots.at(at).seen & ELSEWHERE != 0
             {
                 slots.remove(at, &self.hash);
                 self.len -= 1;
@@ -173,14 +185,14 @@ impl MacTable {
         let Some(at) = found else {
             return self.insert(heard, home, now);
         };
-        let entry = &mut self.table.entries[at];
-        let was = *entry;
-        if was.seen == ELSEWHERE && was.gate() == gate {
+        let was = self.table.at(at);
+        let is_gone = self.is_gone(was, now);
+        if was.seen & ELSEWHERE != 0 && was.gate() == gate && !is_gone {
             return Learnt::Known;
         }
-        *entry = heard;
-        if is_aged(was, self.ageing, now) {
-            self.aged += 1;
+        self.table.set(at, heard);
+        if is_gone {
+            self.aged += u64::from(self.is_aged(was, now));
             Learnt::New
         } else if was.gate() == gate {
             Learnt::Known
@@ -194,11 +206,11 @@ impl MacTable {
     pub(crate) fn lookup(&self, mac: MacKey, now: u64) -> Option<Gate> {
         let home = self.home(mac);
         let entry = match self.table.find(mac, home) {
-            Some(at) => self.table.entries[at],
+            Some(at) => self.table.at(at),
             None if self.old.is_empty() => return None,
-            None => self.old.entries[self.old.find(mac, home)?],
+            None => self.old.at(self.old.find(mac, home)?),
         };
-        (!is_aged(entry, self.ageing, now)).then(|| entry.gate())
+        (!self.is_gone(entry, now)).then(|| entry.gate())
     }
 
     /// Whether it is larger than a cache that is near.
@@ -210,25 +222,52 @@ impl MacTable {
     /// Reads what stands where `mac` would, to have it near.
     #[inline]
     pub(crate) fn peek(&self, mac: MacKey) -> u64 {
-        self.table.entries[self.home(mac) & self.table.mask].station
+        self.table.at(self.home(mac) & self.table.mask).station
     }
 
-    /// Forgets every station behind `gate`. Looks at the whole table.
-    pub(crate) fn forget(&mut self, gate: Gate) {
-        let removed = [&mut self.table, &mut self.old]
-            .map(|slots| slots.remove_all(&self.hash, |entry| entry.gate() == gate));
-        self.len -= removed.iter().sum::<usize>();
+    /// Forgets every station behind one of `gates`, which are in order. They leave a large table little by little.
+    pub(crate) fn forget(&mut self, gates: &[Gate], now: u64) {
+        if self.table.len() + self.old.len() <= SMALL {
+            let is_behind = |entry: Entry| gates.binary_search(&entry.gate()).is_ok();
+            let removed = [&mut self.table, &mut self.old]
+                .map(|slots| slots.remove_all(&self.hash, is_behind));
+            self.len -= removed.iter().sum::<usize>();
+            return;
+        }
+        for gate in gates.iter().map(|&gate| usize::from(gate)) {
+            if self.forgot.len() <= gate {
+                self.forgot.resize(gate + 1, 0);
+            }
+            self.forgot[gate] = now;
+        }
+        self.to_forget = self.table.len() + self.old.len();
     }
 
-    /// Takes out aged entries in the next `n` slots, round and round.
+    /// Whether a station counts as unknown: not heard of for too long, or not since it was forgotten.
+    #[inline]
+    fn is_gone(&self, entry: Entry, now: u64) -> bool {
+        self.is_aged(entry, now) || !self.forgot.is_empty() && self.was_forgotten(entry)
+    }
+
+    #[inline]
+    fn is_aged(&self, entry: Entry, now: u64) -> bool {
+        now.saturating_sub(entry.seen) >= self.ageing
+    }
+
+    fn was_forgotten(&self, entry: Entry) -> bool {
+        let forgot = self.forgot.get(usize::from(entry.gate()));
+        forgot.is_some_and(|&then| then != 0 && entry.seen & !ELSEWHERE <= then)
+    }
+
+    /// Takes out aged entries in the next `n` slots, round and round; in more where there are stations to be forgotten.
     pub(crate) fn sweep(&mut self, n: usize, now: u64) {
+        let n = n.max(self.to_forget.min(SEARCHED_TO_FORGET));
+        self.to_forget = self.to_forget.saturating_sub(n);
         self.migrate(n, now);
         for _ in 0..n.min(self.table.len()) {
             let at = self.sweep_at & self.table.mask;
-            while !self.table.entries[at].is_free()
-                && is_aged(self.table.entries[at], self.ageing, now)
-            {
-                self.note_aged(self.table.entries[at]);
+            while !self.table.at(at).is_free() && self.is_gone(self.table.at(at), now) {
+                self.note_gone(self.table.at(at), now);
                 self.table.remove(at, &self.hash);
             }
             self.sweep_at = at + 1;
@@ -303,14 +342,14 @@ impl MacTable {
         let end = (self.old_at + n).min(self.old.len());
         while self.old_at < end {
             // Taking one out may move another one here.
-            let entry = self.old.entries[self.old_at];
+            let entry = self.old.at(self.old_at);
             if entry.is_free() {
                 self.old_at += 1;
                 continue;
             }
             self.old.remove(self.old_at, &self.hash);
-            if is_aged(entry, self.ageing, now) {
-                self.note_aged(entry);
+            if self.is_gone(entry, now) {
+                self.note_gone(entry, now);
             } else {
                 self.table.put(entry, home(&self.hash, entry.mac()));
             }
@@ -320,8 +359,12 @@ impl MacTable {
         }
     }
 
-    fn note_aged(&mut self, entry: Entry) {
+    fn note_gone(&mut self, entry: Entry, now: u64) {
         self.len -= 1;
+        if !self.is_aged(entry, now) {
+            // Forgotten with its cable, and so by the others as well.
+            return;
+        }
         self.aged += 1;
         if let Some(list) = &mut self.forgotten {
             list.push(entry.mac());
@@ -331,15 +374,10 @@ impl MacTable {
     /// Moves one station that was heard of from the old table into the new one; where it is now.
     fn take_along(&mut self, mac: MacKey, home: usize) -> Option<usize> {
         let at = self.old.find(mac, home)?;
-        let entry = self.old.entries[at];
+        let entry = self.old.at(at);
         self.old.remove(at, &self.hash);
         Some(self.table.put(entry, home))
     }
-}
-
-#[inline]
-fn is_aged(entry: Entry, ageing: u64, now: u64) -> bool {
-    now.saturating_sub(entry.seen) >= ageing
 }
 
 #[inline]
@@ -351,7 +389,8 @@ fn home(hash: &RandomState, mac: MacKey) -> usize {
 
 /// The entries of one table, each at its home or behind it, without a gap between.
 struct Slots {
-    entries: Box<[Entry]>,
+    /// As numbers, since memory for so many zeros is had from the system without writing them.
+    entries: Box<[[u64; 2]]>,
     mask: usize,
 }
 
@@ -359,13 +398,24 @@ impl Slots {
     /// `n` free slots: a power of two, or none.
     fn new(n: usize) -> Self {
         Self {
-            entries: vec![Entry::default(); n].into(),
+            entries: vec![[0; 2]; n].into(),
             mask: n.saturating_sub(1),
         }
     }
 
     fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    #[inline]
+    fn at(&self, at: usize) -> Entry {
+        let [station, seen] = self.entries[at];
+        Entry { station, seen }
+    }
+
+    #[inline]
+    fn set(&mut self, at: usize, entry: Entry) {
+        self.entries[at] = [entry.station, entry.seen];
     }
 
     #[inline]
@@ -378,7 +428,7 @@ impl Slots {
     fn find(&self, mac: MacKey, home: usize) -> Option<usize> {
         let mut at = home & self.mask;
         loop {
-            let entry = self.entries[at];
+            let entry = self.at(at);
             if entry.mac() == mac {
                 return Some(at);
             }
@@ -391,10 +441,10 @@ impl Slots {
 
     fn put(&mut self, entry: Entry, home: usize) -> usize {
         let mut at = home & self.mask;
-        while !self.entries[at].is_free() {
+        while !self.at(at).is_free() {
             at = (at + 1) & self.mask;
         }
-        self.entries[at] = entry;
+        self.set(at, entry);
         at
     }
 
@@ -403,24 +453,24 @@ impl Slots {
         let mut at = hole;
         loop {
             at = (at + 1) & self.mask;
-            let entry = self.entries[at];
+            let entry = self.at(at);
             if entry.is_free() {
                 break;
             }
             let from_home = at.wrapping_sub(home(hash, entry.mac())) & self.mask;
             let from_hole = at.wrapping_sub(hole) & self.mask;
             if from_home >= from_hole {
-                self.entries[hole] = entry;
+                self.set(hole, entry);
                 hole = at;
             }
         }
-        self.entries[hole] = Entry::default();
+        self.set(hole, Entry::default());
     }
 
     fn remove_all(&mut self, hash: &RandomState, unwanted: impl Fn(Entry) -> bool) -> usize {
         let mut removed = 0;
         for at in 0..self.len() {
-            while !self.entries[at].is_free() && unwanted(self.entries[at]) {
+            while !self.at(at).is_free() && unwanted(self.at(at)) {
                 self.remove(at, hash);
                 removed += 1;
             }
@@ -487,7 +537,7 @@ mod tests {
                         prop_assert_eq!(table.lookup(mac, now), expected);
                     }
                     Op::Forget(gate) => {
-                        table.forget(gate);
+                        table.forget(&[gate], now);
                         model.retain(|_, &mut (behind, _)| behind != gate);
                     }
                     Op::Wait(ns) => now += ns,
@@ -528,6 +578,28 @@ mod tests {
         assert_eq!(table.learn(4, 0, AGEING - 1), Learnt::Full);
         assert_eq!(table.learn(4, 0, AGEING), Learnt::New);
         assert!(table.len() <= 3);
+    }
+
+    #[test]
+    fn stations_leave_a_large_table_little_by_little_and_are_unknown_at_once() {
+        let mut table = MacTable::new(1_000_000, AGEING);
+        for mac in 1..=10_000 {
+            table.learn(mac, u16::try_from(mac % 4).unwrap(), 1);
+        }
+        table.learn_elsewhere(20_001, 1, 1);
+        table.forget(&[1, 3], 2);
+        assert!(table.len() > 9_000, "looked through in one breath");
+        for mac in (1..=10_000).chain([20_001]) {
+            let gate = u16::try_from(mac % 4).unwrap();
+            let expected = (gate % 2 == 0).then_some(gate);
+            assert_eq!(table.lookup(mac, 2), expected);
+        }
+        assert_eq!(table.learn(1, 1, 3), Learnt::New);
+        assert_eq!(table.lookup(1, 3), Some(1));
+        while table.to_forget > 0 {
+            table.sweep(1, 3);
+        }
+        assert_eq!((table.len(), table.aged()), (5_001, 0));
     }
 
     #[test]

@@ -53,6 +53,7 @@ use virtnet_packet::{BURST_MAX, Backlog, Burst, DropReason, Picks};
 use crate::EngineError;
 use crate::change::Node;
 use crate::graph::{Gate, NodeKind};
+use crate::plan::Leftovers;
 use crate::stats::FunctionCounters;
 
 /// What is to happen to a packet.
@@ -241,26 +242,53 @@ impl Function {
         }
     }
 
-    /// A cable was taken out of `gate`, or another one put in.
-    pub(crate) fn recabled(&mut self, gate: Gate) {
+    /// Whether it may have something to do where no packet arrives.
+    pub(crate) fn may_make(&self) -> bool {
         match self {
-            Self::Switch(switch) => switch.forget(gate),
-            Self::Router(router) => router.forget(gate),
+            Self::Switch(_)
+            | Self::Source(_)
+            | Self::Host(_)
+            | Self::Firewall(_)
+            | Self::Impairment(_)
+            | Self::Router(_) => true,
+            Self::Wire(_)
+            | Self::Tee(_)
+            | Self::Divert(_)
+            | Self::Element(_)
+            | Self::Sink(_)
+            | Self::Echo(_) => false,
+        }
+    }
+
+    /// Cables were taken out of `gates`, which are in order, or other ones put in.
+    pub(crate) fn recabled(&mut self, gates: &[Gate], now: u64) {
+        match self {
+            Self::Switch(switch) => switch.forget(gates, now),
+            Self::Router(router) => router.forget(gates),
             _ => {}
         }
     }
 
     /// Takes new orders; those for another kind of function were refused before.
-    pub(crate) fn update(&mut self, update: Update, now: u64) {
+    pub(crate) fn update(&mut self, update: Update, now: u64, leftovers: &mut Leftovers) {
         match (self, update) {
-            (Self::Divert(divert), Update::Divert(orders)) => divert.order(orders),
-            (Self::Element(element), Update::Element(program)) => element.order(program),
-            (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders),
+            (Self::Divert(divert), Update::Divert(orders)) => leftovers.keep(divert.order(orders)),
+            (Self::Element(element), Update::Element(program)) => {
+                leftovers.keep(element.order(program))
+            }
+            (Self::Switch(switch), Update::Switch(orders)) => switch.order(orders, leftovers),
             (Self::Source(source), Update::Source(orders)) => source.order(orders, now),
-            (Self::Host(host), Update::Host(orders)) => host.order(orders, now),
-            (Self::Firewall(firewall), Update::Firewall(orders)) => firewall.order(orders),
-            (Self::Impairment(cable), Update::Impairment(orders)) => cable.order(&orders, now),
-            (Self::Router(router), Update::Router(orders)) => router.order(orders, now),
+            (Self::Host(host), Update::Host(orders)) => leftovers.keep(host.order(orders, now)),
+            (Self::Firewall(firewall), Update::Firewall(orders)) => {
+                leftovers.keep(firewall.order(orders))
+            }
+            (Self::Impairment(cable), Update::Impairment(orders)) => {
+                cable.order(&orders, now);
+                leftovers.keep(orders);
+            }
+            (Self::Router(router), Update::Router(orders)) => {
+                leftovers.keep(router.order(orders, now))
+            }
             _ => debug_assert!(false, "an update reached another kind of function"),
         }
     }

@@ -12,6 +12,7 @@ use super::mac_table::{Learnt, MAX_ENTRIES, MacTable};
 use super::{Fate, Fates, Verdict};
 use crate::EngineError;
 use crate::graph::Gate;
+use crate::plan::Leftovers;
 
 /// How a switch remembers.
 #[derive(Clone, Copy, Debug)]
@@ -156,11 +157,13 @@ impl Switch {
     }
 
     /// Takes new orders.
-    pub(super) fn order(&mut self, orders: SwitchOrders) {
+    pub(super) fn order(&mut self, orders: SwitchOrders, leftovers: &mut Leftovers) {
         self.ageing = in_ns(orders.ageing);
         self.table.set_ageing(self.ageing);
         match (orders.rules, &mut self.bridge) {
-            (Some(rules), Some(bridge)) => bridge.order(rules, self.ageing),
+            (Some(rules), Some(bridge)) => {
+                leftovers.keep(bridge.order(rules, self.ageing));
+            }
             (Some(rules), bridge) => {
                 let mut new = Bridge::new(rules, self.table.limit(), self.ageing);
                 if self.learnt.is_some() {
@@ -168,7 +171,7 @@ impl Switch {
                 }
                 *bridge = Some(Box::new(new));
             }
-            (None, bridge) => *bridge = None,
+            (None, bridge) => leftovers.keep(bridge.take()),
         }
     }
 
@@ -335,11 +338,11 @@ impl Switch {
         (self.table.len() > 0).then(|| self.swept.saturating_add(SWEEP_NS))
     }
 
-    /// Forgets all stations behind `gate`.
-    pub(super) fn forget(&mut self, gate: Gate) {
-        self.table.forget(gate);
+    /// Forgets all stations behind `gates`, which are in order.
+    pub(super) fn forget(&mut self, gates: &[Gate], now: u64) {
+        self.table.forget(gates, now);
         if let Some(bridge) = &mut self.bridge {
-            bridge.forget(gate);
+            bridge.forget(gates, now);
         }
     }
 
@@ -494,10 +497,11 @@ mod tests {
     fn another_ageing_time_is_that_of_those_who_are_known_too() {
         let mut switch = switch();
         fates(&mut switch, 1, 0, &[(ALL, A)]);
-        switch.order(SwitchOrders {
+        let orders = SwitchOrders {
             ageing: Duration::from_secs(5),
             rules: None,
-        });
+        };
+        switch.order(orders, &mut Leftovers::default());
         assert_eq!(
             fates(&mut switch, 2, 5 * SECOND - 1, &[(A, B)]),
             [Fate::To(1)]

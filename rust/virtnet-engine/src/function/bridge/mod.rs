@@ -65,14 +65,16 @@ impl Bridge {
         self.tables.note_forgotten();
     }
 
-    /// Takes new orders. Where VLANs begin or end to be told apart, nobody is known any more.
-    pub(super) fn order(&mut self, rules: Arc<BridgeRules>, ageing: u64) {
-        if rules.aware != self.rules.aware {
-            self.tables = self.tables.emptied();
-        }
-        self.rules = rules;
+    /// Takes new orders and gives back what they replace. Where VLANs begin or end to be told apart, nobody is known any more.
+    pub(super) fn order(&mut self, rules: Arc<BridgeRules>, ageing: u64) -> impl Send + use<> {
+        let tables = (rules.aware != self.rules.aware).then(|| {
+            let emptied = self.tables.emptied();
+            std::mem::replace(&mut self.tables, emptied)
+        });
+        let rules = std::mem::replace(&mut self.rules, rules);
         self.ageing = ageing;
         self.tables.set_ageing(ageing);
+        (tables, rules)
     }
 
     pub(super) fn take_news(&mut self) -> impl Iterator<Item = SwitchNews> + '_ {
@@ -104,8 +106,8 @@ impl Bridge {
         self.rules.aware
     }
 
-    pub(super) fn forget(&mut self, gate: Gate) {
-        self.tables.forget(gate);
+    pub(super) fn forget(&mut self, gates: &[Gate], now: u64) {
+        self.tables.forget(gates, now);
     }
 
     #[inline]

@@ -102,8 +102,8 @@ impl Tables {
         self.all[usize::from(at)].1.lookup(mac, now)
     }
 
-    pub(super) fn forget(&mut self, gate: Gate) {
-        self.tables().for_each(|table| table.forget(gate));
+    pub(super) fn forget(&mut self, gates: &[Gate], now: u64) {
+        self.tables().for_each(|table| table.forget(gates, now));
         self.count();
     }
 

@@ -176,7 +176,7 @@ impl Firewall {
     }
 
     /// Takes new orders. Flows stay, also those that would not begin any more; rules that stay as written go on counting.
-    pub(super) fn order(&mut self, orders: FirewallOrders) {
+    pub(super) fn order(&mut self, orders: FirewallOrders) -> impl Send + use<> {
         self.timeouts = orders.timeouts.into();
         let before = std::mem::replace(&mut self.rules, orders.rules);
         let places: HashMap<&str, usize> = (self.rules.rules.iter().enumerate())
@@ -197,6 +197,7 @@ impl Firewall {
         self.counted = counted;
         self.states
             .renumber(|rule| numbers.get(rule as usize).copied().unwrap_or(NO_RULE));
+        before
     }
 
     pub(super) fn counters(&self) -> FirewallCounters {

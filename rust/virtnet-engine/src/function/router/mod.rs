@@ -192,20 +192,22 @@ impl Router {
         }
     }
 
-    pub(super) fn order(&mut self, orders: RouterOrders, now: u64) {
+    /// Takes new orders and gives back what they replace: a million routes are not freed within a breath.
+    pub(super) fn order(&mut self, orders: RouterOrders, now: u64) -> impl Send + use<> {
         self.errors = Pace::new(orders.errors_pps, now);
-        self.tables = orders.tables;
-        match orders.translation {
-            Some(rules) => self.nat.get_or_insert_default().order(rules),
-            None => self.nat = None,
-        }
+        let tables = std::mem::replace(&mut self.tables, orders.tables);
+        let (nat, rules) = match orders.translation {
+            Some(rules) => (None, Some(self.nat.get_or_insert_default().order(rules))),
+            None => (self.nat.take(), None),
+        };
+        (tables, nat, rules)
     }
 
-    /// Another cable is in `gate` now, or none.
-    pub(super) fn forget(&mut self, gate: Gate) {
+    /// Other cables are in `gates` now, or none.
+    pub(super) fn forget(&mut self, gates: &[Gate]) {
         let lost = &mut self.lost;
         self.neighbours
-            .forget(gate, |_| lost.add(DropReason::NoNeighbour, 1));
+            .forget(gates, |_| lost.add(DropReason::NoNeighbour, 1));
     }
 
     #[inline]

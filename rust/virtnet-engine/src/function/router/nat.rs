@@ -111,8 +111,9 @@ pub(super) struct Nat {
 }
 
 impl Nat {
-    pub(super) fn order(&mut self, rules: Arc<Translation>) {
-        self.rules = rules;
+    /// Takes new rules and gives back the old ones.
+    pub(super) fn order(&mut self, rules: Arc<Translation>) -> Arc<Translation> {
+        std::mem::replace(&mut self.rules, rules)
     }
 
     /// What is to become of a packet, whose addresses are those in its head, and where it goes then.

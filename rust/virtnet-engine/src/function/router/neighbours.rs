@@ -223,20 +223,24 @@ impl Neighbours {
     }
 
     /// A gate leads somewhere else now. What waits there is handed to `lose`.
-    pub(super) fn forget(&mut self, gate: Gate, mut lose: impl FnMut(Waiting)) {
+    pub(super) fn forget(&mut self, gates: &[Gate], mut lose: impl FnMut(Waiting)) {
+        let is_gone = |gate| gates.binary_search(&gate).is_ok();
         let mut lost_bytes = 0;
         self.stations.retain(|&(at, _), there| {
-            if at == gate {
+            if is_gone(at) {
                 lost_bytes += bytes(&there.waiting);
                 there.waiting.drain(..).for_each(&mut lose);
             }
-            at != gate
+            !is_gone(at)
         });
         self.waiting_bytes -= lost_bytes;
-        self.questions.retain(|question| question.station.0 != gate);
-        self.answered.retain(|station| station.0 != gate);
-        if let Some(count) = self.counts.get_mut(usize::from(gate)) {
-            *count = 0;
+        self.questions
+            .retain(|question| !is_gone(question.station.0));
+        self.answered.retain(|station| !is_gone(station.0));
+        for &gate in gates {
+            if let Some(count) = self.counts.get_mut(usize::from(gate)) {
+                *count = 0;
+            }
         }
     }
 
@@ -337,7 +341,7 @@ mod tests {
             (0..WAITING_MAX + 5).filter(|_| all.wait((2, IpAddr::from([1, 1, 1, 1])), frame()));
         assert_eq!(waited.count(), WAITING_MAX);
         let mut lost = 0;
-        all.forget(2, |_| lost += 1);
+        all.forget(&[2], |_| lost += 1);
         assert_eq!((lost, all.waiting_bytes), (WAITING_MAX, 0));
         assert!(all.wait((1, IpAddr::from([0, 0, 0, 0])), frame()));
     }
