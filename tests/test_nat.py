@@ -57,6 +57,15 @@ def test_what_leaves_has_the_outer_address_and_answers_find_back(net):
     assert gateway.stats().kind == "nat"
 
 
+def test_what_leaves_has_an_address_of_the_link_it_leaves_by(net):
+    lan, wan = net.memory("link1"), net.memory("link2")
+    gateway = net.nat({lan: "10.0.0.1/24", wan: "192.0.2.2/24"}, {"0.0.0.0/0": "192.0.2.9"}, outside=wan)
+    inner, _ = greeted(net, gateway, "10.0.0.9", "192.0.2.9")
+    # Another network has numbers that are like those inside.
+    lan.end.tx([udp(inner, mac(1), "10.0.0.9", "10.0.1.9")])
+    assert addressed(receive(wan.end)[0])[:2] == (packed("192.0.2.2"), packed("10.0.1.9"))
+
+
 def test_the_router_answers_for_its_pool(net):
     lan, wan = net.memory("link1"), net.memory("link2")
     options = {"outside": wan, "pool": ["192.0.2.77"]}

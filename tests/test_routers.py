@@ -74,6 +74,16 @@ def test_a_packet_goes_from_link_to_link(net):
     assert router.stats().drops == {"ttl_expired": 1}
 
 
+def test_errors_come_from_whom_it_was_for_or_from_the_link_they_leave_by(net):
+    _, lan, wan, (inner, _) = lab(net, routes={"172.16.0.0/12": "10.0.2.9"})
+    lan.end.tx([udp(inner, mac(1), "10.0.1.9", "10.0.2.1")])
+    (error,) = receive(lan.end)
+    assert (error[26:30], error[34:36]) == (packed("10.0.2.1"), b"\3\3")
+    lan.end.tx([udp(inner, mac(1), "172.16.0.9", "10.0.2.9", ttl=1)])
+    (error,) = receive(wan.end)
+    assert (error[26:34], error[34:36]) == (packed("10.0.2.1") + packed("172.16.0.9"), b"\x0b\0")
+
+
 def test_routes_and_interfaces_change_while_it_runs(net):
     router, lan, wan, (inner, outer) = lab(net)
     far = udp(inner, mac(1), "10.0.1.9", "172.16.0.1")

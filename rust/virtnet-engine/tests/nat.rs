@@ -573,3 +573,29 @@ fn back_ends_share_flows_and_those_that_have_begun_stay() {
     assert_eq!(moved, 0, "nothing new goes to the one that has gone");
     assert_eq!(lab.counters().flows, 800);
 }
+
+#[test]
+fn senders_are_told_of_who_does_not_answer_in_their_own_addresses() {
+    let mut lab = Lab::new(orders(vec![1], vec![], vec![], 100));
+    let nobody = ([192, 0, 2, 99], 80);
+    let sent = packet(UDP, GUEST, nobody, 0, b"hello");
+    assert_eq!(
+        lab.pass(INSIDE, framed(INSIDE, &sent), OUTSIDE).len(),
+        1,
+        "a question"
+    );
+    for _ in 0..4 {
+        lab.now += SECOND;
+        lab.worker.step(lab.now);
+    }
+    let told = common::take(&mut lab.hosts[INSIDE]);
+    let [told] = &told[..] else {
+        panic!("{told:02x?}")
+    };
+    assert_eq!(told[26..30], [10, 0, 0, 1]);
+    assert_eq!(told[34..36], [3, 1]);
+    let quoted = &told[42..];
+    assert_eq!(Sum::of(&quoted[..20]).checksum(), 0);
+    assert_eq!(quoted[12..], sent[12..]);
+    assert!(lab.worker.snapshot(lab.now).balance.is_exact());
+}

@@ -23,6 +23,19 @@ impl Pace {
         }
     }
 
+    /// `rate` packets per second from `now` on, and at once as many as after a pause.
+    pub(super) fn rested(rate: u64, now: u64) -> Self {
+        let mut pace = Self::new(rate, now);
+        let more = u128::from(pace.bucket() - 1) * SECOND_NS / u128::from(pace.rate);
+        pace.start = now.saturating_sub(to_u64(more));
+        pace
+    }
+
+    /// Whether it is the pace of that many packets per second.
+    pub(super) fn is_of(&self, rate: u64) -> bool {
+        self.rate == rate
+    }
+
     /// How many packets may leave by `now`.
     pub(super) fn allowed(&mut self, now: u64) -> usize {
         let elapsed = u128::from(now.saturating_sub(self.start));
@@ -31,10 +44,7 @@ impl Pace {
         let most = self.bucket();
         if allowed > most {
             // Too late for the rest: count anew, with a full bucket.
-            *self = Self::new(self.rate, now);
-            self.start = now.saturating_sub(to_u64(
-                u128::from(most - 1) * SECOND_NS / u128::from(self.rate),
-            ));
+            *self = Self::rested(self.rate, now);
             allowed = most;
         }
         usize::try_from(allowed).unwrap_or(usize::MAX)
@@ -89,6 +99,15 @@ mod tests {
         assert_eq!(pace.due(), SECOND / 10);
         assert_eq!(pace.allowed(SECOND / 10 - 1), 0);
         assert_eq!(pace.allowed(SECOND / 10), 1);
+    }
+
+    #[test]
+    fn whoever_has_rested_may_leave_at_once() {
+        let mut pace = Pace::rested(1_000, 60 * SECOND);
+        assert_eq!(pace.allowed(60 * SECOND), 64);
+        pace.spend(64);
+        assert_eq!(pace.allowed(60 * SECOND), 0);
+        assert_eq!(pace.allowed(60 * SECOND + SECOND / 1_000), 1);
     }
 
     #[test]

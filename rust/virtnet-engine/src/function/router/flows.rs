@@ -101,6 +101,16 @@ struct Flow {
 }
 
 impl Flow {
+    #[inline]
+    fn changed(&self, place: Place) -> (Tuple, Change) {
+        let leaving = if place.is_reply {
+            self.original
+        } else {
+            self.reply
+        };
+        (leaving.turned(), self.changes[usize::from(place.is_reply)])
+    }
+
     fn lifetime(&self) -> u64 {
         match self.original.protocol {
             TCP if self.answered && self.closed == [false; 2] => TCP_OPEN_NS,
@@ -155,6 +165,12 @@ impl Flows {
         })
     }
 
+    /// How packets of this direction of a flow leave, and by what they are changed.
+    pub(super) fn changed(&self, place: Place) -> Option<(Tuple, Change)> {
+        let flow = self.slots.get(place.slot as usize)?.as_ref()?;
+        Some(flow.changed(place))
+    }
+
     /// A packet of a flow was seen, with these flags of TCP: how it is to leave.
     #[inline]
     pub(super) fn pass(&mut self, place: Place, flags: u8, now: u64) -> Option<(Tuple, Change)> {
@@ -164,12 +180,7 @@ impl Flows {
             flow.closed[usize::from(place.is_reply)] = true;
         }
         flow.expires = now + flow.lifetime();
-        let leaving = if place.is_reply {
-            flow.original
-        } else {
-            flow.reply
-        };
-        Some((leaving.turned(), flow.changes[usize::from(place.is_reply)]))
+        Some(flow.changed(place))
     }
 
     /// Whether a tuple is free to be a flow's.

@@ -183,8 +183,9 @@ impl IcmpError {
             [0x08, 0x00],
             V4_LEN + 8 + quoted.len(),
         );
-        // What the network itself has to say goes first. Spec: RFC 1812, 4.3.2.5.
-        frame.extend([0x45, 0xc0]);
+        // What the network itself has to say goes first, with the type of service it is about. Spec: RFC 1812, 4.3.2.5.
+        let service = quoted.get(1).copied().unwrap_or_default() & 0x1e;
+        frame.extend([0x45, 0xc0 | service]);
         frame.extend(len_16(V4_LEN + 8 + quoted.len()).to_be_bytes());
         frame.extend([0, 0, 0, 0, TTL, ICMP, 0, 0]);
         frame.extend(source.octets());

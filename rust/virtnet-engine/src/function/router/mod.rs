@@ -14,6 +14,7 @@
 //! Spec: RFC 1812 (IPv4), RFC 8200 and RFC 8504 (IPv6), RFC 826, RFC 4861. It reads no options and sends no redirects and no
 //! router advertisements; it speaks no routing protocol. With several workers, one has it and the others hand over to it.
 
+mod errors;
 mod flows;
 mod made;
 mod maglev;
@@ -24,7 +25,7 @@ mod packet;
 mod prefixes;
 mod tables;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use virtnet_packet::header::{self, ETHERNET_LEN, Mac};
@@ -33,11 +34,14 @@ use virtnet_packet::{Burst, DropCounters, DropReason, Offload, Picks, Resolver};
 pub use nat::{Service, Translation};
 pub use tables::{Route, RouterInterface, RouterTables};
 
+use self::errors::{
+    BEYOND_SCOPE6, HOPS_EXPIRED6, NO_NETWORK, NO_PORT, NO_PORT6, NO_ROUTE6, TTL_EXPIRED, error,
+};
 use self::made::{ALL_NODES, Arp, Discovery, IcmpError, fragment, solicited};
 use self::nat::{Crossing, Nat, Plan};
 use self::neighbours::{Neighbours, Question, Station, Waiting};
 use self::outbox::{Made, Outbox};
-use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, longest, macs, put, renew, word};
+use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, answer_echo, longest, macs, renew, word};
 use self::tables::Next;
 use super::pace::Pace;
 use super::{Fate, Fates, Verdict};
@@ -54,24 +58,6 @@ const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 const ECHO6_REQUEST: u8 = 128;
 const ECHO6_REPLY: u8 = 129;
-
-const NO_NETWORK: IcmpError = error(3, 0);
-const NO_HOST: IcmpError = error(3, 1);
-const NO_PORT: IcmpError = error(3, 3);
-const TTL_EXPIRED: IcmpError = error(11, 0);
-const NO_ROUTE6: IcmpError = error(1, 0);
-const BEYOND_SCOPE6: IcmpError = error(1, 2);
-const NO_ADDRESS6: IcmpError = error(1, 3);
-const NO_PORT6: IcmpError = error(1, 4);
-const HOPS_EXPIRED6: IcmpError = error(3, 0);
-
-const fn error(kind: u8, code: u8) -> IcmpError {
-    IcmpError {
-        kind,
-        code,
-        rest: 0,
-    }
-}
 
 /// What a router is to do; can be changed while it runs, and keeps whom it knows on the links that stay.
 #[derive(Clone, Debug)]
@@ -155,7 +141,7 @@ impl Default for Router {
             neighbours: Neighbours::default(),
             last: Last::default(),
             outbox: Outbox::default(),
-            errors: Pace::new(ERRORS_PPS, 0),
+            errors: Pace::rested(ERRORS_PPS, 0),
             resolver: Resolver::default(),
             nat: None,
             lost: DropCounters::default(),
@@ -194,7 +180,9 @@ impl Router {
 
     /// Takes new orders and gives back what they replace: a million routes are not freed within a breath.
     pub(super) fn order(&mut self, orders: RouterOrders, now: u64) -> impl Send + use<> {
-        self.errors = Pace::new(orders.errors_pps, now);
+        if !self.errors.is_of(orders.errors_pps) {
+            self.errors = Pace::rested(orders.errors_pps, now);
+        }
         let tables = std::mem::replace(&mut self.tables, orders.tables);
         let (nat, rules) = match orders.translation {
             Some(rules) => (None, Some(self.nat.get_or_insert_default().order(rules))),
@@ -261,15 +249,16 @@ impl Router {
 
     #[inline]
     fn v4(&mut self, burst: &mut Burst, i: usize, gate: Gate, ip: V4, now: u64) -> Fate {
-        if !ip.has_source() || ip.destination.is_loopback() {
+        let to = ip.destination;
+        if !ip.has_source() || to.is_loopback() || to.is_unspecified() {
             return Fate::Drop(DropReason::Martian);
         }
-        if ip.destination.is_multicast() || ip.destination.is_broadcast() {
+        if to.is_multicast() || to.is_broadcast() {
             return Fate::Drop(DropReason::NotForUs);
         }
         let (plan, to) = match &mut self.nat {
             Some(nat) => nat.plan(burst.head(i), &ip, now),
-            None => (Plan::AsIs, ip.destination),
+            None => (Plan::AsIs, to),
         };
         let next = match self.last.route {
             Some((last, next)) if last == to => next,
@@ -336,12 +325,8 @@ impl Router {
         if !is_echo {
             return Fate::Consumed;
         }
-        let station = match self.tables.next(ip.source.into()) {
-            Next::Link(gate) => (gate, ip.source.into()),
-            Next::Via(gate, via) => (gate, via),
-            Next::Nowhere | Next::Local | Next::Broadcast => {
-                return Fate::Drop(DropReason::NoRoute);
-            }
+        let Some(station) = self.back_to(ip.source.into(), gate) else {
+            return Fate::Drop(DropReason::NoRoute);
         };
         let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
         let head = burst.head_mut(i);
@@ -356,26 +341,6 @@ impl Router {
         self.send_on(burst, i, station, now)
     }
 
-    /// Tells the sender of a packet what has become of it. Spec: RFC 1812, 4.3.2.7.
-    #[cold]
-    fn tell_v4(&mut self, burst: &Burst, i: usize, gate: Gate, ip: &V4, what: IcmpError, now: u64) {
-        let kind = burst.head(i).get(ip.transport());
-        // Not of errors, whose kinds are these.
-        let is_error = ip.protocol == ICMP && matches!(kind, None | Some(3 | 4 | 5 | 11 | 12));
-        if is_error || ip.later || !ip.has_source() || !self.may_tell(now) {
-            return;
-        }
-        let Some(IpAddr::V4(source)) = self.tables.source(gate, ip.source.into()) else {
-            return;
-        };
-        let mut quoted = [0; 600];
-        let n = burst.copy_frame(i, &mut quoted);
-        let quoted = quoted.get(ETHERNET_LEN..n.min(ETHERNET_LEN + ip.total_len));
-        let frame = what.v4(source, ip.source, quoted.unwrap_or_default());
-        self.counters.errors_sent += 1;
-        self.send_made(frame, ip.source.into(), gate, now);
-    }
-
     // IPv6.
 
     #[inline]
@@ -388,7 +353,8 @@ impl Router {
         now: u64,
     ) -> Fate {
         let (gate, to) = (here.gate, ip.destination);
-        if ip.source.is_multicast() || ip.source.is_loopback() || to.is_loopback() {
+        let is_nobody = to.is_loopback() || to.is_unspecified();
+        if ip.source.is_multicast() || ip.source.is_loopback() || is_nobody {
             return Fate::Drop(DropReason::Martian);
         }
         let is_near = to.is_multicast() || to.is_unicast_link_local();
@@ -471,7 +437,7 @@ impl Router {
                 }
             }
             (ICMPV6, ECHO6_REQUEST) => {
-                let Some(station) = self.back_to(ip.source, here.gate) else {
+                let Some(station) = self.back_to(ip.source.into(), here.gate) else {
                     return Fate::Drop(DropReason::NoRoute);
                 };
                 let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
@@ -490,32 +456,15 @@ impl Router {
         }
     }
 
-    /// Tells the sender of a packet what has become of it. Spec: RFC 4443, 2.4 (e).
-    #[cold]
-    fn tell_v6(&mut self, burst: &Burst, i: usize, gate: Gate, ip: &V6, what: IcmpError, now: u64) {
-        let kind = burst.head(i).get(ETHERNET_LEN + 40).copied();
-        let is_error = ip.next == ICMPV6 && kind.is_none_or(|kind| kind < 128);
-        if is_error || ip.source.is_unspecified() || !self.may_tell(now) {
-            return;
-        }
-        let Some(IpAddr::V6(source)) = self.tables.source(gate, ip.source.into()) else {
-            return;
-        };
-        let mut quoted = [0; 1_300];
-        let n = burst.copy_frame(i, &mut quoted);
-        let quoted = quoted.get(ETHERNET_LEN..n.min(ETHERNET_LEN + ip.total_len));
-        let frame = what.v6(source, ip.source, quoted.unwrap_or_default());
-        self.counters.errors_sent += 1;
-        self.send_made(frame, ip.source.into(), gate, now);
-    }
-
     /// Where an answer to `source` goes, which was heard on the link of `gate`.
-    fn back_to(&self, source: Ipv6Addr, gate: Gate) -> Option<Station> {
-        if source.is_unicast_link_local() {
-            return Some((gate, source.into()));
+    fn back_to(&self, source: IpAddr, gate: Gate) -> Option<Station> {
+        if let IpAddr::V6(ip) = source
+            && ip.is_unicast_link_local()
+        {
+            return Some((gate, source));
         }
-        match self.tables.next(source.into()) {
-            Next::Link(gate) => Some((gate, source.into())),
+        match self.tables.next(source) {
+            Next::Link(gate) => Some((gate, source)),
             Next::Via(gate, via) => Some((gate, via)),
             Next::Nowhere | Next::Local | Next::Broadcast => None,
         }
@@ -678,20 +627,6 @@ impl Router {
         Fate::Consumed
     }
 
-    /// Sends a packet of the router's own to `to`; where that is an address of a link, it is the one of `gate`.
-    fn send_made(&mut self, frame: Vec<u8>, to: IpAddr, gate: Gate, now: u64) {
-        let station = match (to, self.tables.next(to)) {
-            (IpAddr::V6(ip), _) if ip.is_unicast_link_local() => (gate, to),
-            (_, Next::Link(gate)) => (gate, to),
-            (_, Next::Via(gate, via)) => (gate, via),
-            (_, Next::Nowhere | Next::Local | Next::Broadcast) => {
-                self.lost.add(DropReason::NoRoute, 1);
-                return;
-            }
-        };
-        self.send_frame(frame, Offload::default(), station, now);
-    }
-
     fn send_frame(&mut self, mut frame: Vec<u8>, offload: Offload, station: Station, now: u64) {
         let from = self.tables.at(station.0).map(|there| there.mac);
         frame[6..12].copy_from_slice(&from.unwrap_or_default().0);
@@ -712,16 +647,6 @@ impl Router {
         if !self.outbox.push(gate, frame, offload) {
             self.lost.add(DropReason::NoRoom, 1);
         }
-    }
-
-    fn may_tell(&mut self, now: u64) -> bool {
-        let may = self.errors.allowed(now) > 0;
-        if may {
-            self.errors.spend(1);
-        } else {
-            self.counters.errors_suppressed += 1;
-        }
-        may
     }
 
     // In every breath.
@@ -757,24 +682,6 @@ impl Router {
         }
     }
 
-    /// A packet's receiver has not answered: its sender is told so.
-    fn tell_of_unanswered(&mut self, gate: Gate, waiting: &Waiting, now: u64) {
-        let mut burst = Burst::new();
-        burst.push_bytes(&waiting.frame, waiting.offload);
-        let (head, frame_len) = (burst.head(0), burst.frame_len(0));
-        if let Some(ip) = V4::of(head, frame_len) {
-            // Who has sent what was translated does not know it in this form.
-            if self.nat.is_none() && self.tables.next(ip.source.into()) != Next::Local {
-                self.tell_v4(&burst, 0, gate, &ip, NO_HOST, now);
-            }
-        } else if let Some(ip) = V6::of(head, frame_len)
-            && self.tables.next(ip.source.into()) != Next::Local
-            && !ip.source.is_unicast_link_local()
-        {
-            self.tell_v6(&burst, 0, gate, &ip, NO_ADDRESS6, now);
-        }
-    }
-
     /// Packets to be sent, in order.
     #[inline]
     pub(crate) fn take_made(&mut self) -> Option<Made> {
@@ -805,14 +712,4 @@ impl Router {
 /// Whether a frame is to this interface alone, and not to a group.
 fn to_us(burst: &Burst, i: usize, here: &RouterInterface) -> bool {
     header::destination(burst.head(i)) == Some(here.mac)
-}
-
-/// Makes the ping at `at` into its answer.
-fn answer_echo(head: &mut [u8], at: usize, answer: u8, is_finished: bool) {
-    let was = word(head, at);
-    put(head, at, u16::from(answer) << 8);
-    // Of an unfinished checksum only addresses are in the sum.
-    if is_finished {
-        renew(head, at + 2, was, u16::from(answer) << 8);
-    }
 }

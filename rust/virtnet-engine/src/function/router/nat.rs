@@ -99,14 +99,21 @@ pub(super) struct Crossing {
     pub(super) now: u64,
 }
 
+/// What fragments of a packet have in common: source, destination, identification and protocol. Spec: RFC 791, 3.2.
+type PacketKey = (Ipv4Addr, Ipv4Addr, u16, u8);
+
+fn key_of(head: &[u8], ip: &V4) -> PacketKey {
+    let identification = word(head, ETHERNET_LEN + 4);
+    (ip.source, ip.destination, identification, ip.protocol)
+}
+
 /// A translator with its flows.
 #[derive(Debug, Default)]
 pub(super) struct Nat {
     rules: Arc<Translation>,
     pub(super) flows: Flows,
-    /// By source, destination and identification: what the addresses of a packet's fragments become, and until when.
-    fragments:
-        HashMap<(Ipv4Addr, Ipv4Addr, u16), (Ipv4Addr, Ipv4Addr, u64), foldhash::fast::RandomState>,
+    /// What the addresses of a packet's fragments become, and until when.
+    fragments: HashMap<PacketKey, (Ipv4Addr, Ipv4Addr, u64), foldhash::fast::RandomState>,
     random: u32,
 }
 
@@ -121,7 +128,7 @@ impl Nat {
     pub(super) fn plan(&mut self, head: &[u8], ip: &V4, now: u64) -> (Plan, Ipv4Addr) {
         let as_is = (Plan::AsIs, ip.destination);
         if ip.later {
-            let key = (ip.source, ip.destination, word(head, ETHERNET_LEN + 4));
+            let key = key_of(head, ip);
             return match self.fragments.get(&key) {
                 Some(&(source, destination, until)) if now < until => {
                     (Plan::Fragment(source, destination), destination)
@@ -145,6 +152,10 @@ impl Nat {
             && let Some((_, leaving)) = self.flows.tuples(place)
         {
             return (Plan::Known(place), leaving.destination.0);
+        }
+        // An answer begins nothing.
+        if ip.protocol == ICMP && head.get(at) == Some(&0) {
+            return as_is;
         }
         let services = &self.rules.services;
         let service = services.get(&(tuple.protocol, tuple.destination));
@@ -307,17 +318,33 @@ impl Nat {
                 self.fragments.retain(|_, &mut (_, _, until)| now < until);
             }
             if self.fragments.len() < FRAGMENTED_MAX {
-                let key = (ip.source, ip.destination, word(head, ETHERNET_LEN + 4));
+                let key = key_of(head, ip);
                 self.fragments
                     .insert(key, (addresses.0, addresses.1, now + FRAGMENTS_NS));
             }
         }
-        write_addresses(head, ETHERNET_LEN, addresses);
-        add(head, ETHERNET_LEN + 10, change.addresses);
-        retell(head, ip.transport(), leaving);
-        let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
-        mend(head, ip.transport(), ip.protocol, change, is_left_to_do);
+        rewrite(head, ip, offload, (leaving, change));
     }
+
+    /// Gives a packet that was to leave the addresses that it has come with.
+    pub(super) fn restore(&self, head: &mut [u8], ip: &V4, offload: Offload, now: u64) {
+        let at = ip.transport();
+        let leaving = tuple_of(head, at, ip.protocol, ip.source, ip.destination);
+        let place = leaving.and_then(|tuple| self.flows.find(&tuple.turned(), now));
+        if let Some((back, change)) = place.and_then(|place| self.flows.changed(place)) {
+            rewrite(head, ip, offload, (&back.turned(), change));
+        }
+    }
+}
+
+/// Writes the addresses and ports of a packet, and mends its checksums.
+#[inline]
+fn rewrite(head: &mut [u8], ip: &V4, offload: Offload, (to, change): (&Tuple, Change)) {
+    write_addresses(head, ETHERNET_LEN, (to.source.0, to.destination.0));
+    add(head, ETHERNET_LEN + 10, change.addresses);
+    retell(head, ip.transport(), to);
+    let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
+    mend(head, ip.transport(), ip.protocol, change, is_left_to_do);
 }
 
 /// The tuple of the packet whose transport's header is at `at`; none for errors.

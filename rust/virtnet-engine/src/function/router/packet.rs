@@ -107,6 +107,26 @@ impl V6 {
             destination: Ipv6Addr::from(*destination),
         })
     }
+
+    /// What is behind the headers of IPv6, and where it begins, as far as the head shows; none in fragments but the first.
+    /// Spec: RFC 8200, 4.
+    pub(super) fn transport(&self, head: &[u8]) -> Option<(u8, usize)> {
+        const HOP_BY_HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const DESTINATION: u8 = 60;
+        let (mut kind, mut at) = (self.next, ETHERNET_LEN + V6_LEN);
+        loop {
+            let len = match kind {
+                HOP_BY_HOP | ROUTING | DESTINATION => 8 + usize::from(*head.get(at + 1)?) * 8,
+                FRAGMENT if word(head, at + 2) & 0xfff8 == 0 => 8,
+                FRAGMENT => return None,
+                _ => return Some((kind, at)),
+            };
+            kind = *head.get(at)?;
+            at += len;
+        }
+    }
 }
 
 /// The length of the longest IP packet that becomes of packet `i`, which is `total_len` long: where it is to be cut into
@@ -174,4 +194,14 @@ pub(super) fn age_v4(head: &mut [u8]) {
     let is = was.wrapping_sub(0x0100);
     put(head, at, is);
     renew(head, ETHERNET_LEN + 10, was, is);
+}
+
+/// Makes the ping at `at` into its answer.
+pub(super) fn answer_echo(head: &mut [u8], at: usize, answer: u8, is_finished: bool) {
+    let was = word(head, at);
+    put(head, at, u16::from(answer) << 8);
+    // Of an unfinished checksum only addresses are in the sum.
+    if is_finished {
+        renew(head, at + 2, was, u16::from(answer) << 8);
+    }
 }

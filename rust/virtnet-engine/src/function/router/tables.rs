@@ -157,7 +157,8 @@ impl RouterTables {
         self.nexts[answer as usize]
     }
 
-    /// The address of the router that a packet to `to`, over the link of `gate`, comes from: the one that shares most with it.
+    /// The address of the router that a packet to `to`, over the link of `gate`, comes from: of those of the link the one that
+    /// shares most with it, of all where the link has none.
     pub(super) fn source(&self, gate: Gate, to: IpAddr) -> Option<IpAddr> {
         let here = self.at(gate)?;
         if let IpAddr::V6(ip) = to
@@ -166,17 +167,7 @@ impl RouterTables {
             return Some(here.link_local().into());
         }
         let everywhere = self.interfaces.iter().flat_map(|it| &it.addresses);
-        let all = here.addresses.iter().chain(everywhere);
-        let same_kind = all.filter(|(ip, _)| ip.is_ipv4() == to.is_ipv4());
-        // Of equal ones the first, which is of the link itself.
-        let mut best: Option<(u32, IpAddr)> = None;
-        for &(ip, len) in same_kind {
-            let shared = (bits(ip) ^ bits(to)).leading_zeros().min(u32::from(len));
-            if best.is_none_or(|(most, _)| shared > most) {
-                best = Some((shared, ip));
-            }
-        }
-        best.map(|(_, ip)| ip)
+        nearest(&here.addresses, to).or_else(|| nearest(everywhere, to))
     }
 }
 
@@ -333,6 +324,18 @@ fn bits(ip: IpAddr) -> u128 {
         IpAddr::V4(ip) => u128::from(ip.to_bits()) << 96,
         IpAddr::V6(ip) => ip.to_bits(),
     }
+}
+
+/// Of addresses of the same kind, the first of those that share most with `to`.
+fn nearest<'a>(all: impl IntoIterator<Item = &'a (IpAddr, u8)>, to: IpAddr) -> Option<IpAddr> {
+    let mut best: Option<(u32, IpAddr)> = None;
+    for &(ip, len) in all {
+        let shared = (bits(ip) ^ bits(to)).leading_zeros().min(u32::from(len));
+        if ip.is_ipv4() == to.is_ipv4() && best.is_none_or(|(most, _)| shared > most) {
+            best = Some((shared, ip));
+        }
+    }
+    best.map(|(_, ip)| ip)
 }
 
 fn covers(prefix: IpAddr, len: u8, ip: IpAddr) -> bool {
