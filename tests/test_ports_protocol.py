@@ -43,3 +43,26 @@ def test_a_driver_can_do_without_eventfds(sockets, ring):
         left = driver.wait_event("disconnected", 5)
         assert left is not None
         assert "INBAND_NOTIFICATIONS" in str(left)
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_what_is_in_flight_is_recorded_unless_the_driver_does_without(sockets, ring, in_flight):
+    options = f"ring={ring}" if in_flight else f"ring={ring},in_flight=off"
+    device, driver = vn.VhostUserPort(sockets / "a"), vn.open_port(f"virtio-user:{sockets / 'a'},{options}")
+    with device, driver:
+        assert device.wait_connected(5)
+        assert driver.wait_connected(5)
+        assert ("inflight_shmfd" in device.stats().protocol.names()) == in_flight
+        # What the driver has sent when its device goes waits for the next one, or is gone with it.
+        assert driver.tx([frame(mac(1), mac(2), b"kept")]) == 1
+        device.close()
+        assert driver.wait_event("disconnected", 5) is not None
+        with vn.VhostUserPort(sockets / "a") as second:
+            assert second.wait_connected(5)
+            assert driver.wait_connected(5)
+            assert ("inflight_shmfd" in second.stats().protocol.names()) == in_flight
+            assert driver.tx([frame(mac(1), mac(2), b"next")]) == 1
+            kept = [frame(mac(1), mac(2), b"kept")] if in_flight else []
+            expected = [*kept, frame(mac(1), mac(2), b"next")]
+            assert receive(second, len(expected)) == expected

@@ -117,7 +117,8 @@ impl SplitDevice {
         if count > available.wrapping_sub(queue.next_used) {
             return Err(StartError::Record("more is in flight than was available"));
         }
-        queue.resumed = taken;
+        // A device in between that knows nothing of it leaves an old number.
+        queue.resumed = taken.min(available.wrapping_sub(queue.next_used));
         // Mostly they are what comes next anyway.
         let next = |k: u16| queue.head(queue.next_used.wrapping_add(k));
         if !(0..count).map(next).eq(heads.iter().copied()) {
@@ -262,9 +263,15 @@ impl SplitDevice {
         max: usize,
         chains: &mut Chains,
     ) -> usize {
-        let left = usize::from(self.again_end.wrapping_sub(self.next_avail));
-        if left > self.again.len() || left == 0 {
-            if self.published == self.next_avail {
+        let until_end = |at: u16| match usize::from(self.again_end.wrapping_sub(at)) {
+            left if left <= self.again.len() => left,
+            _ => 0,
+        };
+        let left = until_end(self.next_avail);
+        if left == 0 {
+            // When all of them have been given back, what is in flight is what the ring says. To wait until nothing is would be too
+            // late in a queue that is never empty: indexes come round.
+            if until_end(self.published) == 0 {
                 self.again = Box::default();
             }
             return 0;

@@ -7,6 +7,7 @@
     reason = "tests choose their numbers and fail loudly"
 )]
 
+mod crashes;
 mod features;
 mod hostile;
 mod inflight;
