@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -176,3 +177,43 @@ def test_notifications_are_held_back_as_the_driver_says(connect):
         driver.set_coalescing(receive=True, max_packets=8, max_usecs=-1)
     with pytest.raises(vn.ConfigError, match="queue"):
         driver.set_coalescing(receive=True, queue=1, max_packets=8, max_usecs=1)
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_the_state_of_a_device_goes_to_another_one(connect, ring):
+    (device, driver), (other, second) = connect(control=True, ring=ring), connect(control=True, ring=ring)
+    driver.set_mac(OWN)
+    driver.set_receive_mode("promiscuous", on=False)
+    state = driver.save_state()
+    assert driver.save_state() == state
+    second.load_state(state)
+    assert second.save_state() == state
+    for sender, receiver in ((device, driver), (other, second)):
+        assert sender.tx([to(OTHER), to(OWN)]) == 2
+        assert [bytes(frame) for frame in receiver.rx(5.0)] == [to(OWN)]
+    with pytest.raises(vn.PeerError, match="refused to load"):
+        second.load_state(b"nonsense")
+    assert second.save_state() == state
+    with pytest.raises(vn.StateError, match="65536 bytes"):
+        second.load_state(bytes(65537))
+    second.close()
+    with pytest.raises(vn.StateError, match="closed"):
+        second.save_state()
+
+
+def test_a_port_of_a_network_has_the_state_of_its_device_too(tmp_path):
+    path = tmp_path / "a.sock"
+    with vn.Net() as device, vn.Net(name=f"state-{os.getpid()}") as net:
+        device.vhost_user(path) >> device.echo()
+        port = net.virtio_user(path, name="vm")
+        port >> net.sink()
+        assert port.wait_connected(20)
+        state = port.device.save_state()
+        assert state.startswith(b"vnst")
+        port.device.load_state(state)
+        # From beside, too.
+        beside = vn.attach(net.name)["vm"].device
+        assert beside.save_state() == state
+        beside.load_state(state)
+        with pytest.raises(vn.PeerError, match="refused to load"):
+            beside.load_state(b"nonsense")

@@ -150,6 +150,9 @@ class Port:
     def device_stats(self, arguments: dict[str, Any]) -> list[tuple[int, list[int]]]:
         """What the device at the other end has counted: of each queue in ``asked``, its number and its counters."""
 
+    def device_state(self, state: bytes | None) -> bytes:
+        """Loads a state into the device at the other end, or saves its state (``None``); what was saved."""
+
     def stats(self) -> dict[str, Any]:
         """The fields of `virtnet.PortStats`."""
 
@@ -195,6 +198,9 @@ class Engine:
 
     def device_stats(self, name: str, arguments: dict[str, Any]) -> list[tuple[int, list[int]]]:
         """As `Port.device_stats`, of the port of this name."""
+
+    def device_state(self, name: str, state: bytes | None) -> bytes:
+        """As `Port.device_state`, of the port of this name."""
 
     def stop(self) -> None:
         """Stops the workers and closes the ports. Counters stay readable; again does nothing."""

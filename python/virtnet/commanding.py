@@ -67,6 +67,10 @@ class DeviceCommands(ABC):
     def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         """Asks for statistics of queues."""
 
+    @abstractmethod
+    def _device_state(self, state: bytes | None) -> bytes:
+        """Loads a state, or saves it."""
+
     @property
     def _pairs(self) -> int:
         return int(self.spec.options["queue_pairs"])
@@ -168,6 +172,32 @@ class DeviceCommands(ABC):
     def set_offloads(self, offloads: NetFeature) -> None:
         """Takes only these of the offloads that were negotiated: ``GUEST_CSUM``, ``GUEST_TSO4``, ..."""
         self._command("offloads", offloads=offloads.value)
+
+    def save_state(self) -> bytes:
+        """What the device has to know beside rings, memory and features: what was asked of it, in a form of its own.
+
+        The back-end must offer DEVICE_STATE; a control queue is not needed. Its rings stand still meanwhile, and go on
+        where they stopped; nothing in them is lost.
+
+        Raises:
+            StateError: nobody is at the other end, it does not offer DEVICE_STATE, or a command is on its way.
+            PeerError: it refuses, or does not come to an end within ten seconds.
+
+        Spec: vhost-user, Migrating back-end state.
+        """
+        return self._device_state(None)
+
+    def load_state(self, state: bytes) -> None:
+        """Has the device go on with a state that was saved, of this device or of another one like it.
+
+        Args:
+            state: what :meth:`save_state` has returned, 65536 bytes at most. The features have to be the same.
+
+        Raises:
+            StateError: as of :meth:`save_state`; it is too long.
+            PeerError: the back-end refuses it: it is no state of such a device, or it was saved under other features.
+        """
+        self._device_state(bytes(state))
 
     def device_stats(self) -> DeviceStats:
         """What the device has counted at each of its queues."""

@@ -242,6 +242,9 @@ class Net(Composing):
     def _device_stats(self, port: PortNode, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         return self._running(port).device_stats(port.name, {"asked": asked})
 
+    def _device_state(self, port: PortNode, state: bytes | None) -> bytes:
+        return self._running(port).device_state(port.name, state)
+
     def _running(self, port: PortNode) -> _virtnet.Engine:
         """What runs, to ask something of a port that has to be there."""
         with self._lock:

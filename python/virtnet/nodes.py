@@ -189,6 +189,9 @@ class Device(DeviceCommands):
     def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         return self.port.net._device_stats(self.port, asked)  # noqa: SLF001 - the same
 
+    def _device_state(self, state: bytes | None) -> bytes:
+        return self.port.net._device_state(self.port, state)  # noqa: SLF001 - the same
+
 
 class Firewall(Function):
     """A firewall; see :meth:`Net.firewall() <virtnet.Net.firewall>`."""

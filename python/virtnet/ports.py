@@ -297,6 +297,9 @@ class VirtioUserPort(Port, DeviceCommands):
     def _ask_stats(self, asked: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         return self._open().device_stats({"asked": asked})
 
+    def _device_state(self, state: bytes | None) -> bytes:
+        return self._open().device_state(state)
+
 
 class TapPort(Port):
     """An interface of the Linux kernel, made if there is none of that name. Needs CAP_NET_ADMIN.

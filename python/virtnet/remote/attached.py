@@ -224,6 +224,10 @@ class AttachedNet:
         answers = self._ask("device_stats", port=port.name, asked=asked)
         return [(queue, counts) for queue, counts in answers]
 
+    def _device_state(self, port: PortNode, state: bytes | None) -> bytes:
+        saved = self._ask("device_state", port=port.name, state=None if state is None else state.hex())
+        return bytes.fromhex(saved)
+
     # Inside.
 
     def _ask(self, do: str, **arguments: Any) -> Any:

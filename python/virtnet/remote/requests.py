@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -78,6 +79,14 @@ def _device_stats(net: Net, arguments: dict[str, Any], *_rest: object) -> list[t
     return _asked_of(net, arguments)._ask_stats(pairs)  # noqa: SLF001 - a part of the network
 
 
+def _device_state(net: Net, arguments: dict[str, Any], *_rest: object) -> str:
+    state = arguments.get("state")
+    if state is not None and not (isinstance(state, str) and re.fullmatch("([0-9a-f]{2})*", state)):
+        raise ConfigError("a state as hexadecimal digits, or null, was expected")
+    saved = _asked_of(net, arguments)._device_state(None if state is None else bytes.fromhex(state))  # noqa: SLF001
+    return saved.hex()
+
+
 def _asked_of(net: Net, arguments: dict[str, Any]) -> Device:
     return _port(net, arguments).device
 
@@ -143,6 +152,7 @@ REQUESTS: dict[str, Request] = {
     "set_link": _set_link,
     "command": _command,
     "device_stats": _device_stats,
+    "device_state": _device_state,
     "apply": _apply,
     "rollback": _rollback,
     "capture": _capture,

@@ -78,6 +78,18 @@ pub enum PortError {
         "the device has not answered: it offers a control queue, and nobody there seems to serve it"
     )]
     Unanswered,
+    /// The state of a device can not be had, or given.
+    #[error("the device's state cannot be transferred: {why}")]
+    NoTransfer {
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// The back-end does not save or load the state of its device, though it offers to.
+    #[error("the back-end refused to {what}: it says itself why")]
+    TransferRefused {
+        /// What it was to do.
+        what: &'static str,
+    },
     /// The control thread has been stopped.
     #[error("the control thread has been stopped: make a new one")]
     Stopped,
@@ -110,11 +122,14 @@ impl PortError {
             | Self::Option { .. }
             | Self::NoControlQueue { .. }
             | Self::NotNegotiated { .. }
+            | Self::NoTransfer { .. }
             | Self::CommandTooLong
             | Self::Stopped
             | Self::NoService
             | Self::WouldDeadlock => Fault::Caller,
-            Self::CommandRefused { .. } | Self::Unanswered => Fault::Peer,
+            Self::CommandRefused { .. } | Self::TransferRefused { .. } | Self::Unanswered => {
+                Fault::Peer
+            }
             Self::ServicePanicked { .. } => Fault::Host,
         }
     }

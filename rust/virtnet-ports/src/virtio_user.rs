@@ -12,6 +12,7 @@ mod iommu;
 mod layout;
 mod queues;
 mod service;
+mod transfer;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -142,6 +143,9 @@ impl VirtioUserOptions {
 /// How long a device may take to answer a command.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a back-end may take to save or load a state.
+const STATE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How often it is looked for.
 const ANSWER_NAP: Duration = Duration::from_micros(100);
 
@@ -249,6 +253,28 @@ impl VirtioUserWatch {
             }
             thread::sleep(ANSWER_NAP);
         }
+    }
+
+    /// Saves the state of the device, or loads one that was saved before, while its rings stand still for a moment; what was saved.
+    /// Waits up to ten seconds.
+    ///
+    /// # Errors
+    /// There is no device, the back-end does not offer that, refuses it or leaves.
+    pub fn transfer_state(&self, load: Option<Vec<u8>>) -> Result<Vec<u8>, PortError> {
+        let service = self.service.upgrade().ok_or(PortError::NoService)?;
+        let id = service.call(|service| service.transfer(load))??;
+        let deadline = Instant::now() + STATE_PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(outcome) = service.call(move |service| service.transferred(id))? {
+                return outcome;
+            }
+            thread::sleep(ANSWER_NAP);
+        }
+        // A back-end that leaves a request unanswered is left by then; one that keeps a pipe open is not.
+        service.call(FrontendService::give_up_transfer)?;
+        Err(PortError::TransferRefused {
+            what: "come to an end with the state of its device",
+        })
     }
 
     /// How the sessions of many ports stand, asked in one visit to their control thread.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use virtnet_engine::{
     Change, Engine as RustEngine, EngineOptions, Gate, NetBalance, Node, NodeId, Place, Poll,
     Snapshot, WorkerStats,
@@ -156,6 +156,16 @@ impl Engine {
         let command = commands::command("stats", arguments)?;
         let answer = self.known_watch(py, name)?.ask(py, command)?;
         commands::stats(&answer)
+    }
+
+    fn device_state<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        state: Option<Vec<u8>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let saved = self.known_watch(py, name)?.device_state(py, state)?;
+        Ok(PyBytes::new(py, &saved))
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {

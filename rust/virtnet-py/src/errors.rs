@@ -28,7 +28,8 @@ pub(crate) fn port_error(error: RustPortError) -> PyErr {
             RustPortError::Stopped
             | RustPortError::NoService
             | RustPortError::NoControlQueue { .. }
-            | RustPortError::NotNegotiated { .. },
+            | RustPortError::NotNegotiated { .. }
+            | RustPortError::NoTransfer { .. },
             _,
         ) => StateError::new_err(message),
         (RustPortError::System(_) | RustPortError::Io { .. } | RustPortError::Slot(_), _)

@@ -114,6 +114,19 @@ impl Watch {
         }
     }
 
+    /// Saves the state of the device at the other end, or loads one; what was saved.
+    pub(crate) fn device_state(&self, py: Python<'_>, state: Option<Vec<u8>>) -> PyResult<Vec<u8>> {
+        match self {
+            Self::VirtioUser(watch) => {
+                let saved = py.detach(|| watch.transfer_state(state));
+                saved.map_err(port_error)
+            }
+            _ => Err(StateError::new_err(
+                "only a virtio-user port has a device at its other end",
+            )),
+        }
+    }
+
     /// How the sessions of many ports stand, in one visit to the thread that serves them for each kind of port.
     pub(crate) fn sessions(watches: &[Self]) -> Vec<Session> {
         let (mut backs, mut fronts) = (Vec::new(), Vec::new());

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyTuple};
 use virtnet_packet::{
     Backlog, Burst, MemoryPort, Picks, PortCounters, memory_pair as packet_memory_pair,
 };
@@ -158,6 +158,19 @@ impl Port {
     ) -> PyResult<Vec<(u16, Vec<u64>)>> {
         let answer = self.ask(py, commands::command("stats", arguments)?)?;
         commands::stats(&answer)
+    }
+
+    /// Saves the state of the device at the other end, or loads one.
+    fn device_state<'py>(
+        &self,
+        py: Python<'py>,
+        state: Option<Vec<u8>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        if self.is_closed() {
+            return Err(Self::closed_error());
+        }
+        let saved = self.watch.device_state(py, state)?;
+        Ok(PyBytes::new(py, &saved))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

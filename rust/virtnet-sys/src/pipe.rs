@@ -124,6 +124,14 @@ impl PipeEnd {
         Ok(())
     }
 
+    /// Reads what there is, as far as `bytes` has room; how much that was, and 0 at the end.
+    ///
+    /// # Errors
+    /// There is nothing yet ([`io::ErrorKind::WouldBlock`]).
+    pub fn read_some(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(read(&self.fd, bytes)?)
+    }
+
     /// Reads what there is up to the end of it.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ struct Ring {
     kick: Arc<EventFd>,
     call: Arc<EventFd>,
     kicked: bool,
+    stopped: bool,
 }
 
 impl Bells {
@@ -40,6 +41,7 @@ impl Bells {
             kick: Arc::clone(&ring.kick),
             call: Arc::clone(&ring.call),
             kicked: false,
+            stopped: false,
         };
         Ok(Self {
             rings: rings.iter().map(of).collect(),
@@ -68,7 +70,18 @@ impl Bells {
     /// Takes the rings that are to be kicked.
     pub(crate) fn kicked(&mut self) -> impl Iterator<Item = u32> {
         let rings = (0..).zip(&mut self.rings);
-        rings.filter_map(|(index, ring)| std::mem::take(&mut ring.kicked).then_some(index))
+        let running = rings.filter(|(_, ring)| !ring.stopped);
+        running.filter_map(|(index, ring)| std::mem::take(&mut ring.kicked).then_some(index))
+    }
+
+    /// A ring is stopped, or started again: a kick would start one that is stopped, so it has to wait.
+    pub(crate) fn set_stopped(&mut self, ring: u32, stopped: bool) {
+        let ring = usize::try_from(ring)
+            .ok()
+            .and_then(|ring| self.rings.get_mut(ring));
+        if let Some(ring) = ring {
+            ring.stopped = stopped;
+        }
     }
 
     /// A VRING_CALL has come; whether there is such a ring.
@@ -112,6 +125,12 @@ mod tests {
         }
         assert_eq!(bells.kicked().collect::<Vec<_>>(), [1]);
         assert_eq!(bells.kicked().count(), 0, "they have been taken");
+        rings[0].kick.signal().unwrap();
+        bells.set_stopped(0, true);
+        bells.collect();
+        assert_eq!(bells.kicked().count(), 0, "it would start the ring");
+        bells.set_stopped(0, false);
+        assert_eq!(bells.kicked().collect::<Vec<_>>(), [0]);
 
         assert!(bells.call(0) && !bells.call(2));
         assert!(rings[0].call.drain() && !rings[1].call.drain());

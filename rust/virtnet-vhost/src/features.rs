@@ -95,7 +95,8 @@ impl ProtocolFeatures {
         .union(Self::BACKEND_SEND_FD)
         .union(Self::RESET_DEVICE)
         .union(Self::CONFIGURE_MEM_SLOTS)
-        .union(Self::STATUS);
+        .union(Self::STATUS)
+        .union(Self::DEVICE_STATE);
 
     /// Lists the names of the set's members, `bit 40` for one without a name.
     #[must_use]

@@ -11,6 +11,9 @@
 //!
 //! Spec: vhost-user, Starting and stopping rings; the order is that of DPDK's virtio-user
 
+mod rings;
+mod state;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,10 +26,11 @@ use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
 use crate::payload::{
-    Config, InflightArea, Iotlb, Length, MemoryTable, Payload, SingleRegion, VringFd, VringState,
+    Config, InflightArea, Iotlb, Length, MemoryTable, Payload, SingleRegion, VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
+use rings::RingMessages;
 
 /// Status bits. Spec: virtio 1.4, 2.1, Device Status Field.
 const ACKNOWLEDGE_AND_DRIVER: u64 = 1 | 2;
@@ -116,6 +120,11 @@ pub enum FrontendEvent {
         /// Which ring, as the back-end says; nobody has checked the number.
         ring: u32,
     },
+    /// The back-end uses the pipe that it was given for its device's state, or the one that
+    /// [`Frontend::take_state_pipe`](crate::Frontend::take_state_pipe) hands out.
+    StatePipe,
+    /// All of the device's state has gone through the pipe, and the back-end is content with it.
+    StateDone,
     /// A ring has stopped, here.
     RingStopped {
         /// Which ring.
@@ -154,6 +163,8 @@ pub struct FrontendSession {
     logging: Option<bool>,
     /// The record of buffers in flight, for the back-end after this one.
     inflight: Option<InflightFile>,
+    /// The pipe that the back-end wants to use for its device's state instead of ours.
+    state_pipe: Option<OwnedFd>,
     phase: Phase,
     events: VecDeque<FrontendEvent>,
 }
@@ -192,6 +203,7 @@ impl FrontendSession {
             features: 0,
             logging: None,
             inflight: None,
+            state_pipe: None,
             phase: Phase::Asking,
             events: VecDeque::new(),
         };
@@ -300,7 +312,8 @@ impl FrontendSession {
     }
 
     /// Whether the back-end runs and everything that was asked has been answered.
-    pub(crate) fn is_idle(&self) -> bool {
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.phase == Phase::Running && self.awaited.is_none() && self.queue.is_empty()
     }
 
@@ -480,6 +493,9 @@ impl FrontendSession {
         if matches!(request, Request::GetInflightFd(_)) {
             return self.take_record(&request, message);
         }
+        if matches!(request, Request::SetDeviceStateFd(_)) {
+            return self.take_state_answer(&request, message);
+        }
         if !message.fds.is_empty() || message.misplaced {
             return Err(SessionError::ReplyDescriptors {
                 request: name,
@@ -627,12 +643,11 @@ impl FrontendSession {
                 });
             }
             _ => match parse(request, payload)? {
-                0 => {
-                    if let Request::IotlbMsg(translation) = request {
-                        self.events
-                            .push_back(FrontendEvent::Translated(*translation));
-                    }
-                }
+                0 => self.events.extend(match request {
+                    Request::IotlbMsg(told) => Some(FrontendEvent::Translated(*told)),
+                    Request::CheckDeviceState => Some(FrontendEvent::StateDone),
+                    _ => None,
+                }),
                 code => self.refused(request.kind(), code)?,
             },
         }
@@ -709,56 +724,6 @@ impl FrontendSession {
             )
         };
         Ok(regions.into_iter().map(message).collect())
-    }
-}
-
-/// All that is told about one ring. One without events is started by its first kick, which says nothing beyond that.
-struct RingMessages {
-    call: Option<(Request, Vec<OwnedFd>)>,
-    others: [(Request, Vec<OwnedFd>); 4],
-}
-
-impl RingMessages {
-    fn new(index: usize, ring: &FrontendRing, in_band: bool) -> Result<Self, SessionError> {
-        let Ok(word) = u8::try_from(index) else {
-            return Err(misuse(format!(
-                "there can be no ring {index}: 256 is the most, counted from 0"
-            )));
-        };
-        let copy = |event: &EventFd| -> Result<_, SessionError> {
-            let copy = event.try_clone().map_err(|source| SessionError::Io {
-                operation: "hand an event to",
-                source,
-            })?;
-            Ok(vec![OwnedFd::from(copy)])
-        };
-        let index = u32::from(word);
-        let plain = |request| (request, Vec::new());
-        let addresses = ring.addresses.of_ring(index);
-        let (call, start) = if in_band {
-            let kick = Request::VringKick(VringState { index, num: 0 });
-            (None, plain(kick))
-        } else {
-            let word = VringFd::new(word, true);
-            let kick = (Request::SetVringKick(word), copy(&ring.kick)?);
-            let call = (Request::SetVringCall(word), copy(&ring.call)?);
-            (Some(call), kick)
-        };
-        Ok(Self {
-            call,
-            others: [
-                plain(Request::SetVringNum(VringState {
-                    index,
-                    num: ring.size.into(),
-                })),
-                plain(Request::SetVringBase(VringState {
-                    index,
-                    num: ring.base,
-                })),
-                plain(Request::SetVringAddr(addresses)),
-                start,
-            ],
-        })
     }
 }
 

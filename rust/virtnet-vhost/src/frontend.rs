@@ -7,7 +7,7 @@
 //! An error ends the connection: drop the front-end, and connect again.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use virtnet_sys::{PeerCredentials, Stream};
@@ -182,6 +182,9 @@ impl Frontend {
     /// The connection is gone.
     pub fn stop_ring(&mut self, ring: u32) -> Result<(), SessionError> {
         self.session.stop_ring(ring);
+        if let Some(bells) = &mut self.bells {
+            bells.set_stopped(ring, true);
+        }
         self.send()
     }
 
@@ -191,6 +194,9 @@ impl Frontend {
     /// There can be no such ring; out of descriptors; the connection is gone.
     pub fn start_ring(&mut self, index: u32, ring: &FrontendRing) -> Result<(), SessionError> {
         self.session.start_ring(index, ring)?;
+        if let Some(bells) = &mut self.bells {
+            bells.set_stopped(index, false);
+        }
         self.send()
     }
 
@@ -250,6 +256,29 @@ impl Frontend {
     /// The connection is gone.
     pub fn check_status(&mut self) -> Result<(), SessionError> {
         self.session.check_status();
+        self.send()
+    }
+
+    /// Hands over the end of a pipe for the device's state, as [`FrontendSession::transfer_state`].
+    ///
+    /// # Errors
+    /// The back-end does not do that; the connection is gone.
+    pub fn transfer_state(&mut self, load: bool, pipe: OwnedFd) -> Result<(), SessionError> {
+        self.session.transfer_state(load, pipe)?;
+        self.send()
+    }
+
+    /// The pipe that the back-end wants to use instead, after [`FrontendEvent::StatePipe`].
+    pub fn take_state_pipe(&mut self) -> Option<OwnedFd> {
+        self.session.take_state_pipe()
+    }
+
+    /// Asks whether that worked; [`FrontendEvent::StateDone`] says that it did.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn check_state(&mut self) -> Result<(), SessionError> {
+        self.session.check_state();
         self.send()
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtnet_sys::{Interest, Listener, Stream, monotonic_ns};
+use virtnet_vhost::message::RequestKind;
 use virtnet_vhost::payload::{InflightArea, MemoryRegion};
 use virtnet_vhost::{
     Frontend, FrontendEvent, FrontendRing, FrontendSetup, InflightFile, InflightSetup, Offered,
@@ -18,6 +19,7 @@ use super::VirtioUserOptions;
 use super::commands::Commands;
 use super::iommu::Mapped;
 use super::queues::{DriverQueues, LaidOut, NewQueues, RingEvents};
+use super::transfer::{Outcome, Transfer};
 use crate::control::Service;
 use crate::events::{EventLog, Peer, What};
 use crate::{OwnRegion, PortError, RingStatus, Slot};
@@ -71,20 +73,27 @@ pub(super) struct FrontendService {
     kept: Option<Kept>,
     sessions: u64,
     last_error: Option<String>,
+    /// Transfers of the device's state so far, and the end of the last one that nobody has come back for.
+    transfers: u64,
+    transferred: Option<Outcome>,
     log: EventLog,
 }
 
 /// A back-end that is there.
-struct Session {
-    frontend: Frontend,
+pub(super) struct Session {
+    pub(super) frontend: Frontend,
     negotiated: Features,
     /// What the device tells of itself.
     config: Option<NetConfig>,
     /// Laid out and told to the back-end, until it says that it runs.
     waiting: Option<Waiting>,
     /// The control queue, where there is one; it is asked through when the back-end says that it runs.
-    commands: Option<Commands>,
-    running: bool,
+    pub(super) commands: Option<Commands>,
+    pub(super) running: bool,
+    /// The rings as the back-end was told of them.
+    pub(super) rings: Vec<FrontendRing>,
+    /// The device's state, on its way.
+    pub(super) transfer: Option<Transfer>,
     /// With an IOMMU, what the back-end may ask for.
     mapped: Option<Mapped>,
     /// With a record of what is in flight, what the next back-end goes on with.
@@ -126,6 +135,8 @@ impl FrontendService {
             kept: None,
             sessions: 0,
             last_error: None,
+            transfers: 0,
+            transferred: None,
             log: EventLog::default(),
         })
     }
@@ -192,6 +203,8 @@ impl FrontendService {
                     waiting: None,
                     commands: None,
                     running: false,
+                    rings: Vec::new(),
+                    transfer: None,
                     mapped: None,
                     kept: None,
                 });
@@ -277,13 +290,58 @@ impl FrontendService {
                     ring: usize::try_from(ring).unwrap_or(usize::MAX),
                     why: "the device says so".to_owned(),
                 }),
+                FrontendEvent::RingStopped { ring, base } => session.ring_stopped(ring, base)?,
+                FrontendEvent::StatePipe => session.pipe_taken()?,
+                FrontendEvent::StateDone => {
+                    self.transferred = session.end_transfer(true, &self.slot)?;
+                }
+                FrontendEvent::Refused {
+                    request: RequestKind::SetDeviceStateFd | RequestKind::CheckDeviceState,
+                    ..
+                } => self.transferred = session.end_transfer(false, &self.slot)?,
                 FrontendEvent::Translated(_)
                 | FrontendEvent::Logging(_)
-                | FrontendEvent::RingStopped { .. }
                 | FrontendEvent::Refused { .. } => {}
             }
         }
+        session.read_state()?;
         session.serve_commands(&self.slot)
+    }
+
+    // The device's state.
+
+    /// Begins to save the state of the device, or to load one; the number of the answer.
+    pub(super) fn transfer(&mut self, load: Option<Vec<u8>>) -> Result<u64, PortError> {
+        let session = self.session.as_mut().ok_or(PortError::NoTransfer {
+            why: "nobody is at the other end",
+        })?;
+        self.transfers += 1;
+        session.begin_transfer(self.transfers, load, &self.slot)?;
+        Ok(self.transfers)
+    }
+
+    /// Nobody waits any more: whoever is at the other end is left.
+    pub(super) fn give_up_transfer(&mut self) {
+        if self.session.as_ref().is_some_and(|s| s.transfer.is_some()) {
+            let why = "it does not come to an end with the state of its device";
+            self.end(&why, monotonic_ns());
+        }
+    }
+
+    /// What was saved, when it is there and the rings go on.
+    pub(super) fn transferred(&mut self, id: u64) -> Option<Result<Vec<u8>, PortError>> {
+        let session = self.session.as_ref().map(|s| s.frontend.session());
+        if self.transferred.is_some() && session.is_some_and(|s| !s.is_idle()) {
+            return None;
+        }
+        if let Some((_, outcome)) = self.transferred.take_if(|(of, _)| *of == id) {
+            return Some(outcome);
+        }
+        let transfer = self.session.as_ref().and_then(|s| s.transfer.as_ref());
+        let gone = Err(PortError::NoTransfer {
+            why: "the back-end has left meanwhile",
+        });
+        transfer.is_none_or(|t| t.id != id).then_some(gone)
     }
 
     // Commands.
@@ -339,11 +397,13 @@ impl FrontendService {
 
 /// What ends a session: its other side, or ours.
 #[derive(Debug, thiserror::Error)]
-enum ServeError {
+pub(super) enum ServeError {
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error("the back-end does not come to an end with the state of its device")]
+    StateTooLong,
     #[error("the control queue was given up, the device is at fault: {0}")]
     Control(RingError),
     #[error("the back-end does not offer {missing}: {remedy}")]
@@ -506,8 +566,9 @@ impl Session {
         let rings = laid_out
             .rings
             .iter()
-            .map(|(config, events)| ring(config, events))
-            .collect();
+            .map(|(config, events)| ring(config, events));
+        let rings: Vec<_> = rings.collect();
+        self.rings.clone_from(&rings);
         let setup = FrontendSetup {
             features: accepted.bits(),
             mtu: None,
@@ -578,7 +639,10 @@ impl Service for FrontendService {
             .as_ref()
             .and_then(|session| session.frontend.kicks());
         let kicks = kicks.map(|kicks| (kicks, Interest::Readable));
-        channel.into_iter().chain(answers).chain(kicks).collect()
+        let state = self.session.as_ref().and_then(Session::state_source);
+        let state = state.map(|state| (state, Interest::Readable));
+        let more = [channel, answers, kicks, state];
+        more.into_iter().flatten().collect()
     }
 
     fn interest(&self) -> Interest {
