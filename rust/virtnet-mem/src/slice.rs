@@ -45,6 +45,11 @@ impl<'mem> GuestSlice<'mem> {
         }
     }
 
+    /// Where it begins, to tell the kernel.
+    pub(crate) fn start(&self) -> *const u8 {
+        self.start
+    }
+
     /// Length in bytes.
     #[inline]
     #[must_use]

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtnet_mem::{GuestMemory, GuestSlice, Segment};
+use virtnet_mem::{Gather, GuestMemory, GuestSlice, Segment};
 
 use crate::{Offload, Offloads, PacketHash};
 
@@ -53,7 +53,10 @@ pub struct Burst {
     metas: [Meta; BURST_MAX],
     segments: Vec<Segment>,
     memory: Option<Arc<GuestMemory>>,
+    /// Bodies of the burst's own: of these bytes, so many. They stay when the burst is cleared, so that room for the next ones is
+    /// there without being written first.
     own: Vec<u8>,
+    own_len: usize,
     /// What its bodies are called as long as they stay what they are; 0: they may change.
     lasting: u64,
     /// What the packets in it, or some that were, leave to be done.
@@ -85,6 +88,7 @@ impl Burst {
             segments: Vec::with_capacity(BURST_MAX * 4),
             memory: None,
             own: Vec::new(),
+            own_len: 0,
             lasting: 0,
             needs: Offloads::NONE,
             hashes: Vec::new(),
@@ -95,7 +99,7 @@ impl Burst {
     pub fn clear(&mut self) {
         self.n = 0;
         self.segments.clear();
-        self.own.clear();
+        self.own_len = 0;
         self.lasting = 0;
         self.needs = Offloads::NONE;
         self.hashes.clear();
@@ -300,14 +304,46 @@ impl Burst {
         if len == 0 {
             return Body::default();
         }
-        let offset = self.own.len();
-        self.own.resize(offset + len, 0);
-        fill(&mut self.own[offset..]);
+        fill(self.own_room(len));
+        let offset = self.own_len;
+        self.own_len += len;
         self.body_of(Segment {
             offset,
             len: len_u32(len),
             region: OWN,
         })
+    }
+
+    /// Room for `len` bytes in the burst, to read a frame into that [`push_read`](Self::push_read) appends. What stands there is left over.
+    #[inline]
+    pub fn own_room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.own_len + len;
+        if self.own.len() < end {
+            self.own.resize(end, 0);
+        }
+        &mut self.own[self.own_len..end]
+    }
+
+    /// Appends the frame that stands in [`own_room`](Self::own_room) behind `skip` bytes of something else; its body stays there.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect, or the frame not inside of the room.
+    #[inline]
+    pub fn push_read(&mut self, skip: usize, frame_len: usize, offload: Offload) {
+        let start = self.own_len + skip;
+        let head = frame_len.min(HEAD_MAX);
+        self.rows[self.n].0[..head].copy_from_slice(&self.own[start..start + head]);
+        let body = if frame_len > head {
+            self.own_len = start + frame_len;
+            self.body_of(Segment {
+                offset: start + head,
+                len: len_u32(frame_len - head),
+                region: OWN,
+            })
+        } else {
+            Body::default()
+        };
+        self.finish_push(len_u32(frame_len), offload, body);
     }
 
     #[inline]
@@ -369,6 +405,16 @@ impl Burst {
                 rest = rest.split_at(written).1;
             }
         }
+    }
+
+    /// Names the bytes of frame `i` for a system call; false when there are more pieces than one takes.
+    #[must_use]
+    pub fn gather_frame<'a>(&'a self, i: usize, gather: &mut Gather<'a>) -> bool {
+        gather.push(self.head(i))
+            && self.body(i).all(|piece| match piece {
+                Piece::Own(bytes) => gather.push(bytes),
+                Piece::Guest(slice) => gather.push_guest(slice),
+            })
     }
 
     #[inline]

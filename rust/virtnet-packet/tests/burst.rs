@@ -1,7 +1,10 @@
 //! Bursts: whatever a frame is made of, what comes out is what went in.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use virtnet_mem::{GuestAddr, GuestMemory, Segment};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use virtnet_mem::{Gather, GuestAddr, GuestMemory, Segment};
 use virtnet_packet::{BURST_MAX, Burst, HEAD_MAX, Offload, Picks, Piece};
 
 /// Lengths around every border: runs of wide moves, the head's end, a page, the largest frame.
@@ -63,6 +66,50 @@ fn frames_given_as_bytes_come_out_as_they_went_in() {
         let body: usize = burst.body(i).map(|piece| piece.len()).sum();
         assert_eq!(body, len - burst.head(i).len());
     }
+}
+
+#[test]
+fn frames_read_into_a_burst_come_out_as_they_were_read() {
+    let mut burst = Burst::new();
+    // The second time over what the first left.
+    for seed in [0, 100] {
+        burst.clear();
+        for (i, len) in LENGTHS.into_iter().enumerate() {
+            let room = burst.own_room(3 + 65_535);
+            room[..3 + len].copy_from_slice(&[&[9; 3], &pattern(len, seed + i)[..]].concat());
+            burst.push_read(3, len, Offload::default());
+            burst.push_bytes(&pattern(len, seed + i + 1), Offload::default());
+        }
+        for (i, len) in LENGTHS.into_iter().enumerate() {
+            assert_eq!(whole(&burst, 2 * i), pattern(len, seed + i));
+            assert_eq!(whole(&burst, 2 * i + 1), pattern(len, seed + i + 1));
+        }
+    }
+}
+
+#[test]
+fn frames_can_be_written_from_where_they_lie() {
+    let len = 9_000;
+    let memory = guest_with(&pattern(len, 1));
+    let mut burst = Burst::new();
+    burst.set_memory(&memory);
+    let runs = [segment(0, 100), segment(100, 4_000), segment(4_100, 4_900)];
+    burst.push_guest_runs(&memory, runs.into_iter(), 9_000, Offload::default());
+    burst.push_bytes(&pattern(5_000, 2), Offload::default());
+    for (i, frame) in [pattern(len, 1), pattern(5_000, 2)].into_iter().enumerate() {
+        let (to, mut from) = UnixStream::pair().unwrap();
+        let mut gather = Gather::default();
+        assert!(burst.gather_frame(i, &mut gather));
+        assert_eq!(gather.write(&to).unwrap(), frame.len());
+        drop(to);
+        let mut found = Vec::new();
+        from.read_to_end(&mut found).unwrap();
+        assert_eq!(found, frame);
+    }
+    // Of more pieces than a system call takes.
+    let runs = (0..90).map(|k| segment(100 * k, 100));
+    burst.push_guest_runs(&memory, runs, 9_000, Offload::default());
+    assert!(!burst.gather_frame(2, &mut Gather::default()));
 }
 
 #[test]

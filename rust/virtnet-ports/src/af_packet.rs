@@ -12,19 +12,21 @@
 //! In a packet's way this is a first and a last step with one copy by the kernel and one by us on each side.
 
 use std::cell::Cell;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use virtnet_mem::Gather;
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
 use virtnet_sys::{
-    Events, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketRing, PacketSocket, Poller,
+    Events, PACKET_FRAME_MAX, PACKET_HEADER_LEN, PacketBatch, PacketFrame, PacketRing,
+    PacketSocket, Poller,
 };
 use virtnet_virtio::net::header;
 
 use crate::link::Watched;
-use crate::tap::{left_to_do, net_header};
+use crate::tap::{COPIED_MAX, EFAULT, left_to_do, net_header};
 use crate::{Control, InterfaceWatch, PortError};
 
 /// Bytes of a VLAN tag.
@@ -100,17 +102,59 @@ impl AfPacketPort {
                 }
                 Err(error) => error,
             };
-            let reason = match (error.kind(), error.raw_os_error()) {
-                (ErrorKind::Interrupted, _) => continue,
-                (ErrorKind::WouldBlock, _) | (_, Some(ENOBUFS)) => break,
-                (_, Some(ENETDOWN | ENXIO)) => DropReason::PortDown,
-                (_, Some(EMSGSIZE)) => DropReason::TooBig,
-                _ => DropReason::SendError,
-            };
-            self.counters.tx_drops.add(reason, 1);
+            match refusal(&error) {
+                Refusal::TryAgain => continue,
+                Refusal::NoRoom => break,
+                Refusal::Drop(reason) => self.counters.tx_drops.add(reason, 1),
+            }
             done += 1;
         }
         done
+    }
+
+    /// Sends a long frame from where it lies, a copy less; whether there was room for it, or none if it is to be copied after all.
+    fn send_in_place(&mut self, burst: &Burst, i: usize) -> Option<bool> {
+        let [header @ .., _, _] = net_header(&burst.offload(i));
+        let mut gather = Gather::default();
+        if !gather.push(&header) || !burst.gather_frame(i, &mut gather) {
+            return None;
+        }
+        loop {
+            let error = match gather.write(&self.socket) {
+                Ok(_) => {
+                    self.counters.sent += 1;
+                    self.counters.sent_bytes += burst.frame_len(i) as u64;
+                    return Some(true);
+                }
+                Err(error) if error.raw_os_error() == Some(EFAULT) => return None,
+                Err(error) => error,
+            };
+            match refusal(&error) {
+                Refusal::TryAgain => {}
+                Refusal::NoRoom => return Some(false),
+                Refusal::Drop(reason) => {
+                    self.counters.tx_drops.add(reason, 1);
+                    return Some(true);
+                }
+            }
+        }
+    }
+}
+
+/// What an error says of a frame.
+enum Refusal {
+    TryAgain,
+    NoRoom,
+    Drop(DropReason),
+}
+
+fn refusal(error: &io::Error) -> Refusal {
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::Interrupted, _) => Refusal::TryAgain,
+        (ErrorKind::WouldBlock, _) | (_, Some(ENOBUFS)) => Refusal::NoRoom,
+        (_, Some(ENETDOWN | ENXIO)) => Refusal::Drop(DropReason::PortDown),
+        (_, Some(EMSGSIZE)) => Refusal::Drop(DropReason::TooBig),
+        _ => Refusal::Drop(DropReason::SendError),
     }
 }
 
@@ -161,8 +205,23 @@ impl Port for AfPacketPort {
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
         let mut done = 0;
         while done < picks.len() {
+            let first = picks.get(done);
+            if (COPIED_MAX + 1..=PACKET_FRAME_MAX).contains(&burst.frame_len(first)) {
+                match self.send_in_place(burst, first) {
+                    Some(true) => {
+                        done += 1;
+                        continue;
+                    }
+                    Some(false) => break,
+                    None => {}
+                }
+            }
             self.to_send.clear();
             for i in picks.iter().skip(done) {
+                // A long one leaves by itself, after these.
+                if burst.frame_len(i) > COPIED_MAX && !self.to_send.is_empty() {
+                    break;
+                }
                 let [header @ .., _, _] = net_header(&burst.offload(i));
                 let write = |bytes: &mut [u8]| {
                     burst.copy_frame(i, bytes);

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use virtnet_mem::Gather;
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters, flow_hash};
 use virtnet_sys::{Events, Poller, Tap, TapOffloads, TapQueue};
@@ -31,10 +32,19 @@ const HEADER_LEN: usize = 12;
 /// The longest frame: the largest MTU of a tap, an Ethernet header and two tags.
 const FRAME_MAX: usize = 65_535 + ETHERNET_LEN + 8;
 
+/// A longer frame is written from where it lies: a copy less, which pays for naming its pieces.
+pub(crate) const COPIED_MAX: usize = 4096;
+
+/// So many bytes of frames come in with a burst: what fits a near cache is passed on out of it, and nobody waits for 64 frames of
+/// 64 KiB each.
+const BURST_BYTES: usize = 256 << 10;
+
 /// What the kernel answers when the link is down.
 const EIO: i32 = 5;
 /// What the kernel answers when the interface is gone.
 const EBADFD: i32 = 77;
+/// What the kernel answers when bytes to write are gone.
+pub(crate) const EFAULT: i32 = 14;
 
 /// A tap interface as a port, or some of its queues as a part of one.
 #[derive(Debug)]
@@ -47,7 +57,7 @@ pub struct TapPort {
     /// What a worker waits for: holds the queues until the interface is gone.
     poller: Poller,
     events: Events,
-    /// Header and frame on their way in or out.
+    /// Header and frame on their way out.
     bytes: Box<[u8]>,
     counters: PortCounters,
     gone: Option<io::Error>,
@@ -178,8 +188,10 @@ impl TapPort {
 
     /// Reads from a queue until it is empty or the burst is full.
     fn read(&mut self, queue: usize, burst: &mut Burst) {
-        while burst.room() > 0 && self.gone.is_none() {
-            let len = match self.queues[queue].read(&mut self.bytes) {
+        let mut bytes = 0;
+        while burst.room() > 0 && bytes < BURST_BYTES && self.gone.is_none() {
+            let room = burst.own_room(HEADER_LEN + FRAME_MAX);
+            let len = match self.queues[queue].read(room) {
                 Ok(len) => len,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -188,18 +200,16 @@ impl TapPort {
                     break;
                 }
             };
-            let (header, frame) = self
-                .bytes
-                .get(..len)
-                .and_then(<[u8]>::split_first_chunk::<HEADER_LEN>)
-                .unwrap_or((&[0; HEADER_LEN], &[]));
-            let (offload, _) = header::parse(*header);
+            let header = room.first_chunk().copied().unwrap_or_default();
+            let (offload, _) = header::parse(header);
+            let frame_len = len.saturating_sub(HEADER_LEN);
             self.counters.received += 1;
-            self.counters.received_bytes += frame.len() as u64;
-            if frame.len() < ETHERNET_LEN {
+            self.counters.received_bytes += frame_len as u64;
+            bytes += frame_len;
+            if frame_len < ETHERNET_LEN {
                 self.counters.rx_drops.add(DropReason::Runt, 1);
             } else {
-                burst.push_bytes(frame, left_to_do(offload));
+                burst.push_read(HEADER_LEN, frame_len, left_to_do(offload));
             }
         }
     }
@@ -211,15 +221,11 @@ impl TapPort {
             self.counters.tx_drops.add(DropReason::TooBig, 1);
             return true;
         }
-        let (header, frame) = self.bytes.split_at_mut(HEADER_LEN);
-        header.copy_from_slice(&net_header(&burst.offload(i)));
-        burst.copy_frame(i, &mut frame[..frame_len]);
-        let packet = IoSlice::new(&self.bytes[..HEADER_LEN + frame_len]);
         let queue = match self.queues.len() {
             1 => 0,
             n => flow_hash(burst.head(i)) as usize % n,
         };
-        let reason = match self.queues[queue].write_vectored(&[packet]) {
+        let reason = match self.write(queue, burst, i) {
             Ok(_) => {
                 self.counters.sent += 1;
                 self.counters.sent_bytes += frame_len as u64;
@@ -237,6 +243,25 @@ impl TapPort {
         };
         self.counters.tx_drops.add(reason, 1);
         true
+    }
+
+    fn write(&mut self, queue: usize, burst: &Burst, i: usize) -> io::Result<usize> {
+        let (queue, frame_len) = (&self.queues[queue], burst.frame_len(i));
+        let header = net_header(&burst.offload(i));
+        if frame_len > COPIED_MAX {
+            let mut gather = Gather::default();
+            if gather.push(&header) && burst.gather_frame(i, &mut gather) {
+                match gather.write(queue) {
+                    // The sender has taken its pages away: a copy has zeros for them.
+                    Err(error) if error.raw_os_error() == Some(EFAULT) => {}
+                    outcome => return outcome,
+                }
+            }
+        }
+        let (to_header, to_frame) = self.bytes.split_at_mut(HEADER_LEN);
+        to_header.copy_from_slice(&header);
+        burst.copy_frame(i, &mut to_frame[..frame_len]);
+        queue.write_vectored(&[IoSlice::new(&self.bytes[..HEADER_LEN + frame_len])])
     }
 }
 

@@ -3,9 +3,7 @@
 //! A tag stands in the private head, so the body is left alone but for the bytes at the border between the two: what a tag moves
 //! out of the head becomes bytes of the burst's own, and what moves in is copied from the body. Spec: IEEE 802.1Q-2022, 9.
 
-use virtnet_mem::Segment;
-
-use super::{Body, Burst, HEAD_MAX, OWN, len_u32};
+use super::{Body, Burst, HEAD_MAX, len_u32};
 use crate::Offload;
 
 /// Bytes of a tag.
@@ -80,15 +78,12 @@ impl Burst {
     /// Makes the head's bytes from `start` on the first of the body: bytes of the burst's own.
     fn put_before_body(&mut self, i: usize, start: usize) {
         let end = self.frame_len(i).min(HEAD_MAX);
-        let offset = self.own.len();
-        self.own.extend_from_slice(&self.rows[i].0[start..end]);
         let Body { first, count } = self.metas[i].body;
-        let first_new = len_u32(self.segments.len());
-        self.segments.push(Segment {
-            offset,
-            len: len_u32(end - start),
-            region: OWN,
-        });
+        let moved = self.rows[i].0;
+        let moved = &moved[start..end];
+        let Body {
+            first: first_new, ..
+        } = self.own_body(moved.len(), |own| own.copy_from_slice(moved));
         let first = first as usize;
         self.segments
             .extend_from_within(first..first + count as usize);

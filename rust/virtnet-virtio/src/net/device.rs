@@ -10,10 +10,17 @@ use super::rss::Hasher;
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
 
+/// Frames of more bytes are long, and so many of them are taken at once: 64 KiB is thirty buffers of 2 KiB, so that a ring of 256 is
+/// full with eight of them, and a driver that waits for all eight has nothing to fill while they are passed on.
+const LONG: u64 = 4096;
+const LONG_AT_ONCE: usize = 4;
+
 /// A running transmitq: the driver's packets come out of it.
 #[derive(Debug)]
 pub struct TransmitQueue {
     queue: DeviceQueue,
+    /// So many frames are taken at once, as long as those before were on average.
+    at_once: usize,
     /// What the burst on its way still refers to.
     chains: Chains,
     header_len: u32,
@@ -26,6 +33,7 @@ impl TransmitQueue {
     pub fn new(queue: DeviceQueue, features: Features) -> Self {
         Self {
             queue,
+            at_once: CHAINS_MAX,
             chains: Chains::new(),
             header_len: header_len(features),
             allowed: Allowed::driver(features),
@@ -46,9 +54,12 @@ impl TransmitQueue {
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
         let before = self.chains.len();
-        let taken = self
-            .queue
-            .take(memory, Access::Read, burst.room(), &mut self.chains);
+        let taken = self.queue.take(
+            memory,
+            Access::Read,
+            burst.room().min(self.at_once),
+            &mut self.chains,
+        );
         if self.chains.len() == before {
             return taken;
         }
@@ -66,8 +77,11 @@ impl TransmitQueue {
                 Err(reason) => counters.rx_drops.add(reason, 1),
             }
         }
-        counters.received += (self.chains.len() - before) as u64;
+        let n = (self.chains.len() - before) as u64;
+        counters.received += n;
         counters.received_bytes += bytes_received;
+        let are_long = bytes_received > n * LONG;
+        self.at_once = if are_long { LONG_AT_ONCE } else { CHAINS_MAX };
         taken
     }
 

@@ -393,6 +393,8 @@ pub struct DriverTransmit {
     /// The body that stands in each buffer behind the room of a head, if it is one that lasts: the same.
     body_of: Box<[Option<NonZeroU64>]>,
     header_len: u32,
+    /// The buffers of a long frame.
+    chain: Vec<DriverBuffer>,
 }
 
 impl DriverTransmit {
@@ -422,6 +424,7 @@ impl DriverTransmit {
             body_of: vec![None; queue.free()].into(),
             queue,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
+            chain: Vec::new(),
         })
     }
 
@@ -549,8 +552,17 @@ impl DriverTransmit {
         let mut left = frame_len;
         let mut body = burst.body(i);
         let mut piece = body.next();
-        let mut chain = Vec::with_capacity(n);
-        for id in (0..n).map_while(|k| self.queue.upcoming(k)) {
+        self.chain.clear();
+        for k in 0..n {
+            let Some(id) = self.queue.upcoming(k) else {
+                break;
+            };
+            // The next buffer is on its way here while this one is filled: the device read it last.
+            if let Some(next) = self.queue.upcoming(k + 1).filter(|_| k + 1 < n) {
+                let room = buffers.room(next);
+                room.prefetch_write();
+                room.prefetch_write_rest(left.saturating_sub(BufferArea::FRAME_ROOM as usize));
+            }
             let here = left.min(BufferArea::FRAME_ROOM as usize);
             let room = buffers.room(id);
             self.body_of[usize::from(id)] = None;
@@ -565,12 +577,12 @@ impl DriverTransmit {
                     Some(rest)
                 };
             }
-            let front = if chain.is_empty() { header_len } else { 0 };
+            let front = if k == 0 { header_len } else { 0 };
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "here is at most a buffer's room"
             )]
-            chain.push(DriverBuffer {
+            self.chain.push(DriverBuffer {
                 addr: buffers.addr(id, front),
                 len: front + here as u32,
                 writable: false,
@@ -579,7 +591,7 @@ impl DriverTransmit {
             filled = 0;
         }
         drop(body);
-        if self.queue.add(&chain).is_none() {
+        if self.queue.add(&self.chain).is_none() {
             return Ok(false);
         }
         counters.sent += 1;
