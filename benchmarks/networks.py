@@ -40,8 +40,9 @@ SPIN_S = 60
 
 TCP_FRAME = 65_226
 
-#: More long frames than any side takes.
-OFFERED_PPS = 100_000
+#: Long frames a second that are offered to a guest, of which the best counts: it has the same core as who sends to it,
+#: and where more is sent than arrives it has no time to make room.
+OFFERED_PPS = (40_000, 60_000, 80_000, 100_000, 150_000)
 MSS = 1_448
 
 
@@ -266,9 +267,13 @@ def _tap_to_guest(bench: Bench) -> float:
         port = guest.virtio_user(socket)
         port.wait_connected(10)
         port >> sink
-        # The guest has the same core as who sends to it: with larger bursts it would not come to its turn.
-        guest.source(tcp_frame(), rate_pps=OFFERED_PPS) >> guest.af_packet("vnbtap0")
-        return _rate(lambda: sink.stats().consumed)
+        source = guest.source(tcp_frame(), count=0)
+        source >> guest.af_packet("vnbtap0")
+        rates = []
+        for rate_pps in OFFERED_PPS:
+            source.set(count=None, rate_pps=rate_pps)
+            rates.append(_rate(lambda: sink.stats().consumed))
+        return max(rates)
 
 
 def _bridge(bench: Bench) -> float:

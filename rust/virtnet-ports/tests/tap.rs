@@ -9,11 +9,12 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use namespace::{in_namespace, inside, ip};
+use virtnet_mem::Segment;
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, memory_pair};
 use virtnet_ports::TapPort;
 use virtnet_sys::{Events, Poller};
 use virtnet_testkit::frame::{self, Endpoint};
-use virtnet_testkit::{Limits, check_port_with, receive, send};
+use virtnet_testkit::{Backing, Limits, VmMemory, check_port_with, receive, send};
 
 fn send_one(port: &mut TapPort, frame: &[u8], offload: Offload) {
     let mut burst = Burst::new();
@@ -158,6 +159,35 @@ fn inside_down() {
     assert_eq!(woken.unwrap(), 0, "a deleted interface keeps nobody awake");
     send_one(&mut tap, &frame, Offload::default());
     assert_eq!(tap.counters().tx_drops.of(DropReason::PortDown), 2);
+}
+
+#[test]
+fn a_long_frame_whose_memory_is_taken_away_leaves_with_zeros() {
+    in_namespace("inside_taken_away");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network namespace of its own"]
+fn inside_taken_away() {
+    inside();
+    let mut tap = TapPort::open("vn0").unwrap();
+    let vm = VmMemory::of_size(1 << 20, Backing::Resizable).unwrap();
+    let memory = vm.memory();
+    let frame = Segment {
+        offset: 0,
+        len: 9000,
+        region: 0,
+    };
+    let mut burst = Burst::new();
+    burst.set_memory(memory);
+    burst.push_guest(memory.slice(frame), frame, Offload::default());
+    for expected in 1..=2 {
+        assert_eq!(tap.tx(&burst, &Picks::first(1)), 1);
+        assert_eq!(tap.counters().sent, expected);
+        assert_eq!(tap.counters().tx_drops.total(), 0);
+        // All but the first page.
+        vm.resize(0, 4096);
+    }
 }
 
 #[test]

@@ -81,6 +81,33 @@ fn a_frame_of_any_length_arrives_in_any_framing() {
     }
 }
 
+#[test]
+fn of_long_frames_few_are_taken_at_once_so_that_the_driver_can_fill_others_meanwhile() {
+    for net in Net::every(128, Features::empty()) {
+        let mut guest = Guest::new(net, false);
+        let mut queue = queue_of(&guest);
+        let (mut burst, mut counters) = (Burst::new(), PortCounters::default());
+        let mut drain = |guest: &mut Guest, len: usize, n: usize| {
+            let chain = vec![0; net.header_len() + len];
+            for _ in 0..n {
+                guest.offer(&[&chain]);
+            }
+            burst.clear();
+            let drained = queue.drain(guest.memory(), &mut burst, &mut counters);
+            queue.complete();
+            assert_eq!(guest.driver.reap(64).len(), burst.len());
+            drained.unwrap()
+        };
+        // The first tell what they are like, and so do short ones that follow.
+        assert_eq!(drain(&mut guest, 5000, 10), 10);
+        assert_eq!(drain(&mut guest, 5000, 10), 4);
+        assert_eq!(drain(&mut guest, 5000, 0), 4);
+        assert_eq!(drain(&mut guest, 60, 10), 4);
+        assert_eq!(drain(&mut guest, 60, 0), 8);
+        assert_eq!(drain(&mut guest, 60, 0), 0);
+    }
+}
+
 fn header(offload: Offload, header_len: usize) -> Vec<u8> {
     let mut bytes = vec![offload.flags, offload.gso_type];
     for word in [
