@@ -103,12 +103,7 @@ fn rules(n: u32) -> FirewallOrders {
         keep_state: true,
         text: format!("pass proto udp to any port {n}"),
     };
-    let rules = RuleSet {
-        rules: (0..n).map(rule).collect(),
-        sets: Vec::new(),
-        otherwise: Action::Drop,
-        fragments: true,
-    };
+    let rules = RuleSet::new((0..n).map(rule).collect(), Vec::new(), Action::Drop, true);
     FirewallOrders {
         rules: Arc::new(rules),
         timeouts: Timeouts::default(),

@@ -11,14 +11,17 @@
 )]
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtnet_engine::{
-    Action, BridgeRules, CableRules, Change, Echo, Ends, Firewall, FirewallOrders, Node, NodeId,
-    Place, Rule, RuleSet, Sink, Source, SourceOptions, Switch, SwitchOptions, SwitchOrders,
-    Timeouts, Wire, Worker,
+    Action, BridgeRules, CableRules, Change, ERRORS_PPS, Echo, Ends, Firewall, FirewallOrders,
+    Node, NodeId, Place, Router, RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Sink,
+    Source, SourceOptions, Switch, SwitchOptions, SwitchOrders, Timeouts, Wire, Worker,
 };
+use virtnet_packet::checksum::Sum;
+use virtnet_packet::header::Mac;
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, Port, PortCounters};
 
 /// Hands out bursts of frames made beforehand, each a copy of a head and no more, and accepts everything.
@@ -27,7 +30,8 @@ struct FakePort {
     frames: Vec<[u8; 64]>,
     at: usize,
     per_rx: usize,
-    refill: bool,
+    /// How many bursts it hands out.
+    bursts: u64,
     counters: PortCounters,
 }
 
@@ -37,7 +41,7 @@ impl FakePort {
             frames,
             at: 0,
             per_rx,
-            refill,
+            bursts: if refill { u64::MAX } else { 0 },
             counters: PortCounters::default(),
         }
     }
@@ -45,9 +49,10 @@ impl FakePort {
 
 impl Port for FakePort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
-        if !self.refill {
+        if self.bursts == 0 {
             return 0;
         }
+        self.bursts -= 1;
         for _ in 0..self.per_rx {
             burst.push_bytes(&self.frames[self.at], Offload::default());
             self.at = (self.at + 1) % self.frames.len();
@@ -182,17 +187,96 @@ fn firewall() -> Firewall {
         keep_state: true,
         text: String::new(),
     };
-    let rules = RuleSet {
-        rules: vec![rule],
-        sets: Vec::new(),
-        otherwise: Action::Drop,
-        fragments: true,
-    };
+    let rules = RuleSet::new(vec![rule], Vec::new(), Action::Drop, true);
     let orders = FirewallOrders {
         rules: Arc::new(rules),
         timeouts: Timeouts::default(),
     };
     Firewall::new(orders, 2_000_000)
+}
+
+/// The same for a router with a link at either gate, behind one of them a station that makes itself known.
+fn router() -> Worker {
+    let interface = |gate: u16, n, net| RouterInterface {
+        gate,
+        mac: Mac(mac(n)),
+        mtu: 1_500,
+        addresses: vec![(Ipv4Addr::new(10, 0, net, 1).into(), 24)],
+    };
+    let tables =
+        RouterTables::new(vec![interface(0, 1, 1), interface(1, 2, 2)], Vec::new()).unwrap();
+    let orders = RouterOrders {
+        tables: Arc::new(tables),
+        errors_pps: ERRORS_PPS,
+        translation: None,
+    };
+    let mut packet = frame(1, 3);
+    packet[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17]);
+    packet[26..34].copy_from_slice(&[10, 0, 1, 9, 10, 0, 2, 9]);
+    let checksum = Sum::of(&packet[14..34]).checksum();
+    packet[24..26].copy_from_slice(&checksum.to_be_bytes());
+    let mut question = frame(usize::MAX, 4);
+    question[..6].copy_from_slice(&[0xff; 6]);
+    question[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    question[22..28].copy_from_slice(&mac(4));
+    question[28..32].copy_from_slice(&[10, 0, 2, 9]);
+    question[38..42].copy_from_slice(&[10, 0, 2, 1]);
+    let station = FakePort {
+        bursts: 1,
+        ..FakePort::new(vec![question], 1, false)
+    };
+    let sender = FakePort::new(vec![packet; BURST_MAX], BURST_MAX, true);
+    let change = Change::new()
+        .add(NodeId(0), Router::new(orders).unwrap())
+        .add(NodeId(1), sender)
+        .add(NodeId(2), station)
+        .connect(NodeId(1), Place::new(NodeId(0), 0))
+        .connect(NodeId(2), Place::new(NodeId(0), 1));
+    let mut worker = Worker::new();
+    worker.apply(change, 0).unwrap();
+    worker
+}
+
+/// A switch that knows a thousand stations behind four gates of one VLAN.
+fn vlan_switch() -> Worker {
+    let rules = || {
+        let gates = (0..=4).map(|gate| (gate, CableRules::default()));
+        BridgeRules::new(true, 0, gates).unwrap()
+    };
+    let known = switch_with(Some(rules()), 1_000, 4, 1 << 20);
+    worker(known, flows(1_000, 1 << 20), 4)
+}
+
+/// One breath: a function of its own, so that a profile names it.
+#[inline(never)]
+fn breath_stage(worker: &mut Worker, now: u64) -> usize {
+    worker.step(now)
+}
+
+/// So many packets through one function, to have their instructions counted: `ONLY=wire PACKETS=16000`.
+fn run_only(name: &str, packets: usize) {
+    const WARM_UP: u64 = 64;
+    let mut worker = match name {
+        "wire" => worker(Wire::new(), flows(1, 1 << 20), 1),
+        "switch, 2 stations" => worker(switch(1, 1, 1 << 20), flows(1, 1 << 20), 1),
+        "switch, 1000 stations" => worker(switch(500, 4, 1 << 20), flows(500, 1 << 20), 4),
+        "switch with VLANs, 1000 flows" => vlan_switch(),
+        "firewall, 1000 flows" => worker(firewall(), datagrams(1_000), 1),
+        "router" => router(),
+        _ => panic!("{name} is none of those that are counted"),
+    };
+    let sent = |worker: &Worker, now| worker.snapshot(now).balance.sent;
+    let breath = |n: u64| 1_000_000_000 + n * 3_000;
+    for n in 0..WARM_UP {
+        worker.step(breath(n));
+    }
+    let before = sent(&worker, breath(WARM_UP));
+    let breaths = (packets / BURST_MAX) as u64;
+    for n in WARM_UP..WARM_UP + breaths {
+        assert_eq!(breath_stage(&mut worker, breath(n)), BURST_MAX);
+    }
+    let arrived = sent(&worker, breath(WARM_UP + breaths)) - before;
+    assert_eq!(arrived, breaths * BURST_MAX as u64, "packets were lost");
 }
 
 /// Median ns per packet of several rounds.
@@ -234,6 +318,10 @@ fn print_curve() {
 fn main() {
     if std::env::var_os("CURVE").is_some() {
         return print_curve();
+    }
+    if let Ok(name) = std::env::var("ONLY") {
+        let packets = std::env::var("PACKETS").ok().and_then(|p| p.parse().ok());
+        return run_only(&name, packets.unwrap_or(16_000));
     }
     // What a fake port itself costs, to be taken off the others: packets that end at once.
     let nothing = ns_per_packet(&mut worker(Sink::new(), flows(1, 1 << 20), 0));

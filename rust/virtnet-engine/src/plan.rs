@@ -293,12 +293,7 @@ mod tests {
         }
         let tables = Arc::new(RouterTables::default());
         let translation = Arc::new(Translation::default());
-        let rules = Arc::new(RuleSet {
-            rules: Vec::new(),
-            sets: Vec::new(),
-            otherwise: Action::Drop,
-            fragments: true,
-        });
+        let rules = Arc::new(RuleSet::new(Vec::new(), Vec::new(), Action::Drop, true));
         let bridge = Arc::new(BridgeRules::new(true, 0, []).unwrap());
         let live = vec![
             lives(&tables),

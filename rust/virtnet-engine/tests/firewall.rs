@@ -154,12 +154,7 @@ fn out_keeps() -> Rule {
 
 fn rules(rules: Vec<Rule>) -> FirewallOrders {
     FirewallOrders {
-        rules: Arc::new(RuleSet {
-            rules,
-            sets: Vec::new(),
-            otherwise: Action::Drop,
-            fragments: true,
-        }),
+        rules: Arc::new(RuleSet::new(rules, Vec::new(), Action::Drop, true)),
         timeouts: Timeouts::default(),
     }
 }
@@ -413,10 +408,12 @@ fn pieces_go_where_the_first_one_went() {
     );
     assert!(!lab.goes_in(&piece(3, false, 3, 999)));
     let none = FirewallOrders {
-        rules: Arc::new(RuleSet {
-            fragments: false,
-            ..(*rules(vec![out_keeps()]).rules).clone()
-        }),
+        rules: Arc::new(RuleSet::new(
+            vec![out_keeps()],
+            Vec::new(),
+            Action::Drop,
+            false,
+        )),
         timeouts: Timeouts::default(),
     };
     lab.order(none);
@@ -508,18 +505,18 @@ fn sets_of_a_hundred_thousand_are_looked_up() {
     ];
     let set: AddressSet = many.chain(wide).collect();
     let orders = FirewallOrders {
-        rules: Arc::new(RuleSet {
-            rules: vec![Rule {
+        rules: Arc::new(RuleSet::new(
+            vec![Rule {
                 from: Ends {
                     sets: vec![0],
                     ..Ends::default()
                 },
                 ..rule("pass from <set>", Action::Pass)
             }],
-            sets: vec![Arc::new(set)],
-            otherwise: Action::Drop,
-            fragments: true,
-        }),
+            vec![Arc::new(set)],
+            Action::Drop,
+            true,
+        )),
         timeouts: Timeouts::default(),
     };
     let mut lab = Lab::new(orders, 10);

@@ -28,12 +28,12 @@ pub(crate) fn orders(options: &Bound<'_, PyDict>) -> PyResult<FirewallOrders> {
         .collect();
     let fragments: String = get(options, "fragments")?;
     Ok(FirewallOrders {
-        rules: Arc::new(RuleSet {
+        rules: Arc::new(RuleSet::new(
             rules,
             sets,
-            otherwise: action(&get::<String>(options, "default")?),
-            fragments: fragments == "follow",
-        }),
+            action(&get::<String>(options, "default")?),
+            fragments == "follow",
+        )),
         timeouts: timeouts(options)?,
     })
 }

@@ -186,19 +186,19 @@ impl MacTable {
             return self.insert(heard, home, now);
         };
         let was = self.table.at(at);
-        let is_gone = self.is_gone(was, now);
-        if was.seen & ELSEWHERE != 0 && was.gate() == gate && !is_gone {
-            return Learnt::Known;
-        }
-        self.table.set(at, heard);
-        if is_gone {
+        if self.is_gone(was, now) {
             self.aged += u64::from(self.is_aged(was, now));
-            Learnt::New
-        } else if was.gate() == gate {
-            Learnt::Known
-        } else {
-            Learnt::Moved
+            self.table.set(at, heard);
+            return Learnt::New;
         }
+        if was.gate() != gate {
+            self.table.set(at, heard);
+            return Learnt::Moved;
+        }
+        if was.seen & ELSEWHERE == 0 {
+            self.table.entries[at][1] = heard.seen;
+        }
+        Learnt::Known
     }
 
     /// The gate that `mac` is behind.
@@ -254,6 +254,8 @@ impl MacTable {
         now.saturating_sub(entry.seen) >= self.ageing
     }
 
+    #[cold]
+    #[inline(never)]
     fn was_forgotten(&self, entry: Entry) -> bool {
         let forgot = self.forgot.get(usize::from(entry.gate()));
         forgot.is_some_and(|&then| then != 0 && entry.seen & !ELSEWHERE <= then)

@@ -6,6 +6,7 @@
 //! Gate 1 is the inside where there is one.
 
 mod answers;
+mod counts;
 mod fragments;
 mod packet;
 mod rules;
@@ -13,12 +14,12 @@ mod sets;
 mod states;
 mod tcp;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks};
 
+use self::counts::NOBODY;
 use self::fragments::Datagrams;
 use self::packet::{Echo, Packet, Piece, Seen, TCP, UDP, complaint, echo, look_at};
 use self::states::{Key, State, States};
@@ -34,9 +35,6 @@ pub use self::states::Timeouts;
 const SWEEP_NS: u64 = 1_000_000_000;
 /// And little by little where packets come, this often.
 const SWEEP_PART_NS: u64 = 1_000_000;
-
-/// The number of the rule that is none.
-const NO_RULE: u32 = u32::MAX;
 
 /// What a firewall is to do.
 #[derive(Clone, Debug)]
@@ -84,7 +82,6 @@ pub struct Firewall {
     timeouts: InNs,
     states: States,
     datagrams: Datagrams,
-    counted: Vec<(u64, u64)>,
     known: u64,
     refused: u64,
     /// What is to be sent back by each gate.
@@ -162,10 +159,9 @@ impl Firewall {
     #[must_use]
     pub fn new(orders: FirewallOrders, states: usize) -> Self {
         Self {
-            counted: vec![(0, 0); orders.rules.rules.len() + 1],
+            states: States::new(states, &orders.rules),
             rules: orders.rules,
             timeouts: orders.timeouts.into(),
-            states: States::new(states),
             datagrams: Datagrams::default(),
             known: 0,
             refused: 0,
@@ -178,31 +174,13 @@ impl Firewall {
     /// Takes new orders. Flows stay, also those that would not begin any more; rules that stay as written go on counting.
     pub(super) fn order(&mut self, orders: FirewallOrders) -> impl Send + use<> {
         self.timeouts = orders.timeouts.into();
-        let before = std::mem::replace(&mut self.rules, orders.rules);
-        let places: HashMap<&str, usize> = (self.rules.rules.iter().enumerate())
-            .map(|(at, rule)| (rule.text.as_str(), at))
-            .collect();
-        let mut counted = vec![(0, 0); self.rules.rules.len() + 1];
-        let mut numbers = Vec::with_capacity(before.rules.len());
-        for (rule, &counts) in before.rules.iter().zip(&self.counted) {
-            let at = places.get(rule.text.as_str()).copied();
-            if let Some(at) = at {
-                counted[at] = counts;
-            }
-            numbers.push(at.and_then(|at| u32::try_from(at).ok()).unwrap_or(NO_RULE));
-        }
-        if let (Some(last), Some(was)) = (counted.last_mut(), self.counted.last()) {
-            *last = *was;
-        }
-        self.counted = counted;
-        self.states
-            .renumber(|rule| numbers.get(rule as usize).copied().unwrap_or(NO_RULE));
-        before
+        let places = self.states.counts.order(&orders.rules, &self.rules);
+        (std::mem::replace(&mut self.rules, orders.rules), places)
     }
 
     pub(super) fn counters(&self) -> FirewallCounters {
         let texts = self.rules.rules.iter().map(|rule| rule.text.clone());
-        let rules = texts.chain([String::new()]).zip(&self.counted);
+        let rules = texts.chain([String::new()]).zip(self.states.counts.all());
         FirewallCounters {
             states: self.states.len(),
             created: self.states.created,
@@ -211,7 +189,7 @@ impl Firewall {
             known: self.known,
             refused: self.refused,
             rules: rules
-                .map(|(text, &(packets, bytes))| RuleCounters {
+                .map(|(text, (packets, bytes))| RuleCounters {
                     text,
                     packets,
                     bytes,
@@ -336,7 +314,7 @@ impl Firewall {
                         state.expires = now.saturating_add(timeouts.of(state, packet));
                         let rule = state.rule;
                         self.known += 1;
-                        self.count(rule, frame_len);
+                        self.states.counts.count(rule, frame_len);
                         return Ok(());
                     }
                     Place::Out => return Err(DropReason::BadState),
@@ -371,14 +349,10 @@ impl Firewall {
     ) -> Result<(), DropReason> {
         let rules = Arc::clone(&self.rules);
         let (rule, action, keeps) = match rules.first(&looked.seen, gate, head, frame_len) {
-            Some((at, rule)) => (
-                u32::try_from(at).unwrap_or(NO_RULE),
-                rule.action,
-                rule.keep_state,
-            ),
-            None => (NO_RULE, rules.otherwise, false),
+            Some((at, rule)) => (self.states.counts.place(at), rule.action, rule.keep_state),
+            None => (NOBODY, rules.otherwise, false),
         };
-        self.count(rule, frame_len);
+        self.states.counts.count(rule, frame_len);
         match (action, packet) {
             (Action::Pass, Some((packet, segment))) if keeps => {
                 let begun = State {
@@ -438,13 +412,6 @@ impl Firewall {
         {
             answers.push_bytes(&frame, Offload::default());
         }
-    }
-
-    #[inline]
-    fn count(&mut self, rule: u32, bytes: usize) {
-        let at = (rule as usize).min(self.counted.len() - 1);
-        self.counted[at].0 += 1;
-        self.counted[at].1 += bytes as u64;
     }
 
     /// What is to be sent by a gate, to be given back empty.

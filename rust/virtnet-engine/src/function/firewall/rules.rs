@@ -1,5 +1,6 @@
 //! Rules, and finding the first that a packet matches.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use virtnet_packet::flow::IpVersion;
@@ -138,20 +139,69 @@ impl Rule {
     }
 }
 
+/// A number that stands for a text: two that differ have the same one with a chance of 2^-128.
+fn digest(text: &str) -> u128 {
+    let half = |which: u8| {
+        let mut hasher = DefaultHasher::new();
+        (which, text).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
+}
+
 /// Rules in their order, with the sets that they name.
 #[derive(Clone, Debug)]
 pub struct RuleSet {
     /// The rules; the first that matches counts.
-    pub rules: Vec<Rule>,
+    pub(super) rules: Vec<Rule>,
     /// The sets.
-    pub sets: Vec<Arc<AddressSet>>,
+    pub(super) sets: Vec<Arc<AddressSet>>,
     /// What is done to what no rule matches.
-    pub otherwise: Action,
+    pub(super) otherwise: Action,
     /// Whether pieces of a datagram go where its first piece went; otherwise none passes.
-    pub fragments: bool,
+    pub(super) fragments: bool,
+    /// What each rule is known by, with its number, in order: worked out here, so that a worker that takes other rules finds those
+    /// that stay in one pass through two lists.
+    by_text: Vec<(u128, u32)>,
 }
 
 impl RuleSet {
+    /// Rules in their order, with the sets that they name.
+    #[must_use]
+    pub fn new(
+        rules: Vec<Rule>,
+        sets: Vec<Arc<AddressSet>>,
+        otherwise: Action,
+        fragments: bool,
+    ) -> Self {
+        let mut by_text: Vec<_> = rules
+            .iter()
+            .map(|rule| digest(&rule.text))
+            .zip(0..)
+            .collect();
+        by_text.sort_unstable();
+        Self {
+            rules,
+            sets,
+            otherwise,
+            fragments,
+            by_text,
+        }
+    }
+
+    /// For each rule the number that a rule of the same text had in `before`, if there was one; no number is given twice.
+    pub(super) fn stayed<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = (u32, Option<u32>)> + 'a {
+        let mut old = before.by_text.iter().peekable();
+        self.by_text.iter().map(move |&(digest, number)| {
+            while old.next_if(|&&(other, _)| other < digest).is_some() {}
+            let same = old.next_if(|&&(other, _)| other == digest);
+            (number, same.map(|&(_, number)| number))
+        })
+    }
+
     /// The first rule that matches, by its number.
     pub(super) fn first(
         &self,

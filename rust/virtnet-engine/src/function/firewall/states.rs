@@ -9,7 +9,9 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use virtnet_packet::flow::IpVersion;
 
+use super::counts::Counts;
 use super::packet::Packet;
+use super::rules::RuleSet;
 use super::tcp::{Connection, Phase};
 use crate::graph::Gate;
 
@@ -89,6 +91,7 @@ pub(super) struct State {
     pub(super) key: Key,
     /// When it is forgotten; 0: there is none here.
     pub(super) expires: u64,
+    /// Where its packets are counted.
     pub(super) rule: u32,
     /// By which gate it began, and whether by the lower of its ends.
     pub(super) gate: Gate,
@@ -146,6 +149,8 @@ pub(super) struct States {
     pub(super) created: u64,
     pub(super) expired: u64,
     pub(super) evicted: u64,
+    /// What rules have counted, which stays for as long as they have flows.
+    pub(super) counts: Counts,
 }
 
 impl std::fmt::Debug for States {
@@ -155,7 +160,7 @@ impl std::fmt::Debug for States {
 }
 
 impl States {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, rules: &RuleSet) -> Self {
         let limit = limit.clamp(1, STATES_MAX);
         let places = (2 * limit).next_power_of_two();
         Self {
@@ -171,6 +176,7 @@ impl States {
             created: 0,
             expired: 0,
             evicted: 0,
+            counts: Counts::new(rules),
         }
     }
 
@@ -234,6 +240,8 @@ impl States {
     /// Remembers a flow; false if there is no room. One of the same key is forgotten.
     pub(super) fn insert(&mut self, state: State, hash: u64, now: u64) -> bool {
         if let Some((_, slot)) = self.place(&state.key, hash) {
+            self.counts.begin(state.rule);
+            self.counts.end(self.slots[slot].rule);
             self.slots[slot] = state;
             self.created += 1;
             return true;
@@ -254,6 +262,7 @@ impl States {
             at = (at + 1) & self.mask;
         }
         self.index[at] = Entry::new(hash, slot).0;
+        self.counts.begin(state.rule);
         self.len += 1;
         self.created += 1;
         true
@@ -280,6 +289,7 @@ impl States {
         if let Some((at, _)) = self.place(&key, self.hash(&key)) {
             self.close_gap(at);
             self.slots[slot].expires = 0;
+            self.counts.end(self.slots[slot].rule);
             self.free.push(u32::try_from(slot).unwrap_or(u32::MAX));
             self.len -= 1;
         }
@@ -321,13 +331,6 @@ impl States {
     pub(super) fn places(&self) -> usize {
         self.slots.len()
     }
-
-    /// Gives flows the numbers that their rules have now.
-    pub(super) fn renumber(&mut self, number: impl Fn(u32) -> u32) {
-        for state in &mut self.slots {
-            state.rule = number(state.rule);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -336,6 +339,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::rules::Action;
     use super::*;
 
     fn state(n: u8, expires: u64) -> State {
@@ -360,7 +364,8 @@ mod tests {
 
         #[test]
         fn it_agrees_with_a_plain_map(ops in prop::collection::vec((0..4_u8, 0..60_u8), 1..800)) {
-            let mut states = States::new(32);
+            let rules = RuleSet::new(Vec::new(), Vec::new(), Action::Drop, true);
+            let mut states = States::new(32, &rules);
             let mut model: HashMap<u8, u64> = HashMap::new();
             let mut now = 1;
             for (op, n) in ops {
