@@ -10,11 +10,15 @@
 //!
 //! A packet that was flooded is one packet in several places: a function that changes packets works on a copy then.
 
+mod finisher;
+mod groups;
+
 use virtnet_packet::{
-    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offload, Offloads, Picks, Port,
-    PortCounters, Resolver,
+    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offloads, Picks, Port, PortCounters,
 };
 
+use self::finisher::Finisher;
+use self::groups::Groups;
 use crate::function::{Fate, Fates, Function, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
 use crate::passage::{Address, News, Passages};
@@ -697,168 +701,4 @@ fn place_in<T>(list: &mut Vec<Option<T>>, slot: usize) -> &mut Option<T> {
         list.resize_with(slot + 1, || None);
     }
     &mut list[slot]
-}
-
-/// Does for a port what packets leave to be done.
-#[derive(Debug, Default)]
-struct Finisher {
-    resolver: Resolver,
-    finished: Burst,
-}
-
-impl Finisher {
-    /// Sends what becomes of packet `i`; whether it was accepted. What of its segments finds no room behind the first is dropped.
-    fn send(&mut self, node: &mut PortNode, burst: &Burst, i: usize) -> bool {
-        if self.resolver.take(burst, i).is_err() {
-            node.port.drop_tx(DropReason::BadOffload, 1);
-            return true;
-        }
-        let mut sent_before = 0;
-        loop {
-            self.finished.clear();
-            while self.finished.room() > 0
-                && let Some(frame) = self.resolver.next_frame()
-            {
-                self.finished.push_bytes(frame, Offload::default());
-            }
-            let n = self.finished.len();
-            if n == 0 {
-                return true;
-            }
-            let accepted = node.port.tx(&self.finished, &Picks::first(n));
-            if accepted == 0 && sent_before == 0 {
-                return false;
-            }
-            if accepted < n {
-                node.port.drop_tx(DropReason::NoRoom, n - accepted);
-            }
-            // The packet itself is counted already.
-            node.segmented += n as u64 - u64::from(sent_before == 0);
-            sent_before += n;
-        }
-    }
-}
-
-/// Packets of a burst by what is to happen to them: found in one pass, each group in the order of the packets.
-struct Groups {
-    n: usize,
-    fates: [Fate; BURST_MAX],
-    /// The first and the last packet of each group, and for each packet the next one of its group.
-    first: [u8; BURST_MAX],
-    last: [u8; BURST_MAX],
-    next: [u8; BURST_MAX],
-}
-
-impl Groups {
-    /// Twice as many places as there can be groups, so that there is always a free one.
-    const PLACES: usize = 2 * BURST_MAX;
-    const FREE: u8 = u8::MAX;
-
-    fn new(fates: &[Fate]) -> Self {
-        let mut groups = Self {
-            n: 0,
-            fates: [Fate::Consumed; BURST_MAX],
-            first: [0; BURST_MAX],
-            last: [0; BURST_MAX],
-            next: [0; BURST_MAX],
-        };
-        let mut places = [Self::FREE; Self::PLACES];
-        for (k, &fate) in (0..).zip(fates) {
-            let mut place = match fate {
-                Fate::To(gate) => usize::from(gate),
-                Fate::Drop(reason) => Self::PLACES - 1 - reason as usize,
-                Fate::Consumed | Fate::Flood | Fate::Held => BURST_MAX,
-            } % Self::PLACES;
-            loop {
-                let group = usize::from(places[place]);
-                if places[place] == Self::FREE {
-                    places[place] = groups.open(k, fate);
-                    break;
-                }
-                if groups.fates[group] == fate {
-                    groups.next[usize::from(groups.last[group])] = k;
-                    groups.last[group] = k;
-                    break;
-                }
-                place = (place + 1) % Self::PLACES;
-            }
-        }
-        groups
-    }
-
-    /// Starts a group with packet `k`; its number.
-    fn open(&mut self, k: u8, fate: Fate) -> u8 {
-        let group = self.n;
-        self.fates[group] = fate;
-        self.first[group] = k;
-        self.last[group] = k;
-        self.n += 1;
-        u8::try_from(group).unwrap_or(Self::FREE)
-    }
-
-    fn len(&self) -> usize {
-        self.n
-    }
-
-    fn fate(&self, group: usize) -> Fate {
-        self.fates[group]
-    }
-
-    /// Calls `each` with the packets of a group, in order.
-    #[inline]
-    fn members(&self, group: usize, mut each: impl FnMut(usize)) {
-        let (mut k, last) = (self.first[group], self.last[group]);
-        each(usize::from(k));
-        while k != last {
-            k = self.next[usize::from(k)];
-            each(usize::from(k));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn grouped(fates: &[Fate]) -> Vec<(Fate, Vec<usize>)> {
-        let groups = Groups::new(fates);
-        let members = |group| {
-            let mut members = Vec::new();
-            groups.members(group, |k| members.push(k));
-            members
-        };
-        (0..groups.len())
-            .map(|group| (groups.fate(group), members(group)))
-            .collect()
-    }
-
-    #[test]
-    fn packets_are_grouped_by_fate_and_stay_in_order() {
-        let drop = Fate::Drop(DropReason::Runt);
-        // 5 and 133 want the same place.
-        let fates = [5, 133, 5, 7, 133, 5].map(Fate::To);
-        let fates = [&fates[..], &[drop, Fate::Consumed, drop]].concat();
-        assert_eq!(
-            grouped(&fates),
-            [
-                (Fate::To(5), vec![0, 2, 5]),
-                (Fate::To(133), vec![1, 4]),
-                (Fate::To(7), vec![3]),
-                (drop, vec![6, 8]),
-                (Fate::Consumed, vec![7]),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_full_burst_may_go_to_as_many_places_as_it_has_packets() {
-        for step in [1, 2, 128, 1_000] {
-            let fates: Vec<_> = (0..64).map(|n| Fate::To(n * step)).collect();
-            let groups = grouped(&fates);
-            assert_eq!(groups.len(), 64);
-            for (k, (fate, members)) in groups.into_iter().enumerate() {
-                assert_eq!((fate, members), (fates[k], vec![k]));
-            }
-        }
-    }
 }
