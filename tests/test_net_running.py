@@ -242,6 +242,7 @@ def test_an_idle_network_costs_next_to_nothing():
         before = net.stats().worker.cpu_s
         time.sleep(1)
         assert net.stats().worker.cpu_s - before < 0.05
+        assert 0 < net.stats().worker.longest_pause_s < 60
 
 
 @pytest.mark.parametrize("poll", ["adaptive", "busy", "interrupt"])

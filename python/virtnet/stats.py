@@ -423,12 +423,15 @@ class WorkerStats:
         busy_breaths: how often it found packets there.
         sleeps: how often it went to sleep because nothing came.
         cpu_s: seconds of processor time it used.
+        longest_pause_s: the longest time, in seconds, from the beginning of one round to that of the next, sleep left
+            out: so long a packet may have waited for it. What the host kept its thread from running is part of that.
     """
 
     breaths: int = 0
     busy_breaths: int = 0
     sleeps: int = 0
     cpu_s: float = 0.0
+    longest_pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

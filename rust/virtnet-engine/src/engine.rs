@@ -472,11 +472,14 @@ fn run(
     poll: Poll,
 ) {
     let mut last_busy = monotonic_ns();
+    let mut last_breath = last_busy;
     loop {
         if mailbox.flag.load(Ordering::Relaxed) && !serve(worker, mailbox, inbox, &mut bed) {
             return;
         }
         let now = monotonic_ns();
+        worker.count_pause(now.saturating_sub(last_breath));
+        last_breath = now;
         let moved = worker.step(now);
         if poll != Poll::Busy {
             bed.after_breath(worker, now);
@@ -493,6 +496,7 @@ fn run(
         if rests {
             let due = worker.due();
             bed.sleep(worker, now, due);
+            last_breath = monotonic_ns();
         } else {
             std::hint::spin_loop();
         }

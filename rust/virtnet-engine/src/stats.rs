@@ -79,6 +79,7 @@ impl WorkerStats {
         self.packets += other.packets;
         self.sleeps += other.sleeps;
         self.cpu_ns += other.cpu_ns;
+        self.longest_pause_ns = self.longest_pause_ns.max(other.longest_pause_ns);
     }
 }
 
@@ -146,6 +147,8 @@ pub struct WorkerStats {
     pub sleeps: u64,
     /// CPU time its thread has used, in ns; 0 without a thread.
     pub cpu_ns: u64,
+    /// The longest time from the beginning of one breath to that of the next, in ns, sleep left out; 0 without a thread.
+    pub longest_pause_ns: u64,
 }
 
 /// Both sides of the books: every packet that came to be has gone somewhere.

@@ -543,6 +543,12 @@ impl Worker {
         self.network.passages.left_behind()
     }
 
+    /// Takes note of how long ago the breath before began.
+    #[inline]
+    pub(crate) fn count_pause(&mut self, ns: u64) {
+        self.stats.longest_pause_ns = self.stats.longest_pause_ns.max(ns);
+    }
+
     pub(crate) fn count_sleep(&mut self) {
         self.stats.sleeps += 1;
     }

@@ -454,7 +454,9 @@ fn worker<'py>(py: Python<'py>, counted: &WorkerStats) -> PyResult<Bound<'py, Py
     stats.set_item("breaths", counted.breaths)?;
     stats.set_item("busy_breaths", counted.busy_breaths)?;
     stats.set_item("sleeps", counted.sleeps)?;
-    stats.set_item("cpu_s", Duration::from_nanos(counted.cpu_ns).as_secs_f64())?;
+    let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+    stats.set_item("cpu_s", seconds(counted.cpu_ns))?;
+    stats.set_item("longest_pause_s", seconds(counted.longest_pause_ns))?;
     Ok(stats)
 }
 
