@@ -45,7 +45,7 @@ peers: $(VENV)/installed ## install QEMU and DPDK where they are missing, and te
 bench: $(VENV)/installed $(VENV)/bench-tools ## measure side by side with DPDK (see benchmarks/)
 	$(BIN)/python -m benchmarks
 
-instructions: $(VENV)/tools ## count the instructions a packet costs in the rings, under valgrind
+instructions: $(VENV)/tools ## count the instructions a packet costs in rings and functions, under valgrind
 	$(BIN)/python -m benchmarks.instructions
 
 develop: $(VENV)/tools ## an editable install with the quick profile, for working on virtnet itself

@@ -1,8 +1,9 @@
-"""Instructions a packet costs in the rings: a figure that does not depend on the machine's mood.
+"""Instructions a packet costs in the rings and in functions: a figure that does not depend on the machine's mood.
 
-``python -m benchmarks.instructions`` runs ``rust/virtnet-virtio/benches/rings.rs`` under valgrind's callgrind, one
-thread playing driver and device in turn, and compares each stage with ``instructions.json``. It ends with 1 where a
-stage takes more than the tolerance allows; ``--update`` writes what was found as what is expected from now on.
+``python -m benchmarks.instructions`` runs ``rust/virtnet-virtio/benches/rings.rs``, one thread playing driver and
+device in turn, and ``rust/virtnet-engine/benches/dispatch.rs``, functions between ports that do nothing, under
+valgrind's callgrind, and compares each stage with ``instructions.json``. It ends with 1 where a stage takes more than
+the tolerance allows; ``--update`` writes what was found as what is expected from now on.
 """
 
 from __future__ import annotations
@@ -16,13 +17,44 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = Path(__file__).with_name("instructions.json")
 
 RINGS = ("split", "split in-order", "packed", "packed in-order")
 SIZES = (64, 1518)
-STAGES = ("send", "drain", "fill", "receive")
+#: With a record of what is in flight.
+RECORDED = ("split recorded 64", "packed recorded 64")
+#: Functions between two ports that do nothing, whose share (some 20 instructions) is included.
+FUNCTIONS = (
+    "wire",
+    "switch, 2 stations",
+    "switch, 1000 stations",
+    "switch with VLANs, 1000 flows",
+    "firewall, 1000 flows",
+    "router",
+)
+
+
+class Bench(NamedTuple):
+    """A program that plays one case at a time, each through the same stages."""
+
+    package: str
+    name: str
+    cases: tuple[str, ...]
+    stages: tuple[str, ...]
+
+
+BENCHES = (
+    Bench(
+        "virtnet-virtio",
+        "rings",
+        (*(f"{ring} {size}" for ring in RINGS for size in SIZES), *RECORDED),
+        ("send", "drain", "fill", "receive"),
+    ),
+    Bench("virtnet-engine", "dispatch", FUNCTIONS, ("breath",)),
+)
 
 #: Packets of a run: bursts of 32, enough that the first lap does not show.
 PACKETS = 16_000
@@ -38,25 +70,19 @@ def main() -> int:
     update = parser.parse_args().update
     if shutil.which("valgrind") is None:
         sys.exit("benchmarks.instructions: valgrind was not found: install the package valgrind")
-    program = _build()
-    found = {f"{ring} {size}": _count(program, ring, size) for ring in RINGS for size in SIZES}
+    found = {}
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
-    print(f"{'instructions a packet':24}" + "".join(f"{stage:>18}" for stage in STAGES))
     worse = []
-    for cell, stages in found.items():
-        texts = []
-        for stage, count in stages.items():
-            before = expected.get(cell, {}).get(stage)
-            texts.append(f"{count:8.0f} ({before:5.0f})" if before is not None else f"{count:8.0f}        ")
-            if before is None:
-                worse.append(f"{stage} over {cell}: nothing is expected of it yet")
-            elif count > before * (1 + TOLERANCE):
-                worse.append(f"{stage} over {cell}: {count:.0f}, over {TOLERANCE:.0%} above {before:.0f}")
-        print(f"{cell:24}" + "".join(f"{text:>18}" for text in texts))
+    for bench in BENCHES:
+        program = _build(bench)
+        print(f"{'instructions a packet':32}" + "".join(f"{stage:>18}" for stage in bench.stages))
+        for case in bench.cases:
+            found[case] = _count(program, bench, case)
+            worse += _compare(case, found[case], expected.get(case, {}))
     if update:
         EXPECTED.write_text(json.dumps(found, indent=2) + "\n")
         return 0
-    compared = len(found) * len(STAGES)
+    compared = sum(map(len, found.values()))
     print(f"{compared - len(worse)} passed, {len(worse)} failed")
     for text in worse:
         print(f"  {text}")
@@ -65,24 +91,38 @@ def main() -> int:
     return 1 if worse else 0
 
 
-def _build() -> str:
-    command = ["cargo", "bench", "--locked", "--no-run", "--package", "virtnet-virtio", "--bench", "rings"]
+def _compare(case: str, found: dict[str, float], expected: dict[str, float]) -> list[str]:
+    """Print a line of the table; what is worse in it than expected."""
+    texts, worse = [], []
+    for stage, count in found.items():
+        before = expected.get(stage)
+        texts.append(f"{count:8.0f} ({before:5.0f})" if before is not None else f"{count:8.0f}        ")
+        if before is None:
+            worse.append(f"{stage} over {case}: nothing is expected of it yet")
+        elif count > before * (1 + TOLERANCE):
+            worse.append(f"{stage} over {case}: {count:.0f}, over {TOLERANCE:.0%} above {before:.0f}")
+    print(f"{case:32}" + "".join(f"{text:>18}" for text in texts), flush=True)
+    return worse
+
+
+def _build(bench: Bench) -> str:
+    command = ["cargo", "bench", "--locked", "--no-run", "--package", bench.package, "--bench", bench.name]
     done = subprocess.run([*command, "--message-format=json"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     messages = map(json.loads, done.stdout.splitlines())
     programs = [message["executable"] for message in messages if message.get("executable")]
     return str(programs[-1])
 
 
-def _count(program: str, ring: str, size: int) -> dict[str, float]:
+def _count(program: str, bench: Bench, case: str) -> dict[str, float]:
     """Instructions of each stage with all it calls, for each packet."""
     with tempfile.TemporaryDirectory() as directory:
         counts = Path(directory) / "counts"
-        environment = os.environ | {"ONLY": f"{ring} {size}", "PACKETS": str(PACKETS)}
+        environment = os.environ | {"ONLY": case, "PACKETS": str(PACKETS)}
         valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={counts}", program]
         subprocess.run(valgrind, check=True, capture_output=True, env=environment)
         annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", str(counts)]
         text = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout
-    return {stage: _inclusive(text, f"rings::{stage}_stage") / PACKETS for stage in STAGES}
+    return {stage: _inclusive(text, f"{bench.name}::{stage}_stage") / PACKETS for stage in bench.stages}
 
 
 def _inclusive(text: str, function: str) -> int:

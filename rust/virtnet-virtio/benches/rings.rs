@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use virtnet_mem::{GuestAddr, GuestMemory, Region, UserAddr};
 use virtnet_packet::{Burst, Offload, Picks, PortCounters};
+use virtnet_virtio::inflight::region_bytes;
 use virtnet_virtio::net::{BufferArea, DriverReceive, DriverTransmit, ReceiveQueue, TransmitQueue};
-use virtnet_virtio::{DeviceQueue, DriverQueue, Features, QueueConfig};
+use virtnet_virtio::{DeviceQueue, DriverQueue, Features, QueueConfig, RingFormat};
 
 const SIZE: u16 = 256;
 const BURST: usize = 32;
@@ -25,7 +26,7 @@ fn queue(features: Features) -> (Arc<GuestMemory>, QueueConfig, BufferArea) {
         desc_area: at(0),
         driver_area: at(0x4000),
         device_area: at(0x8000),
-        base: virtnet_virtio::RingFormat::of(features).fresh_base(),
+        base: RingFormat::of(features).fresh_base(),
         features,
     };
     let area = BufferArea {
@@ -35,12 +36,24 @@ fn queue(features: Features) -> (Arc<GuestMemory>, QueueConfig, BufferArea) {
     (memory, config, area)
 }
 
+/// The device's side of a queue, with a record of what is in flight behind the rings if there is to be one.
+fn device(config: &QueueConfig, memory: &Arc<GuestMemory>, recorded: bool) -> DeviceQueue {
+    if !recorded {
+        return DeviceQueue::new(config, memory).unwrap();
+    }
+    let bytes = region_bytes(RingFormat::of(config.features), SIZE);
+    let record = memory
+        .window(UserAddr(0x10_0000 + 0xc000), bytes, 64)
+        .unwrap();
+    DeviceQueue::resume(config, memory, &record).unwrap()
+}
+
 /// How costs grow: `CURVE=yes`, a line of JSON for each point.
 fn print_curves() {
     let base = Features::VERSION_1 | Features::MRG_RXBUF | Features::IN_ORDER;
     for (name, features) in [("split", base), ("packed", base | Features::RING_PACKED)] {
         for burst in [1, 2, 4, 8, 16, 32, 64] {
-            let ns: f64 = path(features, 64, 1_000_000, burst).iter().sum();
+            let ns: f64 = path(features, false, 64, 1_000_000, burst).iter().sum();
             point("burst", name, burst, ns);
         }
     }
@@ -96,32 +109,35 @@ fn main() {
         .unwrap_or(2_000_000);
     let base = Features::VERSION_1 | Features::MRG_RXBUF;
     let rings = [
-        ("split", base),
-        ("split in-order", base | Features::IN_ORDER),
-        ("packed", base | Features::RING_PACKED),
+        ("split", base, false),
+        ("split in-order", base | Features::IN_ORDER, false),
+        ("packed", base | Features::RING_PACKED, false),
         (
             "packed in-order",
             base | Features::RING_PACKED | Features::IN_ORDER,
+            false,
         ),
+        ("split recorded", base, true),
+        ("packed recorded", base | Features::RING_PACKED, true),
     ];
     println!(
         "{:16} {:>5} {:>9} {:>9} {:>9} {:>9}   ns a packet",
         "ring", "bytes", "send", "drain", "fill", "receive"
     );
     let only = std::env::var("ONLY").unwrap_or_default();
-    for (name, features) in rings {
+    for (name, features, recorded) in rings {
         for bytes in [64, 1518] {
-            if !format!("{name} {bytes}").starts_with(&only) {
+            if !only.is_empty() && only != format!("{name} {bytes}") {
                 continue;
             }
-            let [send, drain, fill, receive] = path(features, bytes, packets, BURST);
+            let [send, drain, fill, receive] = path(features, recorded, bytes, packets, BURST);
             println!("{name:16} {bytes:5} {send:9.1} {drain:9.1} {fill:9.1} {receive:9.1}");
         }
     }
 }
 
 /// Driver A sends, the device drains A's transmitq and fills B's receiveq, driver B receives.
-fn path(features: Features, bytes: usize, packets: usize, each: usize) -> [f64; 4] {
+fn path(features: Features, recorded: bool, bytes: usize, packets: usize, each: usize) -> [f64; 4] {
     let (tx_memory, tx_config, tx_area) = queue(features);
     let (rx_memory, rx_config, rx_area) = queue(features);
     let tx_driver = DriverQueue::new(&tx_config, &tx_memory).unwrap();
@@ -131,8 +147,8 @@ fn path(features: Features, bytes: usize, packets: usize, each: usize) -> [f64; 
     let mut receive =
         DriverReceive::new(rx_driver, Arc::clone(&rx_memory), rx_area, features).unwrap();
     receive.publish();
-    let mut drain = TransmitQueue::new(DeviceQueue::new(&tx_config, &tx_memory).unwrap(), features);
-    let mut fill = ReceiveQueue::new(DeviceQueue::new(&rx_config, &rx_memory).unwrap(), features);
+    let mut drain = TransmitQueue::new(device(&tx_config, &tx_memory, recorded), features);
+    let mut fill = ReceiveQueue::new(device(&rx_config, &rx_memory, recorded), features);
 
     let mut template = Burst::new();
     for _ in 0..each {
