@@ -188,6 +188,10 @@ def test_the_state_of_a_device_goes_to_another_one(connect, ring):
     assert driver.save_state() == state
     second.load_state(state)
     assert second.save_state() == state
+    announced = second.wait_event("announce", 5)
+    assert announced is not None
+    assert "to be announced" in announced.text
+    assert driver.events.of("announce") == ()
     for sender, receiver in ((device, driver), (other, second)):
         assert sender.tx([to(OTHER), to(OWN)]) == 2
         assert [bytes(frame) for frame in receiver.rx(5.0)] == [to(OWN)]

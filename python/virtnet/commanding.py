@@ -180,7 +180,7 @@ class DeviceCommands(ABC):
         where they stopped; nothing in them is lost.
 
         Raises:
-            StateError: nobody is at the other end, it does not offer DEVICE_STATE, or a command is on its way.
+            StateError: nobody is at the other end, or it does not offer DEVICE_STATE.
             PeerError: it refuses, or does not come to an end within ten seconds.
 
         Spec: vhost-user, Migrating back-end state.

@@ -41,6 +41,7 @@ EVENT_KINDS = (
     "ring_broken",
     "ring_stopped",
     "reset",
+    "announce",
     "disconnected",
     "removed",
 )

@@ -247,7 +247,8 @@ class VirtioUserPort(Port, DeviceCommands):
         in_order: ask for buffers to be used in the order they were made available.
         control: use a control queue, which the methods of :class:`~virtnet.commanding.DeviceCommands` need, where the
             back-end offers one. That it also serves it cannot be seen: virtnet's vhost-user ports do, DPDK's offer one
-            that nobody serves.
+            that nobody serves. A device that wants to be announced, because it has come to another host, is told that
+            it is, and the event ``announce`` says that whoever stands behind the port is to send something.
         hash_report: have the device tell the hash of each packet (``burst.columns.hash``); needs ``control``.
         iommu: be behind an IOMMU: each page that the back-end is to touch it has to ask for. It must offer
             ACCESS_PLATFORM then.

@@ -116,6 +116,8 @@ pub enum What {
     },
     /// The device was reset, and the session goes on.
     Reset,
+    /// The device wants to be announced to the network, and has been told that it is.
+    Announce,
     /// The back-end has been told everything: packets can flow.
     Running {
         /// Over so many queue pairs.
@@ -187,6 +189,7 @@ impl What {
             Self::RingBroken { .. } => "ring_broken",
             Self::Refused { .. } => "refused",
             Self::Reset => "reset",
+            Self::Announce => "announce",
             Self::Running { .. } => "running",
             Self::Disconnected { .. } => "disconnected",
             Self::Attached { .. } => "attached",
@@ -259,7 +262,7 @@ impl What {
             Self::LinkUp { interface }
             | Self::LinkDown { interface }
             | Self::Removed { interface } => vec![("interface", text(interface))],
-            Self::Reset => Vec::new(),
+            Self::Reset | Self::Announce => Vec::new(),
         }
     }
 }
@@ -334,6 +337,10 @@ impl fmt::Display for What {
             Self::RingBroken { ring, why } => write!(f, "ring {ring} was given up, {why}"),
             Self::Refused { why } => write!(f, "refused: {why}"),
             Self::Reset => f.write_str("the device was reset"),
+            Self::Announce => f.write_str(
+                "the device has come to another place and wants that to be announced: whoever stands behind this port is to send \
+                 something, such as an ARP packet about itself",
+            ),
             Self::Running { queue_pairs } => {
                 write!(f, "packets can flow over {queue_pairs} queue pairs")
             }

@@ -100,7 +100,7 @@ impl VirtioUserOptions {
             wanted |= Features::MQ;
         }
         if self.control {
-            wanted |= CONTROLS | Features::RSS;
+            wanted |= CONTROLS | Features::RSS | Features::GUEST_ANNOUNCE;
         }
         if self.iommu {
             wanted |= Features::ACCESS_PLATFORM;

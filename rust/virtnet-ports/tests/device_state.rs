@@ -10,7 +10,7 @@ mod support;
 use support::{Pair, Wiring, beside_others, breathe, burst_of, open_things, send_or_drop, until};
 use virtnet_packet::Port;
 use virtnet_packet::header::Mac;
-use virtnet_ports::{Control, PortError};
+use virtnet_ports::{Control, PortError, What};
 use virtnet_sys::{EventFd, Listener};
 use virtnet_testkit::{TempDir, frame};
 use virtnet_vhost::{
@@ -33,6 +33,12 @@ fn wiring(format: RingFormat, in_band: bool) -> Wiring {
 
 fn mac(pair: &Pair) -> Option<[u8; 6]> {
     pair.device.status().unwrap().config.unwrap().mac
+}
+
+fn announcements(pair: &Pair) -> usize {
+    let (events, _) = pair.driver.watch().events().since(0);
+    let announced = events.iter().filter(|event| event.what == What::Announce);
+    announced.count()
 }
 
 #[test]
@@ -71,6 +77,11 @@ fn u26_a_driver_takes_the_state_of_its_device_to_another_one_and_loses_nothing()
             let loaded = to.driver.watch().transfer_state(Some(state.clone()));
             assert_eq!(loaded.unwrap(), [0_u8; 0]);
             assert_eq!(mac(&to), Some(MAC.0));
+            // The network here does not know the guest yet: the driver hears of it, once, and the device knows that it has.
+            until("the device knows that it is announced", || {
+                announcements(&to) == 1 && !to.device.status().unwrap().config.unwrap().announce
+            });
+            assert_eq!(announcements(&from), 0);
 
             // What is none is refused, and changes nothing.
             for wrong in [b"nonsense".to_vec(), vec![1; 10_000]] {
@@ -82,7 +93,6 @@ fn u26_a_driver_takes_the_state_of_its_device_to_another_one_and_loses_nothing()
             }
             let error = to.driver.watch().transfer_state(Some(vec![0; 65_537]));
             assert!(error.unwrap_err().to_string().contains("65536"));
-            // But for its being announced once more, where that was agreed on, it is the state that was loaded.
             assert_eq!(to.driver.watch().transfer_state(None).unwrap(), state);
             to.wait_until_running();
         }

@@ -159,7 +159,7 @@ impl Features {
             (Self::GUEST_ECN, guest_segments),
             (host_segments | Self::HOST_UFO | Self::HOST_USO, Self::CSUM),
             (Self::HOST_ECN, host_segments),
-            (Self::CONTROLLED, Self::CTRL_VQ),
+            (Self::CONTROLLED | Self::GUEST_ANNOUNCE, Self::CTRL_VQ),
         ];
         for (features, one_of) in needs {
             if !self.intersects(one_of) {

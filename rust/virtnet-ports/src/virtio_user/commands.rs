@@ -57,11 +57,6 @@ impl Commands {
         self.events.call.as_fd()
     }
 
-    /// Whether the device has one to answer.
-    pub(super) fn is_asking(&self) -> bool {
-        self.asked.is_some()
-    }
-
     /// Sends a command, or has it wait for its turn; the number of its answer.
     pub(super) fn ask(&mut self, command: Command) -> Result<u64, PortError> {
         let missing = command.needs() - self.negotiated;

@@ -94,6 +94,8 @@ pub(super) struct Session {
     pub(super) rings: Vec<FrontendRing>,
     /// The device's state, on its way.
     pub(super) transfer: Option<Transfer>,
+    /// That it wants to be announced has been acknowledged, and it has not said since that it knows.
+    announced: bool,
     /// With an IOMMU, what the back-end may ask for.
     mapped: Option<Mapped>,
     /// With a record of what is in flight, what the next back-end goes on with.
@@ -205,6 +207,7 @@ impl FrontendService {
                     running: false,
                     rings: Vec::new(),
                     transfer: None,
+                    announced: false,
                     mapped: None,
                     kept: None,
                 });
@@ -305,6 +308,9 @@ impl FrontendService {
             }
         }
         session.read_state()?;
+        if session.acknowledge_announce()? {
+            self.log.record(What::Announce);
+        }
         session.serve_commands(&self.slot)
     }
 
@@ -468,6 +474,23 @@ impl Session {
         Ok(())
     }
 
+    /// Tells a device that wants to be announced that it is; whether it has just begun to want that.
+    ///
+    /// Spec: virtio 1.4, 5.1.6.5.4 and 5.1.9.5.4, Gratuitous Packet Sending
+    fn acknowledge_announce(&mut self) -> Result<bool, PortError> {
+        let wanted = self.negotiated.contains(Features::GUEST_ANNOUNCE)
+            && self.config.is_some_and(|config| config.announce);
+        let Some(commands) = self.commands.as_mut().filter(|_| self.running) else {
+            return Ok(false);
+        };
+        let begins = wanted && !self.announced;
+        if begins {
+            commands.ask(Command::AcknowledgeAnnounce)?;
+        }
+        self.announced = wanted;
+        Ok(begins)
+    }
+
     /// Takes what the device has answered.
     fn serve_commands(&mut self, slot: &Slot<DriverQueues>) -> Result<(), ServeError> {
         let Some(commands) = &mut self.commands else {
@@ -497,7 +520,10 @@ impl Session {
             self.note_config(config);
         } else {
             // What these promise would stand there.
-            accepted -= Features::MAC | Features::STATUS | Features::SPEED_DUPLEX;
+            accepted -= Features::MAC
+                | Features::STATUS
+                | Features::SPEED_DUPLEX
+                | Features::GUEST_ANNOUNCE;
         }
         let accepted = accepted.with_needs();
         if options.format == RingFormat::Packed && !accepted.contains(Features::RING_PACKED) {

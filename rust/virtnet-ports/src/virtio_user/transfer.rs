@@ -49,8 +49,6 @@ impl Session {
             Some("nobody is at the other end")
         } else if !agreed.contains(ProtocolFeatures::DEVICE_STATE) {
             Some("the back-end does not offer DEVICE_STATE")
-        } else if self.commands.as_ref().is_some_and(|c| c.is_asking()) {
-            Some("a command of the control queue is on its way")
         } else if load.as_ref().is_some_and(|state| state.len() > STATE_MAX) {
             Some("a state has at most 65536 bytes")
         } else {
@@ -174,6 +172,8 @@ impl Session {
         };
         for (index, ring) in (0..).zip(&self.rings) {
             self.frontend.start_ring(index, ring)?;
+            // A command that waits in its queue has been kicked for nobody. Our own eventfd: it cannot refuse a signal.
+            drop(ring.kick.signal());
         }
         slot.run(DriverQueues::go_on).map_err(PortError::from)?;
         self.running = true;
