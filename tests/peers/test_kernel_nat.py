@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hop import Hop, Link, Sent, compare
+from hop import Hop, Link, Sent, compare, kernels, masked, ours
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 
 if TYPE_CHECKING:
@@ -227,3 +227,12 @@ FRAGMENTS = [
 def test_nftables_translates_the_same(sent):
     theirs = compare(HOP, sent)
     assert sum(map(bool, theirs)) > len(sent) // 3
+
+
+def test_nftables_translates_the_same_pieces():
+    """The kernel puts packets together first and cuts them again; ours sends pieces on as they come."""
+    theirs = kernels(HOP, FRAGMENTS)
+    own = ours(HOP, FRAGMENTS, [[("any", b"")]] * len(FRAGMENTS))
+    assert all(len(out) == 1 for out in own)
+    kernel, got = ([(link, masked(HOP, frame)) for out in outs for link, frame in out] for outs in (theirs, own))
+    assert got == kernel
