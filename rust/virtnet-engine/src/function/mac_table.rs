@@ -159,8 +159,8 @@ impl MacTable {
         let home = self.home(mac);
         for slots in [&mut self.table, &mut self.old] {
             if !slots.is_empty()
-                && let Some(at) = slots.find(mac, home)
-                && slots.at(at).seen & ELSEWHERE != 0
+                && let Some((at, entry)) = slots.find(mac, home)
+                && entry.seen & ELSEWHERE != 0
             {
                 slots.remove(at, &self.hash);
                 self.len -= 1;
@@ -182,10 +182,9 @@ impl MacTable {
             None if !self.old.is_empty() => self.take_along(mac, home),
             found => found,
         };
-        let Some(at) = found else {
+        let Some((at, was)) = found else {
             return self.insert(heard, home, now);
         };
-        let was = self.table.at(at);
         if self.is_gone(was, now) {
             self.aged += u64::from(self.is_aged(was, now));
             self.table.set(at, heard);
@@ -206,9 +205,9 @@ impl MacTable {
     pub(crate) fn lookup(&self, mac: MacKey, now: u64) -> Option<Gate> {
         let home = self.home(mac);
         let entry = match self.table.find(mac, home) {
-            Some(at) => self.table.at(at),
+            Some((_, entry)) => entry,
             None if self.old.is_empty() => return None,
-            None => self.old.at(self.old.find(mac, home)?),
+            None => self.old.find(mac, home)?.1,
         };
         (!self.is_gone(entry, now)).then(|| entry.gate())
     }
@@ -374,11 +373,10 @@ impl MacTable {
     }
 
     /// Moves one station that was heard of from the old table into the new one; where it is now.
-    fn take_along(&mut self, mac: MacKey, home: usize) -> Option<usize> {
-        let at = self.old.find(mac, home)?;
-        let entry = self.old.at(at);
+    fn take_along(&mut self, mac: MacKey, home: usize) -> Option<(usize, Entry)> {
+        let (at, entry) = self.old.find(mac, home)?;
         self.old.remove(at, &self.hash);
-        Some(self.table.put(entry, home))
+        Some((self.table.put(entry, home), entry))
     }
 }
 
@@ -425,14 +423,14 @@ impl Slots {
         self.entries.is_empty()
     }
 
-    /// Where `mac` is. There is always a free slot to end at.
+    /// Where `mac` is, and what stands there. There is always a free slot to end at.
     #[inline]
-    fn find(&self, mac: MacKey, home: usize) -> Option<usize> {
+    fn find(&self, mac: MacKey, home: usize) -> Option<(usize, Entry)> {
         let mut at = home & self.mask;
         loop {
             let entry = self.at(at);
             if entry.mac() == mac {
-                return Some(at);
+                return Some((at, entry));
             }
             if entry.is_free() {
                 return None;
