@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from virtnet._virtnet import __version__, build_info, line_cost_ns
+from virtnet.analysing import AnalyserReport, Latency, StreamReport
 from virtnet.capturing import Capture, ColumnsCapture
 from virtnet.checking import CheckReport, CheckResult, check_back_end
 from virtnet.description import FunctionSpec, Plan, Spec, schema
@@ -21,6 +22,7 @@ from virtnet.events import Event, Events
 from virtnet.explaining import Explanation
 from virtnet.features import HashType, NetFeature, ProtocolFeature, RingFeature
 from virtnet.feeding import IterablePort
+from virtnet.generating import Analyser, Generator
 from virtnet.handlers import BurstHandler
 from virtnet.impairing import Impairment, ImpairmentReport, LineReport
 from virtnet.net import Net
@@ -44,6 +46,7 @@ from virtnet.ports import (
 from virtnet.probing import Offer, probe
 from virtnet.remote import AttachedCapture, AttachedNet, attach, networks
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
+from virtnet.searching import Path, Throughput, Trial, throughput_search
 from virtnet.spec import PortSpec
 from virtnet.stats import (
     Balance,
@@ -58,6 +61,7 @@ from virtnet.stats import (
     UserNetStats,
     WorkerStats,
 )
+from virtnet.streams import Counter, Random, Stream
 
 if TYPE_CHECKING:
     from virtnet.burst import Burst, Columns, Frames, View
@@ -66,6 +70,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AfPacketPort",
     "AfXdpPort",
+    "Analyser",
+    "AnalyserReport",
     "AttachedCapture",
     "AttachedNet",
     "Balance",
@@ -78,6 +84,7 @@ __all__ = [
     "Columns",
     "ColumnsCapture",
     "ConfigError",
+    "Counter",
     "DeviceQueue",
     "DeviceStats",
     "DgramPort",
@@ -91,12 +98,14 @@ __all__ = [
     "Function",
     "FunctionSpec",
     "FunctionStats",
+    "Generator",
     "GuestError",
     "GuestMemory",
     "HashType",
     "Impairment",
     "ImpairmentReport",
     "IterablePort",
+    "Latency",
     "Lease",
     "LineReport",
     "MemoryPort",
@@ -105,6 +114,7 @@ __all__ = [
     "NetStats",
     "Node",
     "Offer",
+    "Path",
     "PcapPort",
     "PeerError",
     "PeerGone",
@@ -117,16 +127,21 @@ __all__ = [
     "ProtocolFeature",
     "QemuArgs",
     "QueueStats",
+    "Random",
     "RingFeature",
     "RingState",
     "Router",
     "RuleStats",
     "Spec",
     "StateError",
+    "Stream",
     "StreamPort",
+    "StreamReport",
     "Switch",
     "Table",
     "TapPort",
+    "Throughput",
+    "Trial",
     "Used",
     "UserNetPort",
     "UserNetStats",
@@ -148,6 +163,7 @@ __all__ = [
     "probe",
     "queue_pair",
     "schema",
+    "throughput_search",
 ]
 
 

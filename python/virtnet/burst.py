@@ -18,9 +18,6 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, SupportsBytes, overload
@@ -30,6 +27,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from virtnet import _virtnet
 from virtnet.errors import ConfigError, StateError
+from virtnet.writing import WRITABLE, address_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -596,28 +594,13 @@ class Burst:
         return port.tx(packets.data, packets.starts, packets.lengths, packets.offloads)
 
 
-#: Bits of the fields that can be written.
-WRITABLE = {
-    "eth_dst": 48,
-    "eth_src": 48,
-    "vlan": 12,
-    "ip_ttl": 8,
-    "ip_src": 32,
-    "ip_dst": 32,
-    "ip6_src": 128,
-    "ip6_dst": 128,
-    "l4_src": 16,
-    "l4_dst": 16,
-}
-
-
 def _field_values(field: str, value: Any, n: int) -> NDArray[np.uint64]:
     """A number for each packet, two of IPv6 addresses."""
     if field not in WRITABLE:
         raise ConfigError(f"the field {field!r} cannot be written: there are {', '.join(WRITABLE)}")
     bits = WRITABLE[field]
     if isinstance(value, str):
-        value = _address(field, value)
+        value = address_number(field, value)
     if isinstance(value, int) and bits > 64:  # noqa: PLR2004 - of a number of numpy's
         if not 0 <= value < 1 << bits:
             raise ConfigError(f"{field}: expected a number of {bits} bits, found {value}")
@@ -631,19 +614,6 @@ def _field_values(field: str, value: Any, n: int) -> NDArray[np.uint64]:
     if given.size and (int(given.min()) < 0 or int(given.max()) > largest):
         raise ConfigError(f"{field}: expected numbers from 0 to {largest}, found {given.min()} to {given.max()}")
     return np.ascontiguousarray(np.broadcast_to(given, (n, *per_packet)), np.uint64).reshape(-1)
-
-
-def _address(field: str, text: str) -> int:
-    """The number of an address as text."""
-    if field.startswith("eth_"):
-        if re.fullmatch("[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", text):
-            return int(re.sub("[:-]", "", text), 16)
-    else:
-        with contextlib.suppress(ValueError):
-            address = ipaddress.ip_address(text)
-            if address.max_prefixlen == WRITABLE[field]:
-                return int(address)
-    raise ConfigError(f"{field}: {text!r} is no address of {WRITABLE[field]} bits")
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from virtnet.impairing import Impairment, plain_options
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.routers import RouterMethods
+from virtnet.traffic import TrafficMethods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Composing"]
 
 
-class Composing(AddingPorts, RouterMethods):
+class Composing(AddingPorts, TrafficMethods, RouterMethods):
     """The half of :class:`~virtnet.Net` that describes: what there is, and how it is cabled."""
 
     def switch(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from virtnet.description import NAME_MAX, FunctionSpec, check_options, whole
 from virtnet.errors import ConfigError
+from virtnet.generating import Analyser, Generator
 from virtnet.impairing import Impairment
 from virtnet.kinds import FUNCTIONS
 from virtnet.nodes import Firewall, Function, Node, PortNode, Router, Switch
@@ -25,7 +26,9 @@ __all__ = ["Drawing"]
 
 #: What a program holds of functions that can be asked for more than others.
 HANDLES: dict[str, type[Function]] = {
+    "analyser": Analyser,
     "firewall": Firewall,
+    "generator": Generator,
     "impairment": Impairment,
     "switch": Switch,
     "router": Router,

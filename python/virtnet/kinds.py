@@ -23,6 +23,7 @@ from virtnet.routing import (
     prepare_nat,
     prepare_router,
 )
+from virtnet.streams import STREAM_IDS, STREAMS, STREAMS_MAX, prepare_streams
 from virtnet.switching import CABLES, check_cables, prepare_switch
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ FRAME_MAX = 65_535
 
 #: What a frame is filled up to where nothing is said: the shortest that a cable of copper carries.
 FRAME_USUAL = 60
+
+#: Ends of datagrams that nobody answers, with addresses that are kept for benchmarks (RFC 2544, C.2.2).
+NOBODY = bytes([0x02, 0, 0, 0, 0, 1, 198, 18, 0, 1])
+EVERYBODY = bytes([*[0xFF] * 6, 198, 18, 0, 2])
 
 #: A source holds a burst.
 SOURCE_PACKETS_MAX = 64
@@ -130,6 +135,10 @@ def _source(options: dict[str, Any]) -> dict[str, Any]:
         frame = bytes.fromhex(packet)
         packets.append((frame if size is None else frame[:size].ljust(size, b"\0"), bytes.fromhex(offload) or PLAIN))
     return options | {"packets": packets}
+
+
+def _generator(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"orders": prepare_streams(options, discard_frame)}
 
 
 def _over_time(maximum: float | None = None) -> dict[str, Any]:
@@ -258,6 +267,29 @@ FUNCTIONS: dict[str, FunctionKind] = {
         changeable=frozenset({"rate_pps", "count"}),
         prepare=_source,
     ),
+    "generator": FunctionKind(
+        (2, "two"),
+        {
+            "streams": (STREAMS, [{}]),
+            "first_id": ({"type": "integer", "minimum": 0, "maximum": STREAM_IDS - STREAMS_MAX}, 0),
+            # The node that packets are sent to, where there are two.
+            "to": ({"type": "string"}, ""),
+            # How often it was told to begin anew.
+            "run": ({"type": "integer", "minimum": 0}, 0),
+        },
+        changeable=frozenset({"streams", "first_id", "run"}),
+        branches={"to": 0},
+        prepare=_generator,
+    ),
+    "analyser": FunctionKind(
+        MANY,
+        {
+            "check": ({"type": "boolean"}, False),
+            # How often it was reset.
+            "resets": ({"type": "integer", "minimum": 0}, 0),
+        },
+        changeable=frozenset({"check", "resets"}),
+    ),
     "echo": FunctionKind(MANY),
     "impairment": FunctionKind(
         (2, "two"),
@@ -331,15 +363,15 @@ FUNCTIONS: dict[str, FunctionKind] = {
 }
 
 
-def discard_frame(size: int) -> bytes:
-    """A broadcast UDP datagram from nobody to the discard port, in a frame of ``size`` bytes at least."""
+def discard_frame(size: int, sender: bytes = NOBODY, to: bytes = EVERYBODY) -> bytes:
+    """A UDP datagram to the discard port, in a frame of ``size`` bytes at least; ends are a MAC and an IPv4 address."""
     ip_len = max(size, FRAME_USUAL) - FRAME_MIN
     udp = b"".join(n.to_bytes(2, "big") for n in (9, 9, ip_len - 20, 0))
     header = bytearray.fromhex("4500000000000000401100000000000000000000")
     header[2:4] = ip_len.to_bytes(2, "big")
-    header[12:20] = bytes([198, 18, 0, 1, 198, 18, 0, 2])  # kept for benchmarks, RFC 2544
+    header[12:20] = sender[6:] + to[6:]
     header[10:12] = _checksum(header).to_bytes(2, "big")
-    ethernet = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00"
+    ethernet = to[:6] + sender[:6] + b"\x08\x00"
     return (ethernet + header + udp).ljust(size, b"\0")
 
 

@@ -345,7 +345,9 @@ class FunctionStats:
             sent), ``rules`` (see :attr:`Firewall.rules <virtnet.Firewall.rules>`). Of a router: ``routes``,
             ``neighbours`` it knows, packets ``waiting`` for one, ``forwarded`` in place, ``asked`` and ``answered``
             (questions for addresses), ``echo_answered``, ``errors_sent``, ``errors_suppressed``, ``fragmented``. What
-            waits or is cut has been consumed; what leaves then is generated.
+            waits or is cut has been consumed; what leaves then is generated. Of a generator: ``streams``, of each
+            ``id``, ``sent``, ``sent_bytes``, how many of its count are ``left``, ``first_ns`` and ``last_ns``. Of an
+            analyser: what :meth:`Analyser.report <virtnet.Analyser.report>` tells.
     """
 
     kind: str = "switch"

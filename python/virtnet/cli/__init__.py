@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from virtnet import __version__
-from virtnet.cli import attached, demo, doctor, file, functions, probe
+from virtnet.cli import attached, bench, demo, doctor, file, functions, probe
 from virtnet.errors import ConfigError, VirtnetError
 
 __all__ = ["app", "main"]
@@ -38,6 +38,7 @@ app.command()(functions.wire)
 app.command()(functions.sink)
 app.command()(functions.source)
 app.command()(functions.echo)
+app.command()(bench.bench)
 app.command()(probe.probe)
 app.command()(file.schema)
 app.command()(doctor.doctor)

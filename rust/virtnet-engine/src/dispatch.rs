@@ -178,6 +178,22 @@ impl Network {
         taken
     }
 
+    /// Sends what function `slot` makes again and again to whatever is cabled to its first gate, whether there is room or not.
+    pub(crate) fn send_lasting(&mut self, slot: usize, burst: &mut Burst, picks: &Picks, now: u64) {
+        self.entries_left = MAX_ENTRIES;
+        let way = Way {
+            now,
+            depth: 1,
+            from: Slot::Function(slot),
+            shared: true,
+            offered: false,
+        };
+        if let Some(node) = self.functions.get_mut(slot).and_then(Option::as_mut) {
+            node.counters.generated += picks.len() as u64;
+        }
+        self.send(self.first_target(slot), burst, picks, way);
+    }
+
     /// Sends what function `slot` has made by one of its gates. It is counted as generated.
     pub(crate) fn send_made(
         &mut self,

@@ -82,6 +82,14 @@ pub enum EngineError {
         /// How many were given.
         count: usize,
     },
+    /// A stream that cannot be made.
+    #[error("stream {id} cannot be generated: {wrong}")]
+    Stream {
+        /// The stream's number.
+        id: u16,
+        /// What is wrong.
+        wrong: &'static str,
+    },
     /// A rate of nothing.
     #[error("a rate of 0 packets/s generates nothing; leave the rate out for as fast as possible")]
     ZeroRate,

@@ -93,6 +93,10 @@ pub enum NodeKind {
     Impairment,
     /// Sends IP packets from link to link.
     Router,
+    /// Makes streams of packets that say who they are; what comes passes between its two gates.
+    Generator,
+    /// Takes these and counts what became of them.
+    Analyser,
 }
 
 impl NodeKind {
@@ -113,6 +117,8 @@ impl NodeKind {
             Self::Firewall => "firewall",
             Self::Impairment => "impairment",
             Self::Router => "router",
+            Self::Generator => "generator",
+            Self::Analyser => "analyser",
         }
     }
 
@@ -121,12 +127,15 @@ impl NodeKind {
     pub fn gates(self) -> u16 {
         match self {
             Self::Port | Self::Source | Self::Host => 1,
-            Self::Wire | Self::Firewall | Self::Impairment => 2,
+            Self::Wire | Self::Firewall | Self::Impairment | Self::Generator => 2,
             Self::Tee => 3,
             Self::Divert => 4,
-            Self::Element | Self::Switch | Self::Sink | Self::Echo | Self::Router => {
-                Self::MANY_GATES
-            }
+            Self::Element
+            | Self::Switch
+            | Self::Sink
+            | Self::Echo
+            | Self::Router
+            | Self::Analyser => Self::MANY_GATES,
         }
     }
 

@@ -83,6 +83,20 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
+    /// The sum of all values.
+    #[must_use]
+    pub fn sum(&self) -> u128 {
+        self.sum
+    }
+
+    /// The buckets that hold something, in order: the smallest and the largest value that belongs there, and how many there are.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let counts = self.counts.iter().enumerate();
+        counts
+            .filter(|&(_, &n)| n > 0)
+            .map(|(index, &n)| (lower_edge(index), upper_edge(index), n))
+    }
+
     /// A value that `per_mille` of 1000 values do not pass by more than a bucket's width; 0 if there are none.
     #[must_use]
     pub fn percentile(&self, per_mille: u64) -> u64 {
@@ -134,6 +148,14 @@ fn bucket(value: u64) -> usize {
     // The top bits of the value; from the second power of two on their first one is always set.
     let fine = usize::try_from(value >> octave).unwrap_or(FINE);
     (octave * FINE + fine).min(BUCKETS - 1)
+}
+
+/// The smallest value of a bucket.
+fn lower_edge(index: usize) -> u64 {
+    match index {
+        0 => 0,
+        _ => upper_edge(index - 1).saturating_add(1),
+    }
 }
 
 /// The largest value of a bucket.
@@ -188,6 +210,19 @@ mod tests {
         }
         left.merge(&right);
         assert_eq!(left, both);
+    }
+
+    #[test]
+    fn buckets_that_hold_something_say_what_belongs_there() {
+        let mut histogram = Histogram::default();
+        for value in [0, 7, 7, 1_000, u64::MAX] {
+            histogram.record(value);
+        }
+        let buckets: Vec<_> = histogram.buckets().collect();
+        assert_eq!(buckets[..2], [(0, 0, 1), (7, 7, 2)]);
+        assert_eq!(buckets[2], (992, 1_007, 1));
+        assert_eq!((buckets[3].1, buckets[3].2), (u64::MAX, 1));
+        assert_eq!(histogram.sum(), u128::from(u64::MAX) + 1_014);
     }
 
     #[test]

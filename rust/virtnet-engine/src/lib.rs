@@ -28,14 +28,15 @@ pub use change::{Change, Node};
 pub use engine::{Engine, EngineOptions, Poll, Rejected, Remains};
 pub use error::EngineError;
 pub use function::{
-    Action, AddressSet, Blast, BridgeRules, CableRules, Distribution, Divert, DivertOrders,
-    ERRORS_PPS, Echo, Element, Ends, Filter, FilterError, Firewall, FirewallCounters,
-    FirewallOrders, Flap, Function, FunctionDetail, GilbertElliott, Host, HostCounters,
-    HostOptions, HostOrders, ImpairOrders, Impairment, Instruction, Late, LineCounters, Ping,
-    Prefix, Program, ProgramError, Route, Router, RouterCounters, RouterInterface, RouterOrders,
-    RouterTables, Rule, RuleCounters, RuleSet, Service, Sink, Source, SourceOptions, SourceOrders,
-    Step, StormLimits, Switch, SwitchCounters, SwitchOptions, SwitchOrders, Table, Tee, Timeouts,
-    Track, Translation, Update, VlanSet, Wire,
+    Action, AddressSet, Analyser, AnalyserCounters, AnalyserOrders, Blast, BridgeRules, CableRules,
+    Distribution, Divert, DivertOrders, ERRORS_PPS, Echo, Element, Ends, Filter, FilterError,
+    Firewall, FirewallCounters, FirewallOrders, Flap, Function, FunctionDetail, Generator,
+    GeneratorOrders, GilbertElliott, Host, HostCounters, HostOptions, HostOrders, ImpairOrders,
+    Impairment, Instruction, Late, LineCounters, Ping, Prefix, Program, ProgramError,
+    ReceivedStream, Route, Router, RouterCounters, RouterInterface, RouterOrders, RouterTables,
+    Rule, RuleCounters, RuleSet, Service, Sink, Source, SourceOptions, SourceOrders, Step,
+    StormLimits, StreamCounters, StreamOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders,
+    Table, Tee, Timeouts, Track, Translation, Update, Values, Vary, VaryPlace, VlanSet, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

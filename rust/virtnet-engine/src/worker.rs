@@ -17,7 +17,7 @@ use virtnet_packet::{Burst, Picks};
 
 use crate::change::{Change, Node};
 use crate::dispatch::{Network, PortNode};
-use crate::function::{Function, Impairment, Router};
+use crate::function::{Function, Generator, Impairment, Router};
 use crate::graph::{Graph, NodeId, NodeKind, Slot, Target};
 use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::plan::{Plan, Resident, Share};
@@ -260,12 +260,14 @@ impl Worker {
                 0
             }
             Function::Firewall(_) => self.let_firewall_answer(slot, now),
+            Function::Generator(_) => self.let_generator_make(slot, now),
             Function::Wire(_)
             | Function::Tee(_)
             | Function::Divert(_)
             | Function::Element(_)
             | Function::Sink(_)
-            | Function::Echo(_) => 0,
+            | Function::Echo(_)
+            | Function::Analyser(_) => 0,
         }
     }
 
@@ -282,6 +284,52 @@ impl Worker {
             source.sent(burst, taken, now);
         }
         taken
+    }
+
+    /// Streams with a rate are sent; the others are offered: to a port together, to a function one by one, since what is refused
+    /// on the way may be any of them.
+    fn let_generator_make(&mut self, slot: usize, now: u64) -> usize {
+        let target = self.network.first_target(slot);
+        if target == Target::Nothing {
+            return 0;
+        }
+        let mut made = 0;
+        for paced in [true, false] {
+            let Some((mut burst, picks)) = self
+                .generator(slot)
+                .and_then(|generator| generator.offer(paced, now))
+            else {
+                continue;
+            };
+            let network = &mut self.network;
+            let sent = match target {
+                _ if paced => {
+                    network.send_lasting(slot, &mut burst, &picks, now);
+                    picks.len()
+                }
+                Target::Port(_) => network.offer_made(slot, &mut burst, &picks, now),
+                Target::Function(..) | Target::Nothing => {
+                    let mut one_by_one = picks.iter().take_while(|&i| {
+                        let mut one = Picks::default();
+                        one.push(i);
+                        network.offer_made(slot, &mut burst, &one, now) == 1
+                    });
+                    one_by_one.by_ref().count()
+                }
+            };
+            if let Some(generator) = self.generator(slot) {
+                generator.sent(burst, picks.len(), sent, now);
+            }
+            made += sent;
+        }
+        made
+    }
+
+    fn generator(&mut self, slot: usize) -> Option<&mut Generator> {
+        match &mut self.network.functions[slot].as_mut()?.function {
+            Function::Generator(generator) => Some(generator),
+            _ => None,
+        }
     }
 
     /// What a firewall has to say to those it rejects; what finds no room is not said.
@@ -437,7 +485,10 @@ impl Worker {
         makers
             .filter_map(|&slot| {
                 let function = &self.network.functions[slot].as_ref()?.function;
-                let makes = matches!(function.kind(), NodeKind::Source | NodeKind::Host);
+                let makes = matches!(
+                    function.kind(),
+                    NodeKind::Source | NodeKind::Host | NodeKind::Generator
+                );
                 if makes && self.network.first_target(slot) == Target::Nothing {
                     return None;
                 }

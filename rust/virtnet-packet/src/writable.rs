@@ -75,6 +75,13 @@ impl Writable {
         matches!(self, Self::Ip6Src | Self::Ip6Dst)
     }
 
+    /// Where the field is in a frame with these headers; `None` if it does not have it.
+    #[must_use]
+    pub fn bytes_of(self, fields: &Fields, frame_len: usize) -> Option<std::ops::Range<usize>> {
+        let place = self.place(fields, frame_len)?;
+        Some(place.at..place.at + place.len)
+    }
+
     fn place(self, of: &Fields, frame_len: usize) -> Option<Place> {
         let (is_v4, is_v6) = (of.ip_version == 4, of.ip_version == 6);
         let has_ports = of.l4_at > 0 && matches!(of.ip_proto, TCP | UDP);

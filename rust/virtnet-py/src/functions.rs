@@ -7,10 +7,10 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    BridgeRules, CableRules, Distribution, Divert, DivertOrders, Echo, Element, Filter, Firewall,
-    Gate, GilbertElliott, ImpairOrders, Impairment, Instruction, Late, Node, Program, Router, Sink,
-    Source, SourceOrders, Step, StormLimits, Switch, SwitchOptions, SwitchOrders, Table, Tee,
-    Track, Update, Wire,
+    Analyser, BridgeRules, CableRules, Distribution, Divert, DivertOrders, Echo, Element, Filter,
+    Firewall, Gate, Generator, GilbertElliott, ImpairOrders, Impairment, Instruction, Late, Node,
+    Program, Router, Sink, Source, SourceOrders, Step, StormLimits, Switch, SwitchOptions,
+    SwitchOrders, Table, Tee, Track, Update, Wire,
 };
 use virtnet_packet::Backlog;
 
@@ -19,7 +19,7 @@ use crate::firewall;
 use crate::open::get;
 use crate::packets::offload_from;
 use crate::ports::Port;
-use crate::routing;
+use crate::{routing, traffic};
 
 /// Makes a function; none if that is no kind of function.
 pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<Node>> {
@@ -47,6 +47,10 @@ pub(crate) fn make(kind: &str, options: &Bound<'_, PyDict>) -> PyResult<Option<N
                 .map_err(invalid)?
                 .into()
         }
+        "generator" => Generator::new(&traffic::generator(options)?)
+            .map_err(invalid)?
+            .into(),
+        "analyser" => Analyser::new(traffic::analyser(options)?).into(),
         "echo" => Echo::new().into(),
         "impairment" => {
             let direction: String = get(options, "direction")?;
@@ -85,6 +89,8 @@ pub(crate) fn update(
         "switch" => Some(switch_orders(options, gates)?.into()),
         "source" => Some(source_orders(options)?.into()),
         "impairment" => Some(impair_orders(options)?.into()),
+        "generator" => Some(traffic::generator(options)?.into()),
+        "analyser" => Some(traffic::analyser(options)?.into()),
         "router" | "nat" | "load_balancer" => Some(routing::orders(options, gates)?.into()),
         _ => None,
     })

@@ -28,6 +28,7 @@ mod rings;
 mod routing;
 mod sockets;
 mod stats;
+mod traffic;
 mod user_net;
 
 /// The module `virtnet._virtnet`.

@@ -13,7 +13,7 @@ use virtnet_ports::{
 };
 use virtnet_virtio::net::NetConfig;
 
-use crate::user_net;
+use crate::{traffic, user_net};
 
 /// How a port and whoever is at its other end get on.
 #[derive(Clone, Debug, Default)]
@@ -303,6 +303,8 @@ fn detail<'py>(
             counts.set_item("flows_created", router.flows_created)?;
             counts.set_item("flows_expired", router.flows_expired)?;
         }
+        FunctionDetail::Generator(streams) => traffic::made(&counts, streams)?,
+        FunctionDetail::Analyser(analyser) => traffic::analysed(&counts, analyser)?,
         _ => {}
     }
     Ok(counts)
@@ -333,7 +335,7 @@ fn impaired<'py>(py: Python<'py>, line: &LineCounters) -> PyResult<Bound<'py, Py
 }
 
 /// The shape of a histogram.
-fn summary<'py>(py: Python<'py>, histogram: &Histogram) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn summary<'py>(py: Python<'py>, histogram: &Histogram) -> PyResult<Bound<'py, PyDict>> {
     let shape = histogram.summary();
     let values = PyDict::new(py);
     values.set_item("min", shape.min)?;

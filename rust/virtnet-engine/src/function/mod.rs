@@ -6,6 +6,7 @@
 //!
 //! They never touch a port, never wait, and take the time as an argument.
 
+mod analyser;
 mod bridge;
 mod departures;
 mod divert;
@@ -14,18 +15,21 @@ mod element;
 mod filter;
 mod firewall;
 mod frame;
+mod generator;
 mod host;
 mod impair;
 mod mac_table;
 mod pace;
 mod random;
 mod router;
+mod signature;
 mod sink;
 mod source;
 mod switch;
 mod tee;
 mod wire;
 
+pub use analyser::{Analyser, AnalyserCounters, AnalyserOrders, ReceivedStream};
 pub use bridge::{BridgeRules, CableRules, Flap, StormLimits, VlanSet};
 pub use divert::{Divert, DivertOrders, Late};
 pub use echo::Echo;
@@ -34,6 +38,9 @@ pub use filter::{Filter, FilterError, Instruction};
 pub use firewall::{
     Action, AddressSet, Ends, Firewall, FirewallCounters, FirewallOrders, Prefix, Rule,
     RuleCounters, RuleSet, Timeouts,
+};
+pub use generator::{
+    Generator, GeneratorOrders, StreamCounters, StreamOrders, Values, Vary, VaryPlace,
 };
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use impair::{Distribution, GilbertElliott, ImpairOrders, Impairment, LineCounters, Track};
@@ -125,6 +132,10 @@ pub enum Function {
     Impairment(Box<Impairment>),
     /// Sends IP packets from link to link.
     Router(Box<Router>),
+    /// Makes streams of packets that say who they are.
+    Generator(Box<Generator>),
+    /// Takes these and counts what became of them.
+    Analyser(Box<Analyser>),
 }
 
 impl Function {
@@ -144,6 +155,8 @@ impl Function {
             Self::Firewall(_) => NodeKind::Firewall,
             Self::Impairment(_) => NodeKind::Impairment,
             Self::Router(_) => NodeKind::Router,
+            Self::Generator(_) => NodeKind::Generator,
+            Self::Analyser(_) => NodeKind::Analyser,
         }
     }
 
@@ -172,7 +185,9 @@ impl Function {
             | Self::Host(_)
             | Self::Firewall(_)
             | Self::Impairment(_)
-            | Self::Router(_) => {
+            | Self::Router(_)
+            | Self::Generator(_)
+            | Self::Analyser(_) => {
                 return None;
             }
         })
@@ -202,6 +217,8 @@ impl Function {
             Self::Firewall(firewall) => firewall.classify(burst, picks, gate, now, fates),
             Self::Impairment(cable) => cable.classify(burst, picks, gate, now, fates),
             Self::Router(router) => router.classify(burst, picks, gate, now, fates),
+            Self::Generator(_) => Verdict::All(Generator::fate(gate)),
+            Self::Analyser(analyser) => Verdict::All(analyser.take(burst, picks, now)),
         }
     }
 
@@ -233,12 +250,14 @@ impl Function {
             Self::Impairment(cable) => cable.due(),
             Self::Firewall(firewall) => firewall.due(),
             Self::Router(router) => router.due(),
+            Self::Generator(generator) => generator.due(),
             Self::Wire(_)
             | Self::Tee(_)
             | Self::Divert(_)
             | Self::Element(_)
             | Self::Sink(_)
-            | Self::Echo(_) => None,
+            | Self::Echo(_)
+            | Self::Analyser(_) => None,
         }
     }
 
@@ -250,13 +269,15 @@ impl Function {
             | Self::Host(_)
             | Self::Firewall(_)
             | Self::Impairment(_)
-            | Self::Router(_) => true,
+            | Self::Router(_)
+            | Self::Generator(_) => true,
             Self::Wire(_)
             | Self::Tee(_)
             | Self::Divert(_)
             | Self::Element(_)
             | Self::Sink(_)
-            | Self::Echo(_) => false,
+            | Self::Echo(_)
+            | Self::Analyser(_) => false,
         }
     }
 
@@ -289,6 +310,11 @@ impl Function {
             (Self::Router(router), Update::Router(orders)) => {
                 leftovers.keep(router.order(orders, now))
             }
+            (Self::Generator(generator), Update::Generator(orders)) => {
+                leftovers.keep(generator.order(&orders));
+                leftovers.keep(orders);
+            }
+            (Self::Analyser(analyser), Update::Analyser(orders)) => analyser.order(orders),
             _ => debug_assert!(false, "an update reached another kind of function"),
         }
     }
@@ -314,6 +340,8 @@ impl Function {
             Self::Host(host) => FunctionDetail::Host(Box::new(host.counters())),
             Self::Firewall(firewall) => FunctionDetail::Firewall(Box::new(firewall.counters())),
             Self::Router(router) => FunctionDetail::Router(router.counters()),
+            Self::Generator(generator) => FunctionDetail::Generator(generator.counters()),
+            Self::Analyser(analyser) => FunctionDetail::Analyser(analyser.counters()),
             Self::Impairment(cable) => FunctionDetail::Impairment(Box::new(cable.counters())),
         }
     }
@@ -374,6 +402,10 @@ pub enum FunctionDetail {
     Impairment(Box<[Option<LineCounters>; 2]>),
     /// A router.
     Router(RouterCounters),
+    /// A generator, by stream.
+    Generator(Vec<StreamCounters>),
+    /// An analyser.
+    Analyser(AnalyserCounters),
 }
 
 impl FunctionDetail {
@@ -421,6 +453,10 @@ pub enum Update {
     Impairment(Box<ImpairOrders>),
     /// For a router.
     Router(RouterOrders),
+    /// For a generator.
+    Generator(Box<GeneratorOrders>),
+    /// For an analyser.
+    Analyser(AnalyserOrders),
 }
 
 impl Update {
@@ -434,18 +470,21 @@ impl Update {
             Self::Firewall(_) => NodeKind::Firewall,
             Self::Impairment(_) => NodeKind::Impairment,
             Self::Router(_) => NodeKind::Router,
+            Self::Generator(_) => NodeKind::Generator,
+            Self::Analyser(_) => NodeKind::Analyser,
         }
     }
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         match self {
-            Self::Divert(_) | Self::Element(_) => Ok(()),
+            Self::Divert(_) | Self::Element(_) | Self::Analyser(_) => Ok(()),
             Self::Switch(orders) => orders.check(),
             Self::Source(orders) => orders.check(),
             Self::Host(orders) => orders.check(),
             Self::Firewall(_) => Ok(()),
             Self::Impairment(orders) => orders.check(),
             Self::Router(orders) => orders.check(),
+            Self::Generator(orders) => orders.check(),
         }
     }
 }
@@ -498,6 +537,18 @@ impl From<RouterOrders> for Update {
     }
 }
 
+impl From<GeneratorOrders> for Update {
+    fn from(orders: GeneratorOrders) -> Self {
+        Self::Generator(Box::new(orders))
+    }
+}
+
+impl From<AnalyserOrders> for Update {
+    fn from(orders: AnalyserOrders) -> Self {
+        Self::Analyser(orders)
+    }
+}
+
 macro_rules! node_from {
     ($($kind:ident),*) => {$(
         impl From<$kind> for Node {
@@ -542,5 +593,17 @@ impl From<Impairment> for Node {
 impl From<Router> for Node {
     fn from(router: Router) -> Self {
         Self::Function(Function::Router(Box::new(router)))
+    }
+}
+
+impl From<Generator> for Node {
+    fn from(generator: Generator) -> Self {
+        Self::Function(Function::Generator(Box::new(generator)))
+    }
+}
+
+impl From<Analyser> for Node {
+    fn from(analyser: Analyser) -> Self {
+        Self::Function(Function::Analyser(Box::new(analyser)))
     }
 }

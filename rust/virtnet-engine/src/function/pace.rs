@@ -1,12 +1,18 @@
 //! How many packets a moment allows: a token bucket over the worker's clock.
 
-const SECOND_NS: u128 = 1_000_000_000;
+/// Rates are kept in thousandths, so that one in bits a second is as exact as one in packets.
+const SECOND_NS: u128 = 1_000_000_000 * 1_000;
 
 /// A steady rate in packets per second. What was missed is made up for, within bounds, so that the mean is exact and a
 /// pause is not followed by a flood.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
+    /// Packets in a thousand seconds.
     rate: u64,
+    /// Packets that leave together.
+    burst: u64,
+    /// Packets that may leave at once after a pause, at least.
+    least: u64,
     /// Since when it counts.
     start: u64,
     /// Packets spent since then.
@@ -17,7 +23,18 @@ impl Pace {
     /// `rate` packets per second from `now` on, the first one at once.
     pub(super) fn new(rate: u64, now: u64) -> Self {
         Self {
+            least: 64,
+            ..Self::in_bursts(rate.saturating_mul(1_000), 1, now)
+        }
+    }
+
+    /// `rate` packets in a thousand seconds, `burst` of them together: the first ones at once, the next ones when the last of
+    /// the first would have been due and one more time has passed.
+    pub(super) fn in_bursts(rate: u64, burst: u64, now: u64) -> Self {
+        Self {
             rate: rate.max(1),
+            burst: burst.max(1),
+            least: burst.max(8),
             start: now,
             spent: 0,
         }
@@ -25,26 +42,33 @@ impl Pace {
 
     /// `rate` packets per second from `now` on, and at once as many as after a pause.
     pub(super) fn rested(rate: u64, now: u64) -> Self {
-        let mut pace = Self::new(rate, now);
-        let more = u128::from(pace.bucket() - 1) * SECOND_NS / u128::from(pace.rate);
-        pace.start = now.saturating_sub(to_u64(more));
-        pace
+        Self::new(rate, now).at_rest(now)
+    }
+
+    /// As it is after a pause.
+    fn at_rest(mut self, now: u64) -> Self {
+        let more = u128::from(self.bucket() - 1) * SECOND_NS / u128::from(self.rate);
+        self.start = now.saturating_sub(to_u64(more));
+        self
     }
 
     /// Whether it is the pace of that many packets per second.
     pub(super) fn is_of(&self, rate: u64) -> bool {
-        self.rate == rate
+        self.rate == rate.saturating_mul(1_000)
     }
 
     /// How many packets may leave by `now`.
     pub(super) fn allowed(&mut self, now: u64) -> usize {
         let elapsed = u128::from(now.saturating_sub(self.start));
-        let due = to_u64(elapsed * u128::from(self.rate) / SECOND_NS) + 1;
+        let mut due = to_u64(elapsed * u128::from(self.rate) / SECOND_NS).saturating_add(1);
+        if self.burst > 1 {
+            due = due.div_ceil(self.burst).saturating_mul(self.burst);
+        }
         let mut allowed = due.saturating_sub(self.spent);
         let most = self.bucket();
         if allowed > most {
             // Too late for the rest: count anew, with a full bucket.
-            *self = Self::rested(self.rate, now);
+            *self = Self { spent: 0, ..*self }.at_rest(now);
             allowed = most;
         }
         usize::try_from(allowed).unwrap_or(usize::MAX)
@@ -57,13 +81,18 @@ impl Pace {
 
     /// When the next packet may leave.
     pub(super) fn due(&self) -> u64 {
-        let wait = u128::from(self.spent) * SECOND_NS;
+        let begun = if self.burst > 1 {
+            self.spent / self.burst * self.burst
+        } else {
+            self.spent
+        };
+        let wait = u128::from(begun) * SECOND_NS;
         self.start + to_u64(wait.div_ceil(u128::from(self.rate)))
     }
 
-    /// Packets that may leave at once after a pause: two milliseconds' worth, at least a burst's.
+    /// Packets that may leave at once after a pause: two milliseconds' worth, and not too few.
     fn bucket(&self) -> u64 {
-        (self.rate / 500).max(64)
+        (self.rate / 500_000).max(self.least)
     }
 }
 
@@ -108,6 +137,28 @@ mod tests {
         pace.spend(64);
         assert_eq!(pace.allowed(60 * SECOND), 0);
         assert_eq!(pace.allowed(60 * SECOND + SECOND / 1_000), 1);
+    }
+
+    #[test]
+    fn bursts_leave_whole_and_the_mean_is_that_of_the_rate() {
+        let mut pace = Pace::in_bursts(1_000_000, 10, 0);
+        assert_eq!(pace.allowed(0), 10);
+        pace.spend(4);
+        assert_eq!((pace.due(), pace.allowed(0)), (0, 6));
+        pace.spend(6);
+        assert_eq!(pace.due(), SECOND / 100);
+        assert_eq!(pace.allowed(SECOND / 100 - 1), 0);
+        let mut sent = 10;
+        for tick in 1..=1_000 {
+            let n = pace.allowed(tick * SECOND / 1_000);
+            assert!(n == 0 || n == 10, "{n} at {tick} ms");
+            pace.spend(n);
+            sent += n;
+        }
+        assert_eq!(sent, 1_010);
+        let mut slow = Pace::in_bursts(500, 1, 0);
+        slow.spend(1);
+        assert_eq!(slow.due(), 2 * SECOND, "half a packet a second");
     }
 
     #[test]
