@@ -47,7 +47,16 @@ impl V4 {
             && header_len >= V4_LEN
             && total_len >= header_len
             && total_len + ETHERNET_LEN <= frame_len;
-        if !fits || Sum::of(ip.get(..header_len)?).checksum() != 0 {
+        if !fits {
+            return None;
+        }
+        // Of a length that is known it is a few additions.
+        let sum = if header_len == V4_LEN {
+            Sum::of(fixed)
+        } else {
+            Sum::of(ip.get(..header_len)?)
+        };
+        if sum.checksum() != 0 {
             return None;
         }
         let fragment = u16::from_be_bytes([fixed[6], fixed[7]]);
@@ -189,11 +198,18 @@ pub(super) fn renew(bytes: &mut [u8], at: usize, was: u16, is: u16) {
 /// Takes one from the time to live of the IPv4 packet in a frame.
 #[inline]
 pub(super) fn age_v4(head: &mut [u8]) {
-    let at = ETHERNET_LEN + 8;
-    let was = word(head, at);
-    let is = was.wrapping_sub(0x0100);
-    put(head, at, is);
-    renew(head, ETHERNET_LEN + 10, was, is);
+    let Some(ip) = head
+        .get_mut(ETHERNET_LEN..)
+        .and_then(<[u8]>::first_chunk_mut::<V4_LEN>)
+    else {
+        return;
+    };
+    ip[8] = ip[8].wrapping_sub(1);
+    // The word that the time is the upper half of has become 0x0100 less.
+    let sum = Sum::default()
+        .and_word(!u16::from_be_bytes([ip[10], ip[11]]))
+        .and_word(!0x0100);
+    [ip[10], ip[11]] = sum.checksum().to_be_bytes();
 }
 
 /// Makes the ping at `at` into its answer.
