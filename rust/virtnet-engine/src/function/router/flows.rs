@@ -146,12 +146,17 @@ impl Flows {
         self.slots.len() - self.free.len()
     }
 
-    /// The flow that a packet belongs to.
+    /// The flow that a packet belongs to, and the address that it goes to then.
     #[inline]
-    pub(super) fn find(&self, tuple: &Tuple, now: u64) -> Option<Place> {
+    pub(super) fn find(&self, tuple: &Tuple, now: u64) -> Option<(Place, Ipv4Addr)> {
         let place = *self.index.get(tuple)?;
         let flow = self.slots[place.slot as usize].as_ref()?;
-        (now < flow.expires).then_some(place)
+        let other = if place.is_reply {
+            &flow.original
+        } else {
+            &flow.reply
+        };
+        (now < flow.expires).then_some((place, other.source.0))
     }
 
     /// How packets of this direction of a flow look when they arrive, and how they are to leave.

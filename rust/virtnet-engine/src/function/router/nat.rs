@@ -139,19 +139,16 @@ impl Nat {
         let at = ip.transport();
         if ip.protocol == ICMP && !matches!(head.get(at), Some(0 | 8)) {
             let quoted = quoted(head, at).map(|(_, tuple)| tuple.turned());
-            let place = quoted.and_then(|tuple| self.flows.find(&tuple, now));
-            return match place.and_then(|place| Some((place, self.flows.tuples(place)?))) {
-                Some((place, (_, leaving))) => (Plan::Related(place), leaving.destination.0),
+            return match quoted.and_then(|tuple| self.flows.find(&tuple, now)) {
+                Some((place, goes_to)) => (Plan::Related(place), goes_to),
                 None => as_is,
             };
         }
         let Some(tuple) = tuple_of(head, at, ip.protocol, ip.source, ip.destination) else {
             return as_is;
         };
-        if let Some(place) = self.flows.find(&tuple, now)
-            && let Some((_, leaving)) = self.flows.tuples(place)
-        {
-            return (Plan::Known(place), leaving.destination.0);
+        if let Some((place, goes_to)) = self.flows.find(&tuple, now) {
+            return (Plan::Known(place), goes_to);
         }
         // An answer begins nothing.
         if ip.protocol == ICMP && head.get(at) == Some(&0) {
@@ -180,12 +177,17 @@ impl Nat {
             leaves_by,
             now,
         } = crossing;
-        let crosses = self.rules.is_outside(came_by) != self.rules.is_outside(leaves_by);
         match plan {
-            // Nobody outside is shown an address that is not translated, and nobody from there comes in by one.
-            Plan::AsIs if crosses && ip.later => return Err(DropReason::Fragment),
-            Plan::AsIs if crosses => return Err(DropReason::NoMapping),
-            Plan::AsIs => {}
+            Plan::AsIs => {
+                // Nobody outside is shown an address that is not translated, and nobody from there comes in by one.
+                if self.rules.is_outside(came_by) != self.rules.is_outside(leaves_by) {
+                    return Err(if ip.later {
+                        DropReason::Fragment
+                    } else {
+                        DropReason::NoMapping
+                    });
+                }
+            }
             Plan::Fragment(source, destination) => readdress(head, (source, destination)),
             Plan::Related(place) => {
                 if let Some((arriving, leaving)) = self.flows.tuples(place) {
