@@ -333,7 +333,7 @@ impl Nat {
         let at = ip.transport();
         let leaving = tuple_of(head, at, ip.protocol, ip.source, ip.destination);
         let place = leaving.and_then(|tuple| self.flows.find(&tuple.turned(), now));
-        if let Some((back, change)) = place.and_then(|place| self.flows.changed(place)) {
+        if let Some((back, change)) = place.and_then(|(place, _)| self.flows.changed(place)) {
             rewrite(head, ip, offload, (&back.turned(), change));
         }
     }
