@@ -86,6 +86,12 @@ impl Default for Chains {
 }
 
 impl Chains {
+    /// How many buffers there are in chains of several.
+    #[inline]
+    pub(crate) fn listed(&self) -> usize {
+        self.segments.len()
+    }
+
     /// No chains.
     #[must_use]
     pub fn new() -> Self {

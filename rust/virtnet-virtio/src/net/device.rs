@@ -10,16 +10,16 @@ use super::rss::Hasher;
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
 
-/// Frames of more bytes are long, and so many of them are taken at once: 64 KiB is thirty buffers of 2 KiB, so that a ring of 256 is
+/// Frames of more buffers are long, and so many of them are taken at once: 64 KiB is thirty buffers of 2 KiB, so that a ring of 256 is
 /// full with eight of them, and a driver that waits for all eight has nothing to fill while they are passed on.
-const LONG: u64 = 4096;
+const LONG: usize = 8;
 const LONG_AT_ONCE: usize = 4;
 
 /// A running transmitq: the driver's packets come out of it.
 #[derive(Debug)]
 pub struct TransmitQueue {
     queue: DeviceQueue,
-    /// So many frames are taken at once, as long as those before were on average.
+    /// So many frames are taken at once, as long as those that were given back last were on average.
     at_once: usize,
     /// What the burst on its way still refers to.
     chains: Chains,
@@ -77,11 +77,8 @@ impl TransmitQueue {
                 Err(reason) => counters.rx_drops.add(reason, 1),
             }
         }
-        let n = (self.chains.len() - before) as u64;
-        counters.received += n;
+        counters.received += (self.chains.len() - before) as u64;
         counters.received_bytes += bytes_received;
-        let are_long = bytes_received > n * LONG;
-        self.at_once = if are_long { LONG_AT_ONCE } else { CHAINS_MAX };
         taken
     }
 
@@ -173,6 +170,8 @@ impl TransmitQueue {
             return false;
         }
         self.queue.give_all(&self.chains);
+        let are_long = self.chains.listed() > LONG * self.chains.len();
+        self.at_once = if are_long { LONG_AT_ONCE } else { CHAINS_MAX };
         self.chains.clear();
         self.queue.publish()
     }
