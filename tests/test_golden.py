@@ -13,8 +13,9 @@ from virtnet.kinds import FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-#: Nothing comes out of a sink, nothing goes into a source, and what a divert does is up to a program.
-WITHOUT = {"sink", "source", "divert"}
+#: Nothing comes out of a sink or an analyser, nothing goes into a source or a generator, and what a divert does is up
+#: to a program.
+WITHOUT = {"sink", "analyser", "source", "generator", "divert"}
 
 
 @pytest.mark.parametrize("kind", GOLDENS)
