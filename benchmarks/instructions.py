@@ -38,12 +38,17 @@ FUNCTIONS = (
 
 
 class Bench(NamedTuple):
-    """A program that plays one case at a time, each through the same stages."""
+    """A program that plays one case at a time, each through the same stages.
+
+    Where tables are hashed with a seed that differs from run to run, some seeds make addresses meet: the least of
+    several runs is what counts.
+    """
 
     package: str
     name: str
     cases: tuple[str, ...]
     stages: tuple[str, ...]
+    runs: int = 1
 
 
 BENCHES = (
@@ -53,7 +58,7 @@ BENCHES = (
         (*(f"{ring} {size}" for ring in RINGS for size in SIZES), *RECORDED),
         ("send", "drain", "fill", "receive"),
     ),
-    Bench("virtnet-engine", "dispatch", FUNCTIONS, ("breath",)),
+    Bench("virtnet-engine", "dispatch", FUNCTIONS, ("breath",), runs=3),
 )
 
 #: Packets of a run: bursts of 32, enough that the first lap does not show.
@@ -77,7 +82,8 @@ def main() -> int:
         program = _build(bench)
         print(f"{'instructions a packet':32}" + "".join(f"{stage:>18}" for stage in bench.stages))
         for case in bench.cases:
-            found[case] = _count(program, bench, case)
+            runs = [_count(program, bench, case) for _ in range(bench.runs)]
+            found[case] = {stage: min(run[stage] for run in runs) for stage in bench.stages}
             worse += _compare(case, found[case], expected.get(case, {}))
     if update:
         EXPECTED.write_text(json.dumps(found, indent=2) + "\n")
