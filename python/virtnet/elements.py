@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from virtnet import writing
 from virtnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,16 +69,7 @@ COLUMNS = {
 HALVES = ("ip6_src", "ip6_dst")
 
 #: Those that can be assigned, with how many of their bits are written.
-WRITABLE = {
-    "eth_dst": 48,
-    "eth_src": 48,
-    "vlan": 12,
-    "ip_ttl": 8,
-    "ip_src": 32,
-    "ip_dst": 32,
-    "l4_src": 16,
-    "l4_dst": 16,
-}
+WRITABLE = {field: bits for field, bits in writing.WRITABLE.items() if field not in HALVES}
 
 BINARY = {
     "add",
