@@ -81,6 +81,9 @@ class RouterMethods:
         closes), 5 min (UDP), 1 min (pings), 10 min (others). Beyond ``flows_max`` new ones are dropped
         (``table_full``).
 
+        Fragments go where the first of their packet went, which has the ports. Those that come before it wait for it, at
+        most 2 s and within bounds (512 packets, 4 MiB), and are then dropped (``fragment``).
+
         Args:
             interfaces: as for :meth:`router`.
             routes: likewise.

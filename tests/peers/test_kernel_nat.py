@@ -236,3 +236,13 @@ def test_nftables_translates_the_same_pieces():
     assert all(len(out) == 1 for out in own)
     kernel, got = ([(link, masked(HOP, frame)) for out in outs for link, frame in out] for outs in (theirs, own))
     assert got == kernel
+
+
+def test_nftables_translates_the_same_pieces_in_another_order():
+    """Ours sends on the first piece when it comes, and behind it those that have waited for it."""
+    turned = [*FRAGMENTS[1::-1], *FRAGMENTS[3:1:-1], *FRAGMENTS[5:3:-1]]
+    theirs = kernels(HOP, turned)
+    own = ours(HOP, turned, [[], [("any", b"")] * 2] * 3)
+    assert [len(out) for out in own] == [0, 2] * 3
+    kernel, got = (sorted((link, masked(HOP, frame)) for out in outs for link, frame in out) for outs in (theirs, own))
+    assert got == kernel

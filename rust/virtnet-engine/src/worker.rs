@@ -17,7 +17,7 @@ use virtnet_packet::{Burst, Picks};
 
 use crate::change::{Change, Node};
 use crate::dispatch::{Network, PortNode};
-use crate::function::{Function, Generator, Impairment, Router};
+use crate::function::{Function, Generator, Impairment, Outbox};
 use crate::graph::{Graph, NodeId, NodeKind, Slot, Target};
 use crate::passage::{Bell, PARCELS_A_BREATH, connect};
 use crate::plan::{Plan, Resident, Share};
@@ -253,13 +253,15 @@ impl Worker {
             }
             Function::Router(router) => {
                 router.prepare(now);
-                self.let_router_make(slot, now)
+                self.let_outbox_leave(slot, now)
             }
             Function::Switch(switch) => {
                 switch.sweep(now);
                 0
             }
-            Function::Firewall(_) => self.let_firewall_answer(slot, now),
+            Function::Firewall(_) => {
+                self.let_firewall_answer(slot, now) + self.let_outbox_leave(slot, now)
+            }
             Function::Generator(_) => self.let_generator_make(slot, now),
             Function::Wire(_)
             | Function::Tee(_)
@@ -424,33 +426,33 @@ impl Worker {
         }
     }
 
-    /// What a router has made leaves by the gates it is for, and what finds no room is dropped there: it does not wait.
-    fn let_router_make(&mut self, slot: usize, now: u64) -> usize {
+    /// What a router or firewall has made leaves by the gates it is for, and what finds no room is dropped there: it does not wait.
+    fn let_outbox_leave(&mut self, slot: usize, now: u64) -> usize {
         let mut n = 0;
-        while let Some(mut made) = self.router(slot).and_then(Router::take_made) {
+        while let Some(mut made) = self.outbox(slot).and_then(Outbox::take) {
             for run in made.runs() {
                 let (gate, picks) = run;
                 n += picks.len();
                 self.network
                     .send_made(slot, gate, &mut made.burst, &picks, now);
             }
-            if let Some(router) = self.router(slot) {
-                router.give_back(made);
+            if let Some(outbox) = self.outbox(slot) {
+                outbox.give_back(made);
             }
         }
-        if let Some(Some(node)) = self.network.functions.get_mut(slot)
-            && let Function::Router(router) = &mut node.function
+        if let Some(lost) = self.outbox(slot).and_then(Outbox::take_lost)
+            && let Some(Some(node)) = self.network.functions.get_mut(slot)
         {
-            let lost = router.take_lost();
             node.counters.generated += lost.total();
             node.counters.drops.merge(&lost);
         }
         n
     }
 
-    fn router(&mut self, slot: usize) -> Option<&mut Router> {
+    fn outbox(&mut self, slot: usize) -> Option<&mut Outbox> {
         match &mut self.network.functions[slot].as_mut()?.function {
-            Function::Router(router) => Some(router),
+            Function::Router(router) => Some(router.outbox()),
+            Function::Firewall(firewall) => Some(firewall.outbox()),
             _ => None,
         }
     }

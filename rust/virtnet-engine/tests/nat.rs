@@ -437,7 +437,6 @@ fn services_are_reached_from_outside_and_from_inside() {
 
 #[test]
 fn fragments_follow_the_first() {
-    let mut lab = masquerade();
     let whole = packet(UDP, GUEST, SERVER, 0, &[9; 64]);
     let part = |from: usize, to: usize, more: bool| {
         let mut part = ip(UDP, GUEST.0, SERVER.0, &whole[20 + from..20 + to]);
@@ -447,17 +446,69 @@ fn fragments_follow_the_first() {
         part[10..12].copy_from_slice(&sum.to_be_bytes());
         framed(0, &part)
     };
-    assert!(lab.pass(INSIDE, part(40, 72, false), OUTSIDE).is_empty());
-    assert_eq!(lab.drops(DropReason::Fragment), 1);
-    let first = lab.pass(INSIDE, part(0, 40, true), OUTSIDE).remove(0);
-    let later = lab.pass(INSIDE, part(40, 72, false), OUTSIDE).remove(0);
-    assert_eq!(
-        (&later[26..30], Sum::of(&later[14..34]).checksum()),
-        (&OUTER[..], 0)
+    let offset =
+        |frame: &[u8]| usize::from(u16::from_be_bytes([frame[20], frame[21]]) & 0x1fff) * 8;
+    let parts = [(0, 24, true), (24, 48, true), (48, 72, false)];
+    let orders = [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ];
+    for order in orders {
+        let mut lab = masquerade();
+        let mut out = Vec::new();
+        for k in order {
+            let (from, to, more) = parts[k];
+            out.extend(lab.pass(INSIDE, part(from, to, more), OUTSIDE));
+        }
+        out.sort_by_key(|frame| offset(frame));
+        assert_eq!(out.len(), 3, "{order:?}");
+        for frame in &out {
+            let sum = Sum::of(&frame[14..34]).checksum();
+            assert_eq!((&frame[26..30], sum), (&OUTER[..], 0));
+        }
+        let bodies = out.iter().flat_map(|frame| frame[34..].to_vec());
+        let mut joined = ip(UDP, OUTER, SERVER.0, &bodies.collect::<Vec<u8>>());
+        joined.splice(0..0, [0; 14]);
+        assert_eq!(ends(&joined), ((OUTER, 5_000), SERVER));
+    }
+    // Some whose first never comes.
+    let mut lab = masquerade();
+    for _ in 0..200 {
+        assert!(lab.pass(INSIDE, part(48, 72, false), OUTSIDE).is_empty());
+    }
+    assert_eq!(lab.drops(DropReason::Fragment), 72);
+    lab.now += 3 * SECOND;
+    assert!(lab.pass(INSIDE, vec![0; 60], OUTSIDE).is_empty());
+    assert_eq!(lab.drops(DropReason::Fragment), 200);
+}
+
+#[test]
+fn fragments_to_a_service_wait_and_others_between_insides_do_not() {
+    let at = ([10, 0, 0, 1], 53);
+    let services = vec![service(UDP, at, &[SERVER])];
+    let mut lab = Lab::new(orders(vec![], vec![], services, 10));
+    let part = |to: End, from: usize, end: usize, more: bool| {
+        let whole = packet(UDP, GUEST, to, 0, &[9; 40]);
+        let mut part = ip(UDP, GUEST.0, to.0, &whole[20 + from..20 + end]);
+        part[6..8].copy_from_slice(&(u16::from(more) << 13 | (from as u16 / 8)).to_be_bytes());
+        part[10..12].fill(0);
+        let sum = Sum::of(&part[..20]).checksum();
+        part[10..12].copy_from_slice(&sum.to_be_bytes());
+        framed(0, &part)
+    };
+    let direct = lab.pass(INSIDE, part(SERVER, 16, 48, false), OUTSIDE);
+    assert_eq!(direct.len(), 1);
+    assert!(
+        lab.pass(INSIDE, part(at, 16, 48, false), OUTSIDE)
+            .is_empty()
     );
-    let mut joined = ip(UDP, OUTER, SERVER.0, &[&first[34..], &later[34..]].concat());
-    joined.splice(0..0, [0; 14]);
-    assert_eq!(ends(&joined), ((OUTER, 5_000), SERVER));
+    let both = lab.pass(INSIDE, part(at, 0, 16, true), OUTSIDE);
+    let to: Vec<&[u8]> = both.iter().map(|frame| &frame[30..34]).collect();
+    assert_eq!(to, [&SERVER.0, &SERVER.0]);
 }
 
 #[test]

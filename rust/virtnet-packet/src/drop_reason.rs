@@ -76,7 +76,7 @@ reasons! {
     BadState = "bad_state",
     /// In a firewall: there is no room to remember one connection more.
     StatesFull = "states_full",
-    /// In a firewall: a fragment, where these do not pass.
+    /// In a firewall or NAT: a fragment, where these do not pass or where the first of its packet has not come.
     Fragment = "fragment",
     /// In the network: lost on an impaired cable, as was asked for.
     Lost = "lost",

@@ -14,11 +14,13 @@ mod echo;
 mod element;
 mod filter;
 mod firewall;
+mod fragments;
 mod frame;
 mod generator;
 mod host;
 mod impair;
 mod mac_table;
+mod outbox;
 mod pace;
 mod random;
 mod router;
@@ -44,6 +46,7 @@ pub use generator::{
 };
 pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use impair::{Distribution, GilbertElliott, ImpairOrders, Impairment, LineCounters, Track};
+pub(crate) use outbox::Outbox;
 pub use router::{
     ERRORS_PPS, Route, Router, RouterCounters, RouterInterface, RouterOrders, RouterTables,
     Service, Translation,

@@ -7,7 +7,6 @@
 
 mod answers;
 mod counts;
-mod fragments;
 mod packet;
 mod rules;
 mod sets;
@@ -20,10 +19,11 @@ use std::time::Duration;
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks};
 
 use self::counts::NOBODY;
-use self::fragments::Datagrams;
 use self::packet::{Echo, Packet, Piece, Seen, TCP, UDP, complaint, echo, look_at};
 use self::states::{Key, State, States};
 use self::tcp::{Connection, Phase, Segment};
+use super::fragments::{Early, Fragments};
+use super::outbox::Outbox;
 use super::{Fate, Fates, Verdict};
 use crate::graph::Gate;
 
@@ -81,7 +81,10 @@ pub struct Firewall {
     rules: Arc<RuleSet>,
     timeouts: InNs,
     states: States,
-    datagrams: Datagrams,
+    /// Pieces of datagrams, of which the first has passed or is waited for.
+    pieces: Fragments<Datagram, ()>,
+    /// Pieces that have waited.
+    outbox: Outbox,
     known: u64,
     refused: u64,
     /// What is to be sent back by each gate.
@@ -162,7 +165,8 @@ impl Firewall {
             states: States::new(states, &orders.rules),
             rules: orders.rules,
             timeouts: orders.timeouts.into(),
-            datagrams: Datagrams::default(),
+            pieces: Fragments::default(),
+            outbox: Outbox::default(),
             known: 0,
             refused: 0,
             answers: [None, None],
@@ -220,11 +224,17 @@ impl Firewall {
                 Ok(()) => on,
                 Err(reason) => {
                     all_pass = false;
-                    Fate::Drop(reason)
+                    self.leave_out(&looked[k], burst, i, gate, reason, now)
                 }
             };
         }
         self.looked = looked;
+        if self.pieces.has_released() {
+            for piece in self.pieces.take_released() {
+                let gate = piece.gate ^ 1;
+                self.outbox.push(gate, &piece.frame, piece.offload);
+            }
+        }
         if all_pass {
             Verdict::All(on)
         } else {
@@ -277,15 +287,36 @@ impl Firewall {
                 return Err(DropReason::Fragment);
             }
             if packet.piece == Piece::Later {
-                let passes = self.datagrams.has_passed(packet, now);
-                return passes.then_some(()).ok_or(DropReason::Fragment);
+                let passed = self.pieces.find(&datagram(packet, gate), now);
+                return passed.ok_or(DropReason::Fragment);
             }
         }
         self.judge_ip(looked, packet, head, frame_len, gate, now)?;
         if packet.piece == Piece::First {
-            self.datagrams.pass(packet, now);
+            self.pieces.tell(datagram(packet, gate), (), now);
         }
         Ok(())
+    }
+
+    /// What does not pass is dropped, or is a piece that waits for the first of its datagram.
+    #[cold]
+    fn leave_out(
+        &mut self,
+        looked: &Looked,
+        burst: &Burst,
+        i: usize,
+        gate: Gate,
+        reason: DropReason,
+        now: u64,
+    ) -> Fate {
+        match &looked.seen {
+            Seen::Ip(packet) if reason == DropReason::Fragment && self.rules.fragments => {
+                let piece = Early::of(burst, i, gate);
+                self.pieces.keep(datagram(packet, gate), piece, now);
+                Fate::Consumed
+            }
+            _ => Fate::Drop(reason),
+        }
     }
 
     fn judge_ip(
@@ -414,6 +445,12 @@ impl Firewall {
         }
     }
 
+    /// Pieces that have waited, and those that did so for nothing.
+    #[inline]
+    pub(crate) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
     /// What is to be sent by a gate, to be given back empty.
     pub(crate) fn take_answers(&mut self, gate: Gate) -> Option<Box<Burst>> {
         self.answers[usize::from(gate) % 2].take_if(|answers| !answers.is_empty())
@@ -428,6 +465,11 @@ impl Firewall {
     /// Forgets flows, as many as the time since the last look calls for; not before so long has passed.
     #[inline]
     pub(crate) fn sweep(&mut self, now: u64, after: u64) {
+        self.pieces.pass_time(now);
+        let given_up = self.pieces.take_given_up();
+        if given_up > 0 {
+            self.outbox.lose(DropReason::Fragment, given_up);
+        }
         let since = now.saturating_sub(self.swept);
         if since >= after {
             let places = self.states.places();
@@ -438,8 +480,21 @@ impl Firewall {
     }
 
     pub(super) fn due(&self) -> Option<u64> {
-        (self.states.len() > 0).then(|| self.swept.saturating_add(SWEEP_NS))
+        if !self.outbox.is_empty() {
+            return Some(0);
+        }
+        let states = (self.states.len() > 0).then(|| self.swept.saturating_add(SWEEP_NS));
+        states.into_iter().chain(self.pieces.due()).min()
     }
+}
+
+/// What pieces of one datagram have in common.
+type Datagram = (u128, u128, u32, u8, u16, Gate);
+
+fn datagram(packet: &Packet, gate: Gate) -> Datagram {
+    let (from, to) = (packet.from.address, packet.to.address);
+    let (id, protocol, vlan) = (packet.identification, packet.protocol, packet.vlan);
+    (from, to, id, protocol, vlan, gate)
 }
 
 /// What a packet is to the flow that has its ends.

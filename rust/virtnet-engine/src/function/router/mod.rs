@@ -20,7 +20,6 @@ mod made;
 mod maglev;
 mod nat;
 mod neighbours;
-mod outbox;
 mod packet;
 mod prefixes;
 mod tables;
@@ -29,7 +28,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use virtnet_packet::header::{self, ETHERNET_LEN, Mac};
-use virtnet_packet::{Burst, DropCounters, DropReason, Offload, Picks, Resolver};
+use virtnet_packet::{Burst, DropReason, Offload, Picks, Resolver};
 
 pub use nat::{Service, Translation};
 pub use tables::{Route, RouterInterface, RouterTables};
@@ -40,9 +39,10 @@ use self::errors::{
 use self::made::{ALL_NODES, Arp, Discovery, IcmpError, fragment, solicited};
 use self::nat::{Crossing, Nat, Plan};
 use self::neighbours::{Neighbours, Question, Station, Waiting};
-use self::outbox::{Made, Outbox};
 use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, answer_echo, longest, macs, renew, word};
 use self::tables::Next;
+use super::fragments::Early;
+use super::outbox::Outbox;
 use super::pace::Pace;
 use super::{Fate, Fates, Verdict};
 use crate::EngineError;
@@ -120,8 +120,6 @@ pub struct Router {
     errors: Pace,
     resolver: Resolver,
     nat: Option<Box<Nat>>,
-    /// Packets that waited or were made, and came to nothing.
-    lost: DropCounters,
     counters: RouterCounters,
 }
 
@@ -144,7 +142,6 @@ impl Default for Router {
             errors: Pace::rested(ERRORS_PPS, 0),
             resolver: Resolver::default(),
             nat: None,
-            lost: DropCounters::default(),
             counters: RouterCounters::default(),
         }
     }
@@ -193,9 +190,9 @@ impl Router {
 
     /// Other cables are in `gates` now, or none.
     pub(super) fn forget(&mut self, gates: &[Gate]) {
-        let lost = &mut self.lost;
+        let outbox = &mut self.outbox;
         self.neighbours
-            .forget(gates, |_| lost.add(DropReason::NoNeighbour, 1));
+            .forget(gates, |_| outbox.lose(DropReason::NoNeighbour, 1));
     }
 
     #[inline]
@@ -214,6 +211,13 @@ impl Router {
         self.last = Last::default();
         for (fate, i) in fates.iter_mut().zip(picks.iter()) {
             *fate = self.decide(burst, i, here, now);
+        }
+        if self
+            .nat
+            .as_ref()
+            .is_some_and(|nat| nat.fragments.has_released())
+        {
+            self.send_released(now);
         }
         Verdict::of(&fates[..picks.len()])
     }
@@ -302,7 +306,10 @@ impl Router {
             };
             let head = burst.head_mut(i);
             if let Err(reason) = nat.carry_out(plan, head, &ip, offload, crossing, &self.tables) {
-                return Fate::Drop(reason);
+                return match reason {
+                    DropReason::Fragment => self.keep_fragment(burst, i, gate, &ip, now),
+                    _ => Fate::Drop(reason),
+                };
             }
         }
         age_v4(burst.head_mut(i));
@@ -316,6 +323,9 @@ impl Router {
     #[cold]
     fn local_v4(&mut self, burst: &mut Burst, i: usize, gate: Gate, ip: V4, now: u64) -> Fate {
         let at = ip.transport();
+        if ip.later && self.nat.is_some() {
+            return self.keep_fragment(burst, i, gate, &ip, now);
+        }
         if ip.protocol == UDP && !ip.later {
             self.tell_v4(burst, i, gate, &ip, NO_PORT, now);
         }
@@ -339,6 +349,40 @@ impl Router {
         answer_echo(head, at, ECHO_REPLY, is_finished);
         self.counters.echo_answered += 1;
         self.send_on(burst, i, station, now)
+    }
+
+    /// A fragment of which nobody can tell yet where it goes: it waits for the first of its packet.
+    #[cold]
+    fn keep_fragment(&mut self, burst: &Burst, i: usize, gate: Gate, ip: &V4, now: u64) -> Fate {
+        if let Some(nat) = &mut self.nat {
+            nat.keep(ip, burst.head(i), Early::of(burst, i, gate), now);
+        }
+        Fate::Consumed
+    }
+
+    /// Sends on fragments whose first has come.
+    #[cold]
+    fn send_released(&mut self, now: u64) {
+        let tables = Arc::clone(&self.tables);
+        let released = self.nat.as_mut().map(|nat| nat.fragments.take_released());
+        let mut burst = Burst::new();
+        for early in released.unwrap_or_default() {
+            burst.clear();
+            burst.push_bytes(&early.frame, early.offload);
+            let fate = match tables.at(early.gate) {
+                Some(here) => self.decide(&mut burst, 0, here, now),
+                None => Fate::Drop(DropReason::NoInterface),
+            };
+            match fate {
+                Fate::To(gate) => {
+                    let mut frame = early.frame;
+                    burst.copy_frame(0, &mut frame);
+                    self.outbox.push(gate, &frame, early.offload);
+                }
+                Fate::Drop(reason) => self.outbox.lose(reason, 1),
+                Fate::Consumed | Fate::Flood | Fate::Held => {}
+            }
+        }
     }
 
     // IPv6.
@@ -489,7 +533,8 @@ impl Router {
                 target: arp.sender,
             };
             self.counters.answered += 1;
-            self.push(here.gate, &answer.frame(arp.mac), Offload::default());
+            self.outbox
+                .push(here.gate, &answer.frame(arp.mac), Offload::default());
         }
         Fate::Consumed
     }
@@ -537,7 +582,8 @@ impl Router {
             mac: Some(here.mac),
         };
         self.counters.answered += 1;
-        self.push(gate, &answer.frame(here.mac, mac), Offload::default());
+        self.outbox
+            .push(gate, &answer.frame(here.mac, mac), Offload::default());
         Fate::Consumed
     }
 
@@ -568,7 +614,7 @@ impl Router {
             _ => return,
         };
         self.counters.asked += 1;
-        self.push(gate, &frame, Offload::default());
+        self.outbox.push(gate, &frame, Offload::default());
     }
 
     // The way out.
@@ -633,19 +679,13 @@ impl Router {
         match self.neighbours.find(station, now) {
             Some(mac) => {
                 frame[..6].copy_from_slice(&mac.0);
-                self.push(station.0, &frame, offload);
+                self.outbox.push(station.0, &frame, offload);
             }
             None => {
                 if !self.neighbours.wait(station, Waiting { frame, offload }) {
-                    self.lost.add(DropReason::NoNeighbour, 1);
+                    self.outbox.lose(DropReason::NoNeighbour, 1);
                 }
             }
-        }
-    }
-
-    fn push(&mut self, gate: Gate, frame: &[u8], offload: Offload) {
-        if !self.outbox.push(gate, frame, offload) {
-            self.lost.add(DropReason::NoRoom, 1);
         }
     }
 
@@ -656,6 +696,11 @@ impl Router {
     pub(crate) fn prepare(&mut self, now: u64) {
         if let Some(nat) = &mut self.nat {
             nat.flows.sweep(now);
+            nat.fragments.pass_time(now);
+            let given_up = nat.fragments.take_given_up();
+            if given_up > 0 {
+                self.outbox.lose(DropReason::Fragment, given_up);
+            }
         }
         if self.neighbours.is_pending() || self.neighbours.due().is_some_and(|due| due <= now) {
             self.do_what_is_due(now);
@@ -667,14 +712,14 @@ impl Router {
         while let Some(((gate, _), mac, waiting)) = self.neighbours.next_answered() {
             for mut one in waiting {
                 one.frame[..6].copy_from_slice(&mac.0);
-                self.push(gate, &one.frame, one.offload);
+                self.outbox.push(gate, &one.frame, one.offload);
             }
         }
         let mut unanswered = Vec::new();
         self.neighbours
             .pass_time(now, |gate, waiting| unanswered.push((gate, waiting)));
         for (gate, waiting) in unanswered {
-            self.lost.add(DropReason::NoNeighbour, 1);
+            self.outbox.lose(DropReason::NoNeighbour, 1);
             self.tell_of_unanswered(gate, &waiting, now);
         }
         for question in std::mem::take(&mut self.neighbours.questions) {
@@ -682,21 +727,10 @@ impl Router {
         }
     }
 
-    /// Packets to be sent, in order.
+    /// What is to be sent, and what came to nothing.
     #[inline]
-    pub(crate) fn take_made(&mut self) -> Option<Made> {
-        self.outbox.take()
-    }
-
-    /// Those packets have left.
-    pub(crate) fn give_back(&mut self, made: Made) {
-        self.outbox.give_back(made);
-    }
-
-    /// Packets that were made and came to nothing since this was asked last.
-    #[inline]
-    pub(crate) fn take_lost(&mut self) -> DropCounters {
-        std::mem::take(&mut self.lost)
+    pub(crate) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     /// When it has something to do again if nothing arrives.
@@ -704,8 +738,8 @@ impl Router {
         if self.neighbours.is_pending() || !self.outbox.is_empty() {
             return Some(0);
         }
-        let flows = self.nat.as_ref().and_then(|nat| nat.flows.due());
-        self.neighbours.due().into_iter().chain(flows).min()
+        let nat = self.nat.as_ref().and_then(|nat| nat.due());
+        self.neighbours.due().into_iter().chain(nat).min()
     }
 }
 

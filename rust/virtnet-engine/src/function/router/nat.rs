@@ -1,13 +1,14 @@
 //! Translation of IPv4 addresses and ports: of sources where packets leave to the outside, of destinations that are services.
 //!
 //! Packets of a flow are translated by both of its tuples ([`flows`](super::flows)), so all that a rule decides is how a flow
-//! begins. ICMP errors belong to the flow of the packet that they quote, and are translated with the quotation. Checksums are
-//! changed by the difference, whatever they were.
+//! begins. ICMP errors belong to the flow of the packet that they quote, and are translated with the quotation. Fragments go where
+//! the first of their packet went, and wait for it ([`fragments`](crate::function::fragments)). Checksums are changed by the
+//! difference, whatever they were.
 //!
 //! Spec: RFC 2663, RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP), RFC 1624. A mapping is a flow's alone (address and port
 //! dependent, as Linux has it), its port stays what it was where that is free.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use virtnet_packet::checksum::Sum;
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{DropReason, Offload, flow_hash};
 
+use super::super::fragments::{Early, Fragments};
 use super::flows::{Change, End, Flows, Place, Tuple};
 use super::maglev::Maglev;
 use super::packet::{ICMP, TCP, UDP, V4, put, renew, word};
@@ -25,10 +27,6 @@ use crate::graph::Gate;
 const TRIES: u32 = 128;
 /// The lowest port that is given to a flow that cannot keep its own.
 const PORT_MIN: u16 = 1_024;
-/// Packets in fragments of which only the first is told by its ports.
-const FRAGMENTED_MAX: usize = 1_024;
-/// How long their fragments may take. Spec: RFC 791, 3.2.
-const FRAGMENTS_NS: u64 = 15_000_000_000;
 
 /// How a router translates; without services and without an outside it does not.
 #[derive(Debug, Default)]
@@ -36,6 +34,8 @@ pub struct Translation {
     outside: Vec<Gate>,
     pool: Vec<Ipv4Addr>,
     services: HashMap<(u8, End), Maglev, foldhash::fast::RandomState>,
+    /// The addresses of services.
+    served: HashSet<Ipv4Addr, foldhash::fast::RandomState>,
     flows_max: usize,
 }
 
@@ -60,11 +60,12 @@ impl Translation {
         services: Vec<Service>,
         flows_max: usize,
     ) -> Self {
-        let services = services.into_iter();
         Self {
             outside,
             pool,
+            served: services.iter().map(|it| it.at.0).collect(),
             services: services
+                .into_iter()
                 .map(|it| ((it.protocol, it.at), Maglev::new(it.backends)))
                 .collect(),
             flows_max,
@@ -112,8 +113,8 @@ fn key_of(head: &[u8], ip: &V4) -> PacketKey {
 pub(super) struct Nat {
     rules: Arc<Translation>,
     pub(super) flows: Flows,
-    /// What the addresses of a packet's fragments become, and until when.
-    fragments: HashMap<PacketKey, (Ipv4Addr, Ipv4Addr, u64), foldhash::fast::RandomState>,
+    /// What the addresses of a packet's fragments become.
+    pub(super) fragments: Fragments<PacketKey, (Ipv4Addr, Ipv4Addr)>,
     random: u32,
 }
 
@@ -128,12 +129,9 @@ impl Nat {
     pub(super) fn plan(&mut self, head: &[u8], ip: &V4, now: u64) -> (Plan, Ipv4Addr) {
         let as_is = (Plan::AsIs, ip.destination);
         if ip.later {
-            let key = key_of(head, ip);
-            return match self.fragments.get(&key) {
-                Some(&(source, destination, until)) if now < until => {
-                    (Plan::Fragment(source, destination), destination)
-                }
-                _ => as_is,
+            return match self.fragments.find(&key_of(head, ip), now) {
+                Some((source, destination)) => (Plan::Fragment(source, destination), destination),
+                None => as_is,
             };
         }
         let at = ip.transport();
@@ -180,12 +178,12 @@ impl Nat {
         match plan {
             Plan::AsIs => {
                 // Nobody outside is shown an address that is not translated, and nobody from there comes in by one.
-                if self.rules.is_outside(came_by) != self.rules.is_outside(leaves_by) {
-                    return Err(if ip.later {
-                        DropReason::Fragment
-                    } else {
-                        DropReason::NoMapping
-                    });
+                let crosses = self.rules.is_outside(came_by) != self.rules.is_outside(leaves_by);
+                if ip.later && (crosses || self.rules.served.contains(&ip.destination)) {
+                    return Err(DropReason::Fragment);
+                }
+                if crosses {
+                    return Err(DropReason::NoMapping);
                 }
             }
             Plan::Fragment(source, destination) => readdress(head, (source, destination)),
@@ -201,16 +199,19 @@ impl Nat {
                     0
                 };
                 if let Some((leaving, change)) = self.flows.pass(place, flags, now) {
-                    self.translate(head, ip, offload, (&leaving, change), now);
+                    rewrite(head, ip, offload, (&leaving, change));
                 }
             }
             Plan::New(tuple, backend) => {
                 if let Some(place) = self.begin(&tuple, backend, crossing, tables)?
                     && let Some((leaving, change)) = self.flows.pass(place, 0, now)
                 {
-                    self.translate(head, ip, offload, (&leaving, change), now);
+                    rewrite(head, ip, offload, (&leaving, change));
                 }
             }
+        }
+        if ip.fragment && !ip.later {
+            self.tell_fragments(head, ip, now);
         }
         Ok(())
     }
@@ -304,28 +305,24 @@ impl Nat {
         Err(DropReason::TableFull)
     }
 
-    #[inline]
-    fn translate(
-        &mut self,
-        head: &mut [u8],
-        ip: &V4,
-        offload: Offload,
-        (leaving, change): (&Tuple, Change),
-        now: u64,
-    ) {
-        let addresses = (leaving.source.0, leaving.destination.0);
-        if ip.fragment {
-            // Its later fragments have no ports by which they could be told.
-            if self.fragments.len() >= FRAGMENTED_MAX {
-                self.fragments.retain(|_, &mut (_, _, until)| now < until);
-            }
-            if self.fragments.len() < FRAGMENTED_MAX {
-                let key = key_of(head, ip);
-                self.fragments
-                    .insert(key, (addresses.0, addresses.1, now + FRAGMENTS_NS));
-            }
+    /// The first fragment of a packet says where the others go, which have no ports.
+    #[cold]
+    fn tell_fragments(&mut self, head: &[u8], ip: &V4, now: u64) {
+        if let Some(&[a, b, c, d, e, f, g, h]) = head.get(ETHERNET_LEN + 12..ETHERNET_LEN + 20) {
+            let addresses = (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h));
+            self.fragments.tell(key_of(head, ip), addresses, now);
         }
-        rewrite(head, ip, offload, (leaving, change));
+    }
+
+    /// Keeps a fragment until the first one of its packet comes.
+    pub(super) fn keep(&mut self, ip: &V4, head: &[u8], fragment: Early, now: u64) {
+        self.fragments.keep(key_of(head, ip), fragment, now);
+    }
+
+    /// When time has to pass.
+    pub(super) fn due(&self) -> Option<u64> {
+        let flows = self.flows.due();
+        flows.into_iter().chain(self.fragments.due()).min()
     }
 
     /// Gives a packet that was to leave the addresses that it has come with.

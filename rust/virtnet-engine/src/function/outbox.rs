@@ -1,8 +1,8 @@
-//! Packets that a router has made, until they leave at the end of the breath.
+//! Packets that a function has made, until they leave at the end of the breath.
 
 use std::collections::VecDeque;
 
-use virtnet_packet::{Burst, Offload, Picks};
+use virtnet_packet::{Burst, DropCounters, DropReason, Offload, Picks};
 
 use crate::graph::Gate;
 
@@ -30,23 +30,25 @@ impl Made {
     }
 }
 
-/// Packets that wait to leave. Room is kept.
+/// Packets that wait to leave, and those that came to nothing. Room is kept.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     waiting: VecDeque<Made>,
     spare: Vec<Made>,
+    lost: Option<DropCounters>,
 }
 
 impl Outbox {
-    /// Adds a frame; false: there is no room.
-    pub(super) fn push(&mut self, gate: Gate, frame: &[u8], offload: Offload) -> bool {
+    /// Adds a frame; where there is no room it is lost.
+    pub(super) fn push(&mut self, gate: Gate, frame: &[u8], offload: Offload) {
         if self
             .waiting
             .back()
             .is_none_or(|made| made.burst.room() == 0)
         {
             if self.waiting.len() >= BURSTS_MAX {
-                return false;
+                self.lose(DropReason::NoRoom, 1);
+                return;
             }
             self.waiting.push_back(self.spare.pop().unwrap_or_default());
         }
@@ -54,22 +56,34 @@ impl Outbox {
             made.burst.push_bytes(frame, offload);
             made.gates.push(gate);
         }
-        true
     }
 
+    /// Counts packets that waited or were made, and came to nothing.
+    pub(super) fn lose(&mut self, reason: DropReason, n: usize) {
+        self.lost.get_or_insert_default().add(reason, n);
+    }
+
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     /// The packets that have waited longest.
-    pub(super) fn take(&mut self) -> Option<Made> {
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<Made> {
         self.waiting.pop_front()
     }
 
     /// Those that were taken have left.
-    pub(super) fn give_back(&mut self, mut made: Made) {
+    pub(crate) fn give_back(&mut self, mut made: Made) {
         made.burst.clear();
         made.gates.clear();
         self.spare.push(made);
+    }
+
+    /// Packets that came to nothing since this was asked last.
+    #[inline]
+    pub(crate) fn take_lost(&mut self) -> Option<DropCounters> {
+        self.lost.take()
     }
 }
