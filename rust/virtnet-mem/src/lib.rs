@@ -7,7 +7,7 @@
 //! were written.
 //!
 //! It guarantees that no access leaves a mapping, that a mapping lives as long as anything made from it, and that no
-//! reference into shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
+//! reference to bytes of shared memory is ever formed: bytes are copied in or out, words are loaded and stored atomically. It does
 //! not guarantee what the bytes say: a peer may change them at any time, so every caller reads a shared word once and
 //! decides on its copy. A peer may even take the pages away, by shortening their file: zeros take their place then, and
 //! [`losses`] and [`Region::is_lost`] tell.
@@ -39,5 +39,5 @@ pub use memory::{GuestMemory, Segment};
 pub use region::Region;
 pub use slice::GuestSlice;
 pub use slots::Slots;
-pub use table::{Table, Word};
-pub use window::Window;
+pub use table::{Table, TableEntry, Word};
+pub use window::{Pair32, Window, Word16};

@@ -200,18 +200,21 @@ impl GuestMemory {
         let Some(region) = self.regions.get(segment.region as usize) else {
             return GuestSlice::empty();
         };
-        let room = to_usize(region.size).saturating_sub(segment.offset);
-        let len = (segment.len as usize).min(room);
-        debug_assert_eq!(
-            len, segment.len as usize,
-            "segment does not belong to this memory"
-        );
-        if len == 0 {
-            return GuestSlice::empty();
+        let (mut len, size) = (segment.len as usize, to_usize(region.size));
+        if segment.offset > size || len > size - segment.offset {
+            len = Self::cut(segment, region);
         }
         let start = region.host.0.wrapping_add(segment.offset);
         // SAFETY: offset + len <= size, and `size` bytes from `host` are mapped while `self` (which holds the mapping) lives.
         unsafe { GuestSlice::new(start, len) }
+    }
+
+    /// How many bytes there are of a segment that is not wholly in `region`.
+    #[cold]
+    #[inline(never)]
+    fn cut(segment: Segment, region: &Region) -> usize {
+        debug_assert!(false, "{segment:?} does not belong to this memory");
+        to_usize(region.size).saturating_sub(segment.offset)
     }
 
     /// A ring area: `size` bytes at the front-end's address `addr`, aligned to `align`, inside one region.

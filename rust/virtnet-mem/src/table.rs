@@ -8,22 +8,48 @@ use crate::mapping::Mapping;
 
 /// Entries of sixteen bytes, two words each, in shared memory. Owns its mapping, so it cannot outlive it.
 ///
-/// Beside a [`Window`](crate::Window) it knows that every entry is aligned, so that one comparison checks an access: descriptors
-/// are what a packet's way touches most. Words are little-endian. An access behind the last entry is a defect of ours, not of the
-/// peer: loads give 0 and stores do nothing then, and debug builds panic.
+/// Beside a [`Window`](crate::Window) it knows that every entry is aligned, so that one comparison checks an access, or that to a run
+/// of [`entries`](Self::entries): descriptors are what a packet's way touches most. Words are little-endian. An access behind the
+/// last entry is a defect of ours, not of the peer: loads give 0 and stores do nothing then, and debug builds panic.
 #[derive(Clone)]
 pub struct Table {
     /// Aligned to an entry.
-    start: *mut Entry,
+    start: *mut TableEntry,
     len: usize,
     _mapping: Arc<Mapping>,
 }
 
-type Entry = [u64; 2];
+/// An entry of a [`Table`]: two words that others may change at any time.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct TableEntry([AtomicU64; 2]);
+
+impl TableEntry {
+    /// Loads a word.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(&self, word: Word, ordering: Ordering) -> u64 {
+        u64::from_le(self.word(word).load(ordering))
+    }
+
+    /// Stores a word.
+    #[inline(always)]
+    pub fn store(&self, word: Word, value: u64, ordering: Ordering) {
+        self.word(word).store(value.to_le(), ordering);
+    }
+
+    #[inline(always)]
+    fn word(&self, word: Word) -> &AtomicU64 {
+        let [first, second] = &self.0;
+        match word {
+            Word::First => first,
+            Word::Second => second,
+        }
+    }
+}
 
 /// One of the two words of an entry.
 #[derive(Clone, Copy, Debug)]
-#[repr(usize)]
 pub enum Word {
     /// Bytes 0 to 7.
     First,
@@ -44,7 +70,7 @@ impl fmt::Debug for Table {
 
 impl Table {
     /// Bytes of an entry, and its alignment.
-    pub const ENTRY: usize = size_of::<Entry>();
+    pub const ENTRY: usize = size_of::<TableEntry>();
 
     /// # Safety
     /// `len` entries from `start` must lie inside `mapping`, and `start` must be a multiple of [`Self::ENTRY`].
@@ -68,21 +94,37 @@ impl Table {
         self.len == 0
     }
 
+    /// All entries.
+    #[inline(always)]
+    #[must_use]
+    pub fn entries(&self) -> &[TableEntry] {
+        // SAFETY: `len` aligned entries from `start` are inside the mapping (constructor), which lives as long as the table; other sides
+        // use their words as atomics too.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    /// The `n` entries from `first` on; none where there are fewer.
+    #[inline(always)]
+    #[must_use]
+    pub fn run(&self, first: u16, n: u16) -> &[TableEntry] {
+        let (first, n) = (usize::from(first), usize::from(n));
+        let run = self.entries().get(first..first + n);
+        debug_assert!(run.is_some(), "{n} entries from {first} of {self:?}");
+        run.unwrap_or_default()
+    }
+
     /// Loads a word of entry `i`.
     #[inline(always)]
     #[must_use]
     pub fn load(&self, i: usize, word: Word, ordering: Ordering) -> u64 {
-        match self.word(i, word) {
-            Some(word) => u64::from_le(word.load(ordering)),
-            None => 0,
-        }
+        self.entry(i).map_or(0, |entry| entry.load(word, ordering))
     }
 
     /// Stores a word of entry `i`.
     #[inline(always)]
     pub fn store(&self, i: usize, word: Word, value: u64, ordering: Ordering) {
-        if let Some(word) = self.word(i, word) {
-            word.store(value.to_le(), ordering);
+        if let Some(entry) = self.entry(i) {
+            entry.store(word, value, ordering);
         }
     }
 
@@ -106,18 +148,9 @@ impl Table {
     }
 
     #[inline(always)]
-    fn word(&self, i: usize, word: Word) -> Option<&AtomicU64> {
-        debug_assert!(i < self.len, "entry {i} of a table of {}", self.len);
-        if i >= self.len {
-            return None;
-        }
-        let at = self
-            .start
-            .wrapping_add(i)
-            .cast::<u64>()
-            .wrapping_add(word as usize);
-        // SAFETY: the entry is inside the mapping (checked above), which lives as long as the table, and its words are aligned
-        // (constructor); other sides use them as atomics too.
-        Some(unsafe { AtomicU64::from_ptr(at) })
+    fn entry(&self, i: usize) -> Option<&TableEntry> {
+        let entry = self.entries().get(i);
+        debug_assert!(entry.is_some(), "entry {i} of {self:?}");
+        entry
     }
 }

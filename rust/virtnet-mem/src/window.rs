@@ -29,6 +29,49 @@ impl fmt::Debug for Window {
     }
 }
 
+/// A little-endian word of 16 bits that others may change at any time.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Word16(AtomicU16);
+
+impl Word16 {
+    /// Loads it.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(&self, ordering: Ordering) -> u16 {
+        u16::from_le(self.0.load(ordering))
+    }
+
+    /// Stores it.
+    #[inline(always)]
+    pub fn store(&self, value: u16, ordering: Ordering) {
+        self.0.store(value.to_le(), ordering);
+    }
+}
+
+/// Two little-endian words of 32 bits that others may change at any time, each by itself.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Pair32([AtomicU32; 2]);
+
+impl Pair32 {
+    /// Loads both.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(&self, ordering: Ordering) -> [u32; 2] {
+        let [first, second] = &self.0;
+        [first, second].map(|word| u32::from_le(word.load(ordering)))
+    }
+
+    /// Stores both.
+    #[inline(always)]
+    pub fn store(&self, [a, b]: [u32; 2], ordering: Ordering) {
+        let [first, second] = &self.0;
+        first.store(a.to_le(), ordering);
+        second.store(b.to_le(), ordering);
+    }
+}
+
 macro_rules! word {
     ($load:ident, $store:ident, $word:ty, $atomic:ty, $what:literal) => {
         #[doc = concat!("Loads the little-endian ", $what, " at byte `offset`.")]
@@ -83,33 +126,26 @@ impl Window {
     word!(load_u32, store_u32, u32, AtomicU32, "u32");
     word!(load_u64, store_u64, u64, AtomicU64, "u64");
 
-    /// Loads two little-endian words, the first at byte `offset`; one check for both.
+    /// The `n` words of 16 bits from byte `offset` on, checked once for all of them; none where there are not as many.
     #[inline(always)]
     #[must_use]
-    pub fn load_u32_pair(&self, offset: usize, ordering: Ordering) -> [u32; 2] {
-        if !self.holds_words(offset, 8, 4) {
-            return [0; 2];
+    pub fn words(&self, offset: usize, n: usize) -> &[Word16] {
+        if !self.holds_words(offset, n.saturating_mul(2), 2) {
+            return &[];
         }
-        [offset, offset + 4].map(|offset| {
-            let at = self.start.wrapping_add(offset);
-            // SAFETY: both words are inside the mapping and aligned (checked above); other sides use them as atomics too.
-            let word = unsafe { AtomicU32::from_ptr(at.cast::<u32>()) };
-            u32::from_le(word.load(ordering))
-        })
+        // SAFETY: the words are inside the mapping and aligned (checked above); other sides use them as atomics too.
+        unsafe { std::slice::from_raw_parts(self.start.wrapping_add(offset).cast(), n) }
     }
 
-    /// Stores two little-endian words, the first at byte `offset`; one check for both.
+    /// The `n` pairs of 32-bit words from byte `offset` on, checked once for all of them; none where there are not as many.
     #[inline(always)]
-    pub fn store_u32_pair(&self, offset: usize, values: [u32; 2], ordering: Ordering) {
-        if !self.holds_words(offset, 8, 4) {
-            return;
+    #[must_use]
+    pub fn pairs(&self, offset: usize, n: usize) -> &[Pair32] {
+        if !self.holds_words(offset, n.saturating_mul(8), 4) {
+            return &[];
         }
-        for (k, value) in values.into_iter().enumerate() {
-            let at = self.start.wrapping_add(offset + 4 * k);
-            // SAFETY: both words are inside the mapping and aligned (checked above); other sides use them as atomics too.
-            let word = unsafe { AtomicU32::from_ptr(at.cast::<u32>()) };
-            word.store(value.to_le(), ordering);
-        }
+        // SAFETY: the pairs are inside the mapping and aligned (checked above); other sides use their words as atomics too.
+        unsafe { std::slice::from_raw_parts(self.start.wrapping_add(offset).cast(), n) }
     }
 
     /// Sets every byte to zero: for a ring's maker, before anyone else sees it.

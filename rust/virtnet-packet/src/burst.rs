@@ -230,12 +230,12 @@ impl Burst {
         if !bytes.copy_whole(row) {
             bytes.copy_to(row);
         }
-        let body = if frame.len > HEAD_MAX_U32 {
+        let body = if bytes.len() > HEAD_MAX {
             self.body_of(frame.skip(HEAD_MAX_U32))
         } else {
             Body::default()
         };
-        self.finish_push(frame.len, offload, body);
+        self.finish_push(len_u32(bytes.len()), offload, body);
     }
 
     /// Appends a frame that lies in several runs of the memory of [`set_memory`](Self::set_memory), `frame_len` bytes together.
@@ -399,11 +399,16 @@ impl Burst {
         let head = self.head(i);
         dst.copy_from(head);
         if self.frame_len(i) > head.len() {
-            let mut rest = dst.split_at(head.len()).1;
-            for piece in self.body(i) {
-                let written = piece.copy_to_guest(&rest);
-                rest = rest.split_at(written).1;
-            }
+            self.copy_body_to_guest(i, dst.split_at(head.len()).1);
+        }
+    }
+
+    /// Copies the body of frame `i`, as much of it as fits.
+    #[inline(never)]
+    fn copy_body_to_guest(&self, i: usize, mut dst: GuestSlice<'_>) {
+        for piece in self.body(i) {
+            let written = piece.copy_to_guest(&dst);
+            dst = dst.split_at(written).1;
         }
     }
 
@@ -589,11 +594,16 @@ impl Picks {
     }
 
     /// The packets picked, in order.
-    #[inline]
+    #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.indexes[..self.n]
-            .iter()
-            .map(|&i| usize::from(i) % BURST_MAX)
+        self.iter_from(0)
+    }
+
+    /// Those from the `k`-th on. (Skipped in an iterator, they would make every loop over them a slow one.)
+    #[inline(always)]
+    pub fn iter_from(&self, k: usize) -> impl Iterator<Item = usize> + '_ {
+        let indexes = self.indexes.get(k..self.n).unwrap_or_default();
+        indexes.iter().map(|&i| usize::from(i) % BURST_MAX)
     }
 
     /// The picks without the first `k`.

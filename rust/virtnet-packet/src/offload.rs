@@ -55,6 +55,7 @@ impl FromIterator<Self> for Offloads {
 /// It travels with the packet from port to port and is resolved only at a port that cannot pass it on. All zero means a plain
 /// frame: nothing left to do, nothing vouched for. Spec: virtio 1.4, 5.1.9, Device Operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)] // in the header's order, so that eight bytes of a header are one load
 pub struct Offload {
     /// [`Self::NEEDS_CSUM`], [`Self::DATA_VALID`], …
     pub flags: u8,

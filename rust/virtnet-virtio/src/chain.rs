@@ -61,6 +61,14 @@ pub(crate) struct Entry {
     pub(crate) slots: u16,
 }
 
+impl Entry {
+    /// Its buffer, where it has just one: the usual case.
+    #[inline(always)]
+    pub(crate) fn only(&self) -> Option<Segment> {
+        matches!(self.buffers, Buffers::One).then_some(self.one)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Buffers {
     One,
@@ -198,17 +206,16 @@ impl Chains {
         }
     }
 
-    /// The buffer of chain `i`, where it has just one: the usual case.
+    /// The chains themselves, in order.
     #[inline(always)]
-    pub(crate) fn only(&self, i: usize) -> Option<Segment> {
-        let entry = &self.entries[i];
-        matches!(entry.buffers, Buffers::One).then_some(entry.one)
+    pub(crate) fn entries(&self) -> &[Entry] {
+        self.entries.get(..self.n).unwrap_or_default()
     }
 
-    /// Id and ring slots of each chain, in order.
-    #[inline]
-    pub(crate) fn entries(&self) -> &[Entry] {
-        &self.entries[..self.n.min(CHAINS_MAX)]
+    /// Those from the `first` on.
+    #[inline(always)]
+    pub(crate) fn entries_from(&self, first: usize) -> &[Entry] {
+        self.entries().get(first..).unwrap_or_default()
     }
 
     /// The same of the last `n` chains.
@@ -218,15 +225,22 @@ impl Chains {
         &entries[entries.len().saturating_sub(n)..]
     }
 
-    /// Appends a chain of one buffer.
+    /// Appends chains of one buffer in one slot, each an id and its buffer; how many.
     #[inline(always)]
-    pub(crate) fn push_one(&mut self, id: u16, slots: u16, one: Segment) {
-        self.push(Entry {
-            one,
-            buffers: Buffers::One,
-            id,
-            slots,
-        });
+    pub(crate) fn push_plain(&mut self, chains: impl Iterator<Item = (u16, Segment)>) -> usize {
+        let places = self.entries.get_mut(self.n..).unwrap_or_default();
+        let mut n = 0;
+        for (place, (id, one)) in places.iter_mut().zip(chains) {
+            *place = Entry {
+                one,
+                buffers: Buffers::One,
+                id,
+                slots: 1,
+            };
+            n += 1;
+        }
+        self.n += n;
+        n
     }
 
     /// Where the segments of the next chain will start.

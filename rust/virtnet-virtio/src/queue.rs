@@ -409,6 +409,12 @@ impl DriverQueue {
         either!(self, Self, queue => queue.upcoming(k))
     }
 
+    /// Copies the ids that will be taken next to `ids`, as many as descriptors are free and it has places; how many.
+    #[inline(always)]
+    pub fn next_ids(&self, ids: &mut [u16]) -> usize {
+        either!(self, Self, queue => queue.next_ids(ids))
+    }
+
     /// Asks to own what the next `n` chains will be written to, for a caller with something else to do first. The device has read or
     /// written these lines last. (In a split ring they are not written at all from lap to lap.)
     #[inline(always)]
@@ -447,13 +453,12 @@ impl DriverQueue {
         either!(self, Self, queue => queue.reap(used))
     }
 
-    /// Takes back everything that the device has returned, whatever it has written; how many chains. Where it returns them in order,
-    /// that takes one look.
+    /// Takes back everything that the device has returned, whatever it has written. Where it returns them in order, that takes one look.
     ///
     /// # Errors
     /// As [`Self::reap`].
     #[inline]
-    pub fn reclaim(&mut self) -> Result<usize, RingError> {
+    pub fn reclaim(&mut self) -> Result<(), RingError> {
         either!(self, Self, queue => queue.reclaim())
     }
 

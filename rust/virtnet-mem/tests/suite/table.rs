@@ -45,7 +45,8 @@ fn words_are_little_endian_and_where_they_say() {
             assert_eq!(table.load(i, word, Relaxed), u64::from_le_bytes(bytes));
         }
     }
-    table.store(2, Word::Second, 0x0807_0605_0403_0201, Relaxed);
+    table.run(1, 3)[1].store(Word::Second, 0x0807_0605_0403_0201, Relaxed);
+    assert_eq!((table.entries().len(), table.run(1, 3).len()), (4, 3));
     let mut hint = 0;
     let bytes = memory.translate(GuestAddr(40), 8, &mut hint).unwrap();
     assert_eq!(memory.slice(bytes).read(), Some([1, 2, 3, 4, 5, 6, 7, 8]));
@@ -83,8 +84,18 @@ fn a_table_outlives_the_memory_it_came_from() {
 
 /// A defect of ours: it is told where tests run, and does no harm where they do not.
 #[test]
-#[cfg_attr(debug_assertions, should_panic = "entry 4 of a table of 4")]
+#[cfg_attr(debug_assertions, should_panic = "entry 4 of Table(4 entries)")]
 fn an_entry_behind_the_last_is_nobodys() {
     let table = memory(PAGE).table(UserAddr(USER), 4).unwrap();
     assert_eq!(table.load(4, Word::First, Relaxed), 0);
+}
+
+#[test]
+#[cfg_attr(
+    debug_assertions,
+    should_panic = "3 entries from 2 of Table(4 entries)"
+)]
+fn a_run_behind_the_last_entry_is_none() {
+    let table = memory(PAGE).table(UserAddr(USER), 4).unwrap();
+    assert!(table.run(2, 3).is_empty());
 }

@@ -102,17 +102,23 @@ fn words_are_little_endian_and_touch_their_own_bytes_only() {
     window.store_u16(2, 0x0102, Relaxed);
     window.store_u32(4, 0x0304_0506, Relaxed);
     window.store_u64(8, 0x0708_090a_0b0c_0d0e, Relaxed);
-    window.store_u32_pair(16, [0x1112_1314, 0x1516_1718], Relaxed);
+    let pairs = window.pairs(8, 2);
+    pairs[1].store([0x1112_1314, 0x1516_1718], Relaxed);
     window.store_u64(24, u64::MAX, Relaxed);
     let words = (window.load_u16(2, Relaxed), window.load_u32(4, Relaxed));
     assert_eq!(words, (0x0102, 0x0304_0506));
     assert_eq!(window.load_u64(8, Relaxed), 0x0708_090a_0b0c_0d0e);
+    assert_eq!(pairs[0].load(Relaxed), [0x0b0c_0d0e, 0x0708_090a]);
+    let words = window.words(2, 15);
+    assert_eq!((words.len(), words[0].load(Relaxed)), (15, 0x0102));
+    words[14].store(0x2122, Relaxed);
 
     let bytes = contents(&memory);
     let mut expected: Vec<u8> = (0..SIZE).map(byte_at).collect();
     expected[66..80].copy_from_slice(&[2, 1, 6, 5, 4, 3, 14, 13, 12, 11, 10, 9, 8, 7]);
     expected[80..88].copy_from_slice(&[20, 19, 18, 17, 24, 23, 22, 21]);
-    expected[88..96].fill(0xff);
+    expected[88..94].fill(0xff);
+    expected[94..96].copy_from_slice(&[0x22, 0x21]);
     assert_eq!(bytes[..], expected);
 }
 
@@ -189,5 +195,26 @@ fn a_word_outside_the_window_is_a_defect_that_touches_nothing() {
             cfg!(debug_assertions),
             "word of {width} at {offset}"
         );
+    }
+}
+
+/// Runs that are not wholly inside, or not aligned: none of it, however the numbers wrap.
+#[test]
+fn a_run_that_is_not_wholly_inside_the_window_is_none() {
+    let runs = [
+        (0, 9),
+        (2, 8),
+        (16, 1),
+        (1, 1),
+        (0, usize::MAX / 2 + 2),
+        (0, usize::MAX),
+    ];
+    for (offset, n) in runs {
+        let outcome = std::panic::catch_unwind(|| {
+            let window = memory(0).window(UserAddr(USER + 64), 16, 16).unwrap();
+            assert!(window.words(offset, n).is_empty());
+            assert!(window.pairs(offset, n).is_empty());
+        });
+        assert_eq!(outcome.is_err(), cfg!(debug_assertions), "{n} at {offset}");
     }
 }

@@ -65,14 +65,29 @@ impl TransmitQueue {
         }
         burst.set_memory(memory);
         // The frames are on their way here while the first of them are looked at.
-        for i in before..self.chains.len() {
-            if let Some(only) = self.chains.only(i) {
-                memory.slice(only.skip(self.header_len)).prefetch();
+        let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
+        for (buffer, chain) in buffers.iter_mut().zip(self.chains.entries_from(before)) {
+            if let Some(only) = chain.only() {
+                *buffer = memory.slice(only);
+                buffer.split_at(self.header_len as usize).1.prefetch();
             }
         }
         let mut bytes_received = 0;
-        for i in before..self.chains.len() {
-            match self.frame_of(memory, i, burst) {
+        let chains = self.chains.entries_from(before);
+        for (k, (chain, buffer)) in chains.iter().zip(&buffers).enumerate() {
+            // A plain frame in one buffer takes a way of its own, on which the metadata is a constant: put together and taken out of
+            // the stack again it waited for every store before it, a tenth of receiving.
+            let bytes = buffer.split_at(self.header_len as usize).1;
+            let frame_len = bytes.len() as u64;
+            if buffer.read().is_some_and(header::is_plain)
+                && (FRAME_MIN.into()..=FRAME_MAX.into()).contains(&frame_len)
+                && let Some(only) = chain.only()
+            {
+                burst.push_guest(bytes, only.skip(self.header_len), Offload::default());
+                bytes_received += frame_len;
+                continue;
+            }
+            match self.any_frame(memory, before + k, burst) {
                 Ok(bytes) => bytes_received += u64::from(bytes),
                 Err(reason) => counters.rx_drops.add(reason, 1),
             }
@@ -108,30 +123,8 @@ impl TransmitQueue {
         taken
     }
 
-    /// Puts the frame of chain `i` into the burst; its length.
-    #[inline]
-    fn frame_of(
-        &mut self,
-        memory: &GuestMemory,
-        i: usize,
-        burst: &mut Burst,
-    ) -> Result<u32, DropReason> {
-        // A plain frame in one buffer takes a way of its own, on which the metadata is a constant: put together and taken out of
-        // the stack again it waited for every store before it, a tenth of receiving.
-        if let Some(only) = self.chains.only(i) {
-            let (whole, frame) = (memory.slice(only), only.skip(self.header_len));
-            let is_plain = whole.read().is_some_and(header::is_plain);
-            if is_plain && (FRAME_MIN..=FRAME_MAX).contains(&frame.len) {
-                let bytes = whole.split_at(self.header_len as usize).1;
-                burst.push_guest(bytes, frame, Offload::default());
-                return Ok(frame.len);
-            }
-        }
-        self.any_frame(memory, i, burst)
-    }
-
-    /// The same for any frame: of several buffers, with something left to do, or none at all. It reads the header for itself, and
-    /// decides on that alone: what was seen before only chose the way here.
+    /// Puts the frame of chain `i` into the burst, whatever it is: of several buffers, with something left to do, or none at all. Its
+    /// length. It reads the header for itself, and decides on that alone: what was seen before only chose the way here.
     #[inline(never)]
     fn any_frame(
         &self,
@@ -302,7 +295,7 @@ impl ReceiveQueue {
             self.fill_plain(memory, burst, picks, first, &mut lens)
         };
         let (mut next, mut accepted, mut sent) = (plain, plain, plain as u64);
-        for i in picks.iter().skip(first + plain) {
+        for i in picks.iter_from(first + plain) {
             let frame_len = burst.frame_len(i);
             let need = self.header_len as usize + frame_len;
             let Some(room) = self.next_room(&mut next, &mut lens, counters) else {
@@ -388,8 +381,8 @@ impl ReceiveQueue {
         // which the processor may store. That is 40 % of the time of a short packet. (In `take`, beside other stores, it is none.)
         let mut rooms = [GuestSlice::empty(); CHAINS_MAX];
         let mut n = 0;
-        for (k, room) in rooms.iter_mut().enumerate().take(self.chains.len()) {
-            let Some(only) = self.chains.only(k) else {
+        for (room, chain) in rooms.iter_mut().zip(self.chains.entries()) {
+            let Some(only) = chain.only() else {
                 break;
             };
             *room = memory.slice(only);
@@ -400,16 +393,19 @@ impl ReceiveQueue {
             rooms[..n].iter().map(|room| room.split_at(header_len).1)
         });
         let (mut filled, mut bytes) = (0, 0);
-        for (i, (room, len)) in picks.iter().skip(first).zip(rooms.iter().take(n).zip(lens)) {
+        let picked = picks.iter_from(first);
+        for ((i, room), len) in picked.zip(&rooms[..n]).zip(lens) {
             let frame_len = burst.frame_len(i);
             let need = header_len + frame_len;
             if room.len() < need {
                 break;
             }
+            // A line that already says the right thing stays in both caches.
             let header = header::build(burst.offload(i), 1);
-            let (to_header, to_frame) = room.split_at(header_len);
-            write_if_different(&to_header, &header[..header_len]);
-            burst.copy_frame_to_guest(i, &to_frame);
+            if room.read() != Some(header) {
+                write_header(room, header, header_len);
+            }
+            burst.copy_frame_to_guest(i, &room.split_at(header_len).1);
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "need is at most the buffer's u32 length"
@@ -569,22 +565,18 @@ pub(super) fn prefetch_long_heads<'a, R: Iterator<Item = GuestSlice<'a>>>(
     first: usize,
     rooms: impl FnOnce() -> R,
 ) {
-    let len = picks.iter().nth(first).map_or(0, |i| burst.head(i).len());
+    let len = picks.iter_from(first).next();
+    let len = len.map_or(0, |i| burst.head(i).len());
     if len > 64 {
         rooms().for_each(|room| room.prefetch_write_rest(len));
     }
 }
 
-/// Stores a header only where it differs: a line that already says the right thing stays in both caches.
-#[inline]
-fn write_if_different(to: &GuestSlice<'_>, header: &[u8]) {
-    let same = match to.read::<HEADER_BASE>() {
-        Some(found) => found == *header,
-        None => false,
-    };
-    if !same {
-        to.copy_from(header);
-    }
+/// Writes as much of a header as was negotiated.
+#[cold]
+#[inline(never)]
+fn write_header(room: &GuestSlice<'_>, header: [u8; HEADER_BASE], header_len: usize) {
+    room.copy_from(&header[..header_len.min(HEADER_BASE)]);
 }
 
 /// Writes bytes over consecutive pieces of guest memory.

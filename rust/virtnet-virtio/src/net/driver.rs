@@ -447,19 +447,17 @@ impl DriverTransmit {
         }
         self.queue.prepare(picks.len());
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
-        let rooms = || {
-            let ids = (0..picks.len()).map_while(|k| self.queue.upcoming(k));
-            ids.map(|id| self.buffers.room(id))
-        };
+        let mut ids = [0; BURST_MAX];
+        let free = self.queue.next_ids(&mut ids[..picks.len()]);
+        let rooms = || ids[..free].iter().map(|&id| self.buffers.room(id));
         rooms().for_each(|room| room.prefetch_write());
         prefetch_long_heads(burst, picks, 0, rooms);
         let mut accepted = 0;
         while accepted < picks.len() {
-            let small = picks
-                .iter()
-                .skip(accepted)
-                .take_while(|&i| buffers_for(burst.frame_len(i)) == 1)
-                .count();
+            let small = picks.iter_from(accepted);
+            let small =
+                small.take_while(|&i| burst.frame_len(i) <= BufferArea::FRAME_ROOM as usize);
+            let small = small.count();
             let sent = small.min(self.queue.free());
             self.send_small(burst, picks, accepted, sent, counters);
             accepted += sent;
@@ -489,13 +487,10 @@ impl DriverTransmit {
         let (buffers, header_len) = (&self.buffers, self.header_len);
         let (header_of, body_of) = (&mut self.header_of, &mut self.body_of);
         // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
-        let mut lens = [0; BURST_MAX];
+        let (mut ids, mut lens) = ([0; BURST_MAX], [0; BURST_MAX]);
+        let n = self.queue.next_ids(&mut ids[..n]);
         let mut bytes = 0;
-        for (k, len) in lens.iter_mut().enumerate().take(n) {
-            let Some(id) = self.queue.upcoming(k) else {
-                break;
-            };
-            let i = picks.get(first + k);
+        for ((i, &id), len) in picks.iter_from(first).zip(&ids[..n]).zip(&mut lens) {
             write_header(buffers, header_len, header_of, id, burst.offload(i));
             write_frame(buffers, body_of, id, burst, i);
             let frame_len = burst.frame_len(i);
@@ -636,10 +631,15 @@ fn write_header(
     let stands = &mut header_of[usize::from(id)];
     if *stands != header {
         *stands = header;
-        // The room for a hash behind it stays as it is: a driver has none to tell.
-        let at = buffers.bytes(id, header_len, header_len);
-        at.copy_from(&header[..HEADER_BASE.min(header_len as usize)]);
+        rewrite_header(buffers.bytes(id, header_len, header_len), header);
     }
+}
+
+/// The room for a hash behind it stays as it is: a driver has none to tell.
+#[cold]
+#[inline(never)]
+fn rewrite_header(room: GuestSlice<'_>, header: [u8; HEADER_BASE]) {
+    room.copy_from(&header[..HEADER_BASE.min(room.len())]);
 }
 
 /// Writes frame `i` into buffer `id`, without a body that stands there already.

@@ -7,8 +7,9 @@ use virtnet_mem::{
 };
 
 use super::layout::{
-    AHEAD, ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES,
-    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
+    ALIGN, DESC_AVAIL, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_USED, DESC_WRITE, DESCS_A_LINE,
+    EVENT_BYTES, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, parts,
+    wants_event, word,
 };
 use super::recover;
 use crate::chain::Entry;
@@ -151,47 +152,66 @@ impl PackedDevice {
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
-        let plain = if access == Access::Write {
-            DESC_WRITE
-        } else {
-            0
-        };
-        // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
         let (mut at, mut held, mut hint, mut n) = (self.next_avail, self.held, self.hint, 0);
-        let size = self.size;
-        while n < max && held < size {
+        self.prefetch_expected(max, access);
+        while n < max && held < self.size {
+            let left = (self.size - at.slot).min(self.size - held);
+            let most = left.min(slots_u16(max - n));
+            let plain = self.take_plain(memory, access, at, most, &mut hint, chains);
+            n += usize::from(plain);
+            held += plain;
+            at = at.advance(plain, self.size);
+            if plain == most {
+                continue;
+            }
+            // What was seen only ends the run: what is decided about it, is on another look.
             let Some((id, desc)) = self.available(at) else {
                 break;
             };
-            if at.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_taken {
-                self.prefetch_ahead(at, access);
-            }
-            let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
-            let wanted = access.permission();
-            if is_plain
-                && desc.len > 0
-                && let Some(segment) =
-                    memory.translate(GuestAddr(desc.addr), desc.len, wanted, &mut hint)
-            {
-                chains.push_one(id, 1, segment);
-                held += 1;
-                at = at.advance(1, size);
-            } else {
-                let from = (at, held);
-                let Some(slots) = self.walk_unless_missed(memory, access, from, id, desc, chains)
-                else {
-                    break;
-                };
-                held += slots;
-                at = at.advance(slots, size);
-            }
+            let from = (at, held);
+            let Some(slots) = self.walk_unless_missed(memory, access, from, id, desc, chains)
+            else {
+                break;
+            };
             n += 1;
+            held += slots;
+            at = at.advance(slots, self.size);
         }
         if self.record.is_some() {
             self.record_taken(chains.last(n));
         }
         (self.next_avail, self.held, self.hint, self.last_taken) = (at, held, hint, n);
         Ok(n)
+    }
+
+    /// Takes up to `most` chains from `at` on, up to the end of the ring, as long as each is one plain buffer: the usual case. How many.
+    #[inline(always)]
+    fn take_plain(
+        &self,
+        memory: &impl Translate,
+        access: Access,
+        at: Position,
+        most: u16,
+        hint: &mut u32,
+        chains: &mut Chains,
+    ) -> u16 {
+        let writable = match access {
+            Access::Write => DESC_WRITE,
+            Access::Read | Access::Request => 0,
+        };
+        let wanted = at.available() | writable;
+        let run = self.desc.run(at.slot, most).iter();
+        let plain = run.map_while(|entry| {
+            let (len, id, flags) = parts(entry.load(Word::Second, Ordering::Acquire));
+            let kind = DESC_AVAIL | DESC_USED | DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
+            if flags & kind != wanted || len == 0 {
+                return None;
+            }
+            let addr = GuestAddr(entry.load(Word::First, Ordering::Relaxed));
+            let segment = memory.translate(addr, len, access.permission(), hint)?;
+            Some((id, segment))
+        });
+        slots_u16(chains.push_plain(plain))
     }
 
     /// Records chains that lie from `next_avail` on.
@@ -213,17 +233,23 @@ impl PackedDevice {
         }
     }
 
-    /// Asks for a line of descriptors some lines ahead, so that misses overlap: a chain takes long enough to look at that the
-    /// processor does not see the next lines by itself. Only where the last burst reached, because beyond that the driver may
-    /// still be writing.
+    /// Asks for the lines of up to `max` descriptors that come next, so that their misses overlap. Only as many as the last burst had,
+    /// because beyond that the driver may still be writing.
     #[inline(always)]
-    fn prefetch_ahead(&self, at: Position, access: Access) {
-        let slot = at.line_ahead(self.size);
-        // A line whose descriptors will be given back one by one is fetched to be written.
-        if self.in_order && access == Access::Read {
-            self.desc.prefetch(slot);
-        } else {
-            self.desc.prefetch_write(slot);
+    fn prefetch_expected(&self, max: usize, access: Access) {
+        // Lines whose descriptors will be given back one by one are fetched to be written.
+        let only_read = self.in_order && access == Access::Read;
+        let start = usize::from(self.next_avail.slot);
+        for ahead in (0..self.last_taken.min(max)).step_by(DESCS_A_LINE.into()) {
+            let mut slot = start + ahead;
+            if slot >= self.size.into() {
+                slot -= usize::from(self.size);
+            }
+            if only_read {
+                self.desc.prefetch(slot);
+            } else {
+                self.desc.prefetch_write(slot);
+            }
         }
     }
 
@@ -261,8 +287,7 @@ impl PackedDevice {
     #[inline]
     pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
         let (mut at, mut slots) = (self.next_used, 0);
-        let mut entries = chains.entries().get(first..).unwrap_or_default();
-        let mut lens_left = lens;
+        let (mut entries, mut lens_left) = (chains.entries_from(first), lens);
         while !self.first_is_noted
             && let ([entry, rest @ ..], [len, rest_lens @ ..]) = (entries, lens_left)
         {
@@ -271,20 +296,44 @@ impl PackedDevice {
             at = at.advance(entry.slots, self.size);
             (entries, lens_left) = (rest, rest_lens);
         }
-        for (entry, &len) in entries.iter().zip(lens_left) {
-            let rest = used_word(at, entry.id, len);
-            if entry.slots > 1 {
-                self.note_span(at, entry.slots, rest);
+        while !entries.is_empty() && !lens_left.is_empty() {
+            let given = self.give_plain(at, entries, lens_left);
+            slots += given;
+            at = at.advance(given, self.size);
+            entries = entries.get(usize::from(given)..).unwrap_or_default();
+            lens_left = lens_left.get(usize::from(given)..).unwrap_or_default();
+            if let ([entry, rest @ ..], [len, rest_lens @ ..]) = (entries, lens_left)
+                && entry.slots > 1
+            {
+                let word = used_word(at, entry.id, *len);
+                self.note_span(at, entry.slots, word);
+                self.store_rest(at.slot, word);
+                slots += entry.slots;
+                at = at.advance(entry.slots, self.size);
+                (entries, lens_left) = (rest, rest_lens);
             }
-            self.store_rest(at.slot, rest);
-            slots += entry.slots;
-            at = at.advance(entry.slots, self.size);
         }
         self.next_used = at;
         self.held -= slots;
         if self.record.is_some() {
             self.record_given(lens.len().min(chains.len().saturating_sub(first)));
         }
+    }
+
+    /// Marks chains from `at` on used, up to the end of the ring, as long as each is one slot: the usual case. How many.
+    #[inline(always)]
+    fn give_plain(&self, at: Position, entries: &[Entry], lens: &[u32]) -> u16 {
+        let run = self.desc.run(at.slot, self.size - at.slot).iter();
+        let mut n = 0;
+        for ((descriptor, entry), &len) in run.zip(entries).zip(lens) {
+            if entry.slots > 1 {
+                break;
+            }
+            let word = used_word(at, entry.id, len);
+            descriptor.store(Word::Second, word, Ordering::Release);
+            n += 1;
+        }
+        n
     }
 
     /// Marks all chains used with nothing written: one used descriptor says it for all where the driver expects that.
@@ -463,13 +512,7 @@ impl PackedDevice {
     #[inline]
     fn descriptor(&self, slot: u16, rest: u64) -> (u16, Descriptor) {
         let addr = self.desc.load(slot.into(), Word::First, Ordering::Relaxed);
-        // The split format has `flags` and `next` where the packed one has `id` and `flags`.
-        let Descriptor {
-            len,
-            flags: id,
-            next: flags,
-            ..
-        } = Descriptor::from_words(addr, rest);
+        let (len, id, flags) = parts(rest);
         (
             id,
             Descriptor {
@@ -588,6 +631,16 @@ impl PackedDevice {
         }
         Ok(total)
     }
+}
+
+/// A number of chains or slots, which is at most that of [`CHAINS_MAX`] or of the ring.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a ring has at most 32768 slots"
+)]
+fn slots_u16(n: usize) -> u16 {
+    n as u16
 }
 
 /// Second word of a used descriptor at `at`.

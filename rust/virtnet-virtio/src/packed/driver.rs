@@ -2,14 +2,17 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestMemory, MemoryError, Table, Window, Word};
+use virtnet_mem::{GuestMemory, MemoryError, Table, TableEntry, Window, Word};
 
 use super::layout::{
-    AHEAD, ALIGN, DESC_NEXT, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
-    EVENT_ENABLE, EVENT_FLAGS, Position, wants_event, word,
+    ALIGN, DESC_NEXT, DESC_WRITE, DESCS_A_LINE, EVENT_BYTES, EVENT_DESC, EVENT_DISABLE,
+    EVENT_ENABLE, EVENT_FLAGS, Position, parts, wants_event, word,
 };
 use crate::ids::Ids;
 use crate::{DriverBuffer, Features, Positions, QueueConfig, RingError, Used};
+
+/// So many are taken back in one go, where nobody asks which they are.
+const REAPED_AT_ONCE: usize = 64;
 
 /// What we know of one buffer id; the ring itself is shared and never trusted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,11 +105,22 @@ impl PackedDriver {
         self.ids.upcoming(k)
     }
 
+    /// The ids that will be taken next; see [`crate::DriverQueue::next_ids`].
+    #[inline(always)]
+    pub fn next_ids(&self, ids: &mut [u16]) -> usize {
+        self.ids.copy_next(ids)
+    }
+
     /// Asks to own the lines of the next `n` descriptors, which are free; see [`crate::DriverQueue::prepare`].
     #[inline(always)]
     pub fn prepare(&self, n: usize) {
-        let mut at = self.next_avail;
-        for _ in 0..n.min(self.ids.free()).div_ceil(DESCS_A_LINE.into()) {
+        self.prefetch_write(self.next_avail, n.min(self.ids.free()));
+    }
+
+    /// Asks to own the lines of `n` descriptors from `at` on.
+    #[inline(always)]
+    fn prefetch_write(&self, mut at: Position, n: usize) {
+        for _ in 0..n.div_ceil(DESCS_A_LINE.into()) {
             self.desc.prefetch_write(at.slot.into());
             at = at.advance(DESCS_A_LINE.min(self.size), self.size);
         }
@@ -115,17 +129,49 @@ impl PackedDriver {
     /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
     #[inline(always)]
     pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
-        // The position stays in registers: see the split ring's.
-        let mut at = self.next_avail;
-        for _ in 0..n {
-            let Some(id) = self.ids.take() else { break };
+        let mut left = n.min(self.ids.free());
+        if left > 0 && self.first.is_none() {
+            let id = self.ids.run(1).first().copied().unwrap_or_default();
             let buffer = buffer(id);
-            let rest = self.write_descriptor(at, &buffer, id, 0);
+            self.first = Some(self.write_descriptor(self.next_avail, &buffer, id, 0));
             self.hold(id, 1, if buffer.writable { buffer.len } else { 0 });
-            self.show(rest);
-            at = at.advance(1, self.size);
+            self.next_avail = self.next_avail.advance(1, self.size);
+            self.ids.skip(1);
+            left -= 1;
         }
-        self.next_avail = at;
+        while left > 0 {
+            let added = self.add_run(left, &mut buffer);
+            self.next_avail = self.next_avail.advance(added, self.size);
+            self.ids.skip(added.into());
+            left -= usize::from(added);
+        }
+    }
+
+    /// Writes up to `most` descriptors, up to the end of the ring and of the circle of ids, for as many buffers; how many.
+    #[inline(always)]
+    fn add_run(&mut self, most: usize, buffer: &mut impl FnMut(u16) -> DriverBuffer) -> u16 {
+        let at = self.next_avail;
+        let slots = self.desc.run(at.slot, self.size - at.slot);
+        let ids = self.ids.run(most);
+        let mut n = 0;
+        for (slot, &id) in slots.iter().zip(ids) {
+            let buffer = buffer(id);
+            let (write, writable) = if buffer.writable {
+                (DESC_WRITE, buffer.len)
+            } else {
+                (0, 0)
+            };
+            self.shadow[usize::from(id)] = Shadow {
+                slots: 1,
+                next: 0,
+                writable,
+            };
+            slot.store(Word::First, buffer.addr.0, Ordering::Relaxed);
+            let rest = word(buffer.len, id, at.available() | write);
+            slot.store(Word::Second, rest, Ordering::Release);
+            n += 1;
+        }
+        n
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
@@ -152,7 +198,12 @@ impl PackedDriver {
                 writable = writable.saturating_add(buffer.len);
             }
         }
-        self.show(head?);
+        let head = head?;
+        if self.first.is_none() {
+            self.first = Some(head);
+        } else {
+            self.store_rest(head);
+        }
         self.hold(id, n, writable);
         Some(id)
     }
@@ -175,16 +226,6 @@ impl PackedDriver {
         let write = if buffer.writable { DESC_WRITE } else { 0 };
         let flags = at.available() | flags | write;
         (at.slot, word(buffer.len, id, flags))
-    }
-
-    /// Completes the head of a chain, unless it is the first of a batch.
-    #[inline(always)]
-    fn show(&mut self, rest: (u16, u64)) {
-        if self.first.is_none() {
-            self.first = Some(rest);
-        } else {
-            self.store_rest(rest);
-        }
     }
 
     /// Notes what the device holds under an id.
@@ -215,33 +256,74 @@ impl PackedDriver {
     /// [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
     #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
-        let (mut n, mut at) = (0, self.next_used);
-        let mut outcome = Ok(());
-        while let Some(place) = used.get_mut(n) {
-            let Some((id, len)) = self.next_returned(at) else {
+        // These lines will be written again soon: all are asked for at once. Only as many as came back last time, because beyond that
+        // the device may still be writing.
+        self.prefetch_write(self.next_used, self.last_returned.min(used.len()));
+        let (mut n, mut outcome) = (0, Ok(()));
+        while n < used.len() {
+            let plain = self.reap_plain(&mut used[n..]);
+            self.next_used = self.next_used.advance(plain, self.size);
+            n += usize::from(plain);
+            if n == used.len() || (plain > 0 && self.next_used.slot == 0) {
+                continue;
+            }
+            // What was seen only ended the run: what is decided about it, is on another look.
+            let Some((id, len)) = self.next_returned(self.next_used) else {
                 break;
             };
-            self.prefetch_ahead(at, n);
             match self.free_chain(id, len) {
-                Ok(slots) => at = at.advance(slots, self.size),
+                Ok(slots) => self.next_used = self.next_used.advance(slots, self.size),
                 Err(error) => {
                     outcome = Err(error);
                     break;
                 }
             }
-            *place = Used { id, len };
+            used[n] = Used { id, len };
             n += 1;
         }
-        (self.next_used, self.last_returned) = (at, n);
+        self.last_returned = n;
         outcome.map(|()| n)
     }
 
-    /// Asks for a line of descriptors some lines ahead, which will be written again soon, so that misses overlap. Only where the
-    /// last burst reached, because beyond that the device may still be writing.
+    /// Takes back chains up to the end of the ring, as long as each is of one slot and, with a device that uses buffers in order, the
+    /// oldest: the usual case. How many.
     #[inline(always)]
-    fn prefetch_ahead(&self, at: Position, n: usize) {
-        if at.slot.is_multiple_of(DESCS_A_LINE) && n + AHEAD < self.last_returned {
-            self.desc.prefetch_write(at.line_ahead(self.size));
+    fn reap_plain(&mut self, used: &mut [Used]) -> u16 {
+        let at = self.next_used;
+        if self.batch.is_some() {
+            return 0;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        let held = self.ids.held() as u16;
+        let run = self.desc.run(at.slot, held.min(self.size - at.slot));
+        let shadow = &mut self.shadow[..];
+        let mut returned = |slot: &TableEntry, place: &mut Used, oldest: Option<u16>| {
+            let (len, id, flags) = parts(slot.load(Word::Second, Ordering::Acquire));
+            let len = if flags & DESC_WRITE != 0 { len } else { 0 };
+            let shadow = shadow.get_mut(usize::from(id))?;
+            let is_next = oldest.is_none_or(|oldest| oldest == id);
+            if !at.is_used(flags) || !is_next || shadow.slots != 1 || len > shadow.writable {
+                return None;
+            }
+            shadow.slots = 0;
+            *place = Used { id, len };
+            Some(id)
+        };
+        let pairs = run.iter().zip(used);
+        let n = if self.in_order {
+            let oldest_first = pairs.zip(self.ids.held_run());
+            let returned =
+                oldest_first.map_while(|((slot, place), &id)| returned(slot, place, Some(id)));
+            let n = returned.count();
+            self.ids.put_oldest(n);
+            n
+        } else {
+            let returned = pairs.map_while(|(slot, place)| returned(slot, place, None));
+            self.ids.put_each(returned)
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        {
+            n as u16
         }
     }
 
@@ -250,21 +332,40 @@ impl PackedDriver {
     /// # Errors
     /// As [`Self::reap`].
     #[inline(always)]
-    pub fn reclaim(&mut self) -> Result<usize, RingError> {
-        let (mut n, mut at) = (0, self.next_used);
-        let mut outcome = Ok(());
-        while let Some((id, len)) = self.next_returned(at) {
-            match self.free_chain(id, len) {
-                Ok(slots) => at = at.advance(slots, self.size),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
+    pub fn reclaim(&mut self) -> Result<(), RingError> {
+        let mut used = [Used::default(); REAPED_AT_ONCE];
+        loop {
+            while self.reclaim_batch() {}
+            if self.reap(&mut used)? == 0 {
+                return Ok(());
             }
-            n += 1;
         }
-        self.next_used = at;
-        outcome.map(|()| n)
+    }
+
+    /// Takes back a batch of which a device that uses buffers in order has returned the last alone, at one look; whether there is one.
+    #[inline(always)]
+    fn reclaim_batch(&mut self) -> bool {
+        if !self.in_order || self.batch.is_some() {
+            return false;
+        }
+        let (Some(oldest), Some((last, len))) = (self.ids.oldest(), self.used_at(self.next_used))
+        else {
+            return false;
+        };
+        let is_held = |shadow: &Shadow| shadow.slots > 0 && len <= shadow.writable;
+        if last == oldest || !self.shadow.get(usize::from(last)).is_some_and(is_held) {
+            return false;
+        }
+        let mut slots = 0;
+        while let Some(id) = self.ids.held_after(slots.into()) {
+            slots += std::mem::take(&mut self.shadow[usize::from(id)].slots).max(1);
+            if id == last {
+                break;
+            }
+        }
+        self.ids.put_oldest(slots.into());
+        self.next_used = self.next_used.advance(slots, self.size);
+        true
     }
 
     /// Id and length of the chain that the device has returned at `at`. With a device that uses buffers in order the last one of a
@@ -321,15 +422,9 @@ impl PackedDriver {
         let rest = self
             .desc
             .load(at.slot.into(), Word::Second, Ordering::Acquire);
-        let [a, b, c, d, e, f, g, h] = rest.to_le_bytes();
-        let flags = u16::from_le_bytes([g, h]);
-        let len = if flags & DESC_WRITE != 0 {
-            u32::from_le_bytes([a, b, c, d])
-        } else {
-            0
-        };
-        at.is_used(flags)
-            .then_some((u16::from_le_bytes([e, f]), len))
+        let (len, id, flags) = parts(rest);
+        let len = if flags & DESC_WRITE != 0 { len } else { 0 };
+        at.is_used(flags).then_some((id, len))
     }
 
     /// Where the device is to go on, as far as it is known: see [`crate::DriverQueue::base`].

@@ -22,8 +22,6 @@ pub const EVENT_DESC: u16 = 2;
 
 /// Descriptors of a line of cache.
 pub const DESCS_A_LINE: u16 = 4;
-/// Descriptors from the one that is looked at to the line that is asked for meanwhile.
-pub(crate) const AHEAD: usize = 16;
 
 /// Alignment of the three areas: descriptor ring, driver event suppression, device event suppression.
 pub const ALIGN: [usize; 3] = [16, 4, 4];
@@ -76,13 +74,6 @@ impl Position {
                 wrap: !self.wrap,
             }
         }
-    }
-
-    /// The slot [`AHEAD`] of this one.
-    #[inline(always)]
-    pub(crate) fn line_ahead(self, size: u16) -> usize {
-        let (ahead, size) = (usize::from(self.slot) + AHEAD, usize::from(size));
-        if ahead >= size { ahead - size } else { ahead }
     }
 
     /// `n` slots back, at most one lap.
@@ -157,6 +148,15 @@ pub fn wants_event(event: u32, old: Position, new: Position, size: u16) -> bool 
 #[must_use]
 pub fn word(len: u32, id: u16, flags: u16) -> u64 {
     u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48
+}
+
+/// The same taken apart.
+#[inline(always)]
+#[must_use]
+pub fn parts(word: u64) -> (u32, u16, u16) {
+    let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+    let (id, flags) = (u16::from_le_bytes([e, f]), u16::from_le_bytes([g, h]));
+    (u32::from_le_bytes([a, b, c, d]), id, flags)
 }
 
 #[cfg(test)]

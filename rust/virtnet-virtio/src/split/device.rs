@@ -3,8 +3,8 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtnet_mem::{
-    GuestAddr, GuestMemory, LoggedArea, MemoryError, Permission, Segment, Table, Translate, Window,
-    Word,
+    GuestAddr, GuestMemory, LoggedArea, MemoryError, Pair32, Permission, Segment, Table, Translate,
+    Window,
 };
 
 use super::layout::{
@@ -173,17 +173,16 @@ impl SplitDevice {
             pending = usize::from(ahead);
         }
         let n = pending.min(max);
-        let mut taken = n;
-        let plain = if access == Access::Write {
-            DESC_WRITE
-        } else {
-            0
-        };
-        // In locals: stored with every descriptor and loaded with the next, they would wait for each other.
-        let (mut at, mut hint) = (self.next_avail, self.hint);
-        for k in 0..n {
-            let slot = usize::from(at & self.mask);
-            let head = self.avail.load_u16(ENTRIES + 2 * slot, Ordering::Relaxed);
+        let (mut at, mut hint, mut taken) = (self.next_avail, self.hint, 0);
+        while taken < n {
+            let plain = self.take_plain(memory, access, at, n - taken, &mut hint, chains);
+            taken += usize::from(plain);
+            at = at.wrapping_add(plain);
+            if taken == n || (plain > 0 && at & self.mask == 0) {
+                continue;
+            }
+            // What was seen only ended the run: what is decided about it, is on another look.
+            let head = self.head(at);
             if head >= self.size {
                 self.next_avail = at;
                 return Err(RingError::HeadRange {
@@ -191,26 +190,14 @@ impl SplitDevice {
                     size: self.size,
                 });
             }
-            at = at.wrapping_add(1);
-            let desc = self.descriptor(head);
-            let is_plain = desc.flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == plain;
-            match memory.translate(
-                GuestAddr(desc.addr),
-                desc.len,
-                access.permission(),
-                &mut hint,
-            ) {
-                Some(segment) if is_plain && desc.len > 0 => chains.push_one(head, 1, segment),
-                _ => {
-                    self.walk(memory, access, head, desc, chains);
-                    if memory.has_missed() {
-                        // It stays where it is, and what is behind it, until its place is known.
-                        chains.pop(1);
-                        (at, taken) = (at.wrapping_sub(1), k);
-                        break;
-                    }
-                }
+            self.walk(memory, access, head, self.descriptor(head), chains);
+            if memory.has_missed() {
+                // It stays where it is, and what is behind it, until its place is known.
+                chains.pop(1);
+                break;
             }
+            taken += 1;
+            at = at.wrapping_add(1);
         }
         (self.next_avail, self.hint) = (at, hint);
         if let Some(record) = &mut self.record {
@@ -220,6 +207,44 @@ impl SplitDevice {
             record.tell_taken(at);
         }
         Ok(taken)
+    }
+
+    /// Takes up to `most` chains from index `at` on, up to the end of the ring, as long as each is one plain buffer: the usual case. How
+    /// many.
+    #[inline(always)]
+    fn take_plain(
+        &self,
+        memory: &impl Translate,
+        access: Access,
+        at: u16,
+        most: usize,
+        hint: &mut u32,
+        chains: &mut Chains,
+    ) -> u16 {
+        let wanted = match access {
+            Access::Write => DESC_WRITE,
+            Access::Read | Access::Request => 0,
+        };
+        let slot = usize::from(at & self.mask);
+        let most = most.min(usize::from(self.size) - slot);
+        let heads = self.avail.words(ENTRIES + 2 * slot, most).iter();
+        let descriptors = self.desc.entries();
+        let plain = heads.map_while(|head| {
+            let head = head.load(Ordering::Relaxed);
+            let desc = Descriptor::of(descriptors.get(usize::from(head))?);
+            let kind = DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
+            if desc.flags & kind != wanted || desc.len == 0 {
+                return None;
+            }
+            let addr = GuestAddr(desc.addr);
+            let segment = memory.translate(addr, desc.len, access.permission(), hint)?;
+            Some((head, segment))
+        });
+        let n = chains.push_plain(plain);
+        #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+        {
+            n as u16
+        }
     }
 
     /// Looks at up to `most` chains that could be taken next, so that `memory` can say where it misses something.
@@ -318,16 +343,30 @@ impl SplitDevice {
     /// Marks chains from the `first` on used, each with so many bytes written. The driver sees them after [`Self::publish`].
     #[inline]
     pub fn give(&mut self, chains: &Chains, first: usize, lens: &[u32]) {
+        let given = chains.entries_from(first);
+        let mut entries = given.iter().zip(lens);
         let mut at = self.next_used;
-        for (entry, &len) in chains.entries().iter().skip(first).zip(lens) {
-            self.write_used(at, entry.id, len);
-            at = at.wrapping_add(1);
+        while entries.len() > 0 {
+            // Up to the end of the ring, and then from its start.
+            let slot = usize::from(at & self.mask);
+            let elements = self.elements(slot, entries.len());
+            for (element, (entry, &len)) in elements.iter().zip(&mut entries) {
+                element.store([entry.id.into(), len], Ordering::Relaxed);
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+            {
+                at = at.wrapping_add(elements.len() as u16);
+            }
         }
         self.next_used = at;
-        self.record_given(
-            chains.entries().get(first..).unwrap_or_default(),
-            lens.len(),
-        );
+        self.record_given(given, lens.len());
+    }
+
+    /// Up to `most` used elements, from that in `slot` on.
+    #[inline(always)]
+    fn elements(&self, slot: usize, most: usize) -> &[Pair32] {
+        let n = most.min(usize::from(self.size) - slot);
+        self.used.pairs(ENTRIES + 8 * slot, n)
     }
 
     /// Marks all chains used with nothing written: one used element says it for all where the driver expects that.
@@ -336,7 +375,9 @@ impl SplitDevice {
         match chains.entries() {
             // Spec: virtio 1.4, 2.7.9, In-order use of descriptors: the id of the last, in the place of the first.
             entries @ [.., last] if self.in_order => {
-                self.write_used(self.next_used, last.id, 0);
+                if let [element] = self.elements(usize::from(self.next_used & self.mask), 1) {
+                    element.store([last.id.into(), 0], Ordering::Relaxed);
+                }
                 #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
                 {
                     self.next_used = self.next_used.wrapping_add(entries.len() as u16);
@@ -345,13 +386,6 @@ impl SplitDevice {
             }
             entries => self.give(chains, 0, &[0; CHAINS_MAX][..entries.len()]),
         }
-    }
-
-    #[inline]
-    fn write_used(&self, at: u16, id: u16, len: u32) {
-        let element = ENTRIES + 8 * usize::from(at & self.mask);
-        self.used
-            .store_u32_pair(element, [u32::from(id), len], Ordering::Relaxed);
     }
 
     /// Records that the first `n` chains of `entries` have been given back.
@@ -475,11 +509,8 @@ impl SplitDevice {
 
     #[inline]
     fn descriptor(&self, index: u16) -> Descriptor {
-        let index = usize::from(index);
-        Descriptor::from_words(
-            self.desc.load(index, Word::First, Ordering::Relaxed),
-            self.desc.load(index, Word::Second, Ordering::Relaxed),
-        )
+        let entry = self.desc.entries().get(usize::from(index));
+        entry.map_or_else(Descriptor::default, Descriptor::of)
     }
 
     /// Takes a chain that is more than one plain buffer: several descriptors, an indirect table, several regions, or nonsense.

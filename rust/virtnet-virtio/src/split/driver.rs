@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtnet_mem::{GuestMemory, MemoryError, Table, Window, Word};
+use virtnet_mem::{GuestMemory, MemoryError, Pair32, Table, TableEntry, Window, Word};
 
 use super::layout::{
     ALIGN, AVAIL_NO_INTERRUPT, DESC_NEXT, DESC_WRITE, Descriptor, ENTRIES, FLAGS, INDEX,
@@ -11,6 +11,9 @@ use super::layout::{
 use crate::ids::Ids;
 use crate::notify::need_event;
 use crate::{DriverBuffer, Features, Positions, QueueConfig, RingError, Used};
+
+/// So many are taken back in one go, where nobody asks which they are.
+const REAPED_AT_ONCE: usize = 64;
 
 /// What we know of one descriptor; the table itself is shared and never read back.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,8 +24,20 @@ struct Shadow {
     chained: u16,
     /// For such a head: bytes that the device may write.
     writable: u32,
-    /// What stands in the shared available ring, at the slot of this number.
-    avail_entry: u16,
+}
+
+impl Shadow {
+    /// Stores only the words that differ: an unchanged line stays in both caches.
+    #[inline(always)]
+    fn describe(&mut self, entry: &TableEntry, desc: Descriptor) {
+        if self.written.addr != desc.addr {
+            entry.store(Word::First, desc.addr, Ordering::Relaxed);
+        }
+        if self.written.rest() != desc.rest() {
+            entry.store(Word::Second, desc.rest(), Ordering::Relaxed);
+        }
+        self.written = desc;
+    }
 }
 
 /// A running split virtqueue, seen by the driver.
@@ -36,6 +51,8 @@ pub struct SplitDriver {
     event_idx: bool,
     in_order: bool,
     shadow: Box<[Shadow]>,
+    /// What stands in the shared available ring.
+    offered: Box<[u16]>,
     /// Descriptors. A device that returns them in order leaves descriptor `i` in slot `i`: neither the table nor the available
     /// ring changes from lap to lap, and their lines stay in both caches.
     ids: Ids,
@@ -77,6 +94,7 @@ impl SplitDriver {
             event_idx,
             in_order: config.features.contains(Features::IN_ORDER),
             shadow: vec![Shadow::default(); usize::from(size)].into(),
+            offered: vec![0; usize::from(size)].into(),
             ids: Ids::new(size),
             next_avail: 0,
             published: 0,
@@ -105,21 +123,46 @@ impl SplitDriver {
         self.ids.upcoming(k)
     }
 
+    /// The ids that will be taken next; see [`crate::DriverQueue::next_ids`].
+    #[inline(always)]
+    pub fn next_ids(&self, ids: &mut [u16]) -> usize {
+        self.ids.copy_next(ids)
+    }
+
     /// Makes chains of one buffer each available; see [`crate::DriverQueue::add_each`].
     #[inline(always)]
     pub fn add_each(&mut self, n: usize, mut buffer: impl FnMut(u16) -> DriverBuffer) {
-        // The position stays in a register: as a field it is read wider than it was written, which waits for every store before it,
-        // to lines that the device owns: that was half of sending.
-        let mut at = self.next_avail;
-        for _ in 0..n {
-            let Some(head) = self.ids.take() else { break };
-            let buffer = buffer(head);
-            self.write_descriptor(head, describe(&buffer, None));
-            let writable = if buffer.writable { buffer.len } else { 0 };
-            self.offer(at, head, 1, writable);
-            at = at.wrapping_add(1);
+        let mut left = n.min(self.ids.free());
+        while left > 0 {
+            let added = self.add_run(left, &mut buffer);
+            self.ids.skip(added.into());
+            self.next_avail = self.next_avail.wrapping_add(added);
+            left -= usize::from(added);
         }
-        self.next_avail = at;
+    }
+
+    /// Offers up to `most` buffers, up to the end of the available ring and of the circle of ids; how many.
+    #[inline(always)]
+    fn add_run(&mut self, most: usize, buffer: &mut impl FnMut(u16) -> DriverBuffer) -> u16 {
+        let first = usize::from(self.next_avail & self.mask);
+        let rest = usize::from(self.size) - first;
+        let slots = self.avail.words(ENTRIES + 2 * first, rest).iter();
+        let offered = self.offered.get_mut(first..).unwrap_or_default();
+        let descriptors = self.desc.entries();
+        let mut n = 0;
+        for ((slot, offered), &head) in slots.zip(offered).zip(self.ids.run(most)) {
+            let buffer = buffer(head);
+            let shadow = &mut self.shadow[usize::from(head)];
+            shadow.chained = 1;
+            shadow.writable = if buffer.writable { buffer.len } else { 0 };
+            shadow.describe(&descriptors[usize::from(head)], describe(&buffer, None));
+            if *offered != head {
+                *offered = head;
+                slot.store(head, Ordering::Relaxed);
+            }
+            n += 1;
+        }
+        n
     }
 
     /// Makes one chain available; see [`crate::DriverQueue::add`].
@@ -139,42 +182,21 @@ impl SplitDriver {
             if buffer.writable {
                 writable = writable.saturating_add(buffer.len);
             }
-            self.write_descriptor(index, describe(buffer, next));
+            self.shadow[usize::from(index)].describe(
+                &self.desc.entries()[usize::from(index)],
+                describe(buffer, next),
+            );
         }
-        self.offer(self.next_avail, head, n, writable);
-        self.next_avail = self.next_avail.wrapping_add(1);
-        Some(head)
-    }
-
-    /// Puts a chain into the available ring, as entry number `at`.
-    #[inline(always)]
-    fn offer(&mut self, at: u16, head: u16, chained: u16, writable: u32) {
-        let slot = usize::from(at & self.mask);
         let shadow = &mut self.shadow[usize::from(head)];
-        shadow.chained = chained;
-        shadow.writable = writable;
-        let entry = &mut self.shadow[slot].avail_entry;
-        if *entry != head {
-            *entry = head;
+        (shadow.chained, shadow.writable) = (n, writable);
+        let slot = usize::from(self.next_avail & self.mask);
+        if self.offered[slot] != head {
+            self.offered[slot] = head;
             self.avail
                 .store_u16(ENTRIES + 2 * slot, head, Ordering::Relaxed);
         }
-    }
-
-    /// Stores only the words that differ: an unchanged line stays in both caches.
-    #[inline(always)]
-    fn write_descriptor(&mut self, index: u16, desc: Descriptor) {
-        let written = &mut self.shadow[usize::from(index)].written;
-        let at = usize::from(index);
-        if written.addr != desc.addr {
-            self.desc
-                .store(at, Word::First, desc.addr, Ordering::Relaxed);
-        }
-        if written.rest() != desc.rest() {
-            self.desc
-                .store(at, Word::Second, desc.rest(), Ordering::Relaxed);
-        }
-        *written = desc;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Some(head)
     }
 
     /// Lets the device see everything added; whether it is to be kicked.
@@ -204,25 +226,68 @@ impl SplitDriver {
     /// [`RingError::UsedIndex`], [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
     #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
-        let n = self.ready()?.min(used.len());
-        let mut at = self.next_used;
-        let mut outcome = Ok(n);
-        for place in used.iter_mut().take(n) {
+        let ready = self.ready()?.min(used.len());
+        let mut n = 0;
+        while n < ready {
+            let plain = self.reap_plain(&mut used[n..ready]);
+            self.next_used = self.next_used.wrapping_add(plain);
+            n += usize::from(plain);
+            if n == ready || (plain > 0 && self.next_used & self.mask == 0) {
+                continue;
+            }
+            // What was seen only ended the run: what is decided about it, is on another look.
+            let at = self.next_used;
             let (id, len) = match self.next_in_order(at) {
                 Some(returned) => returned,
                 None => self.element(at),
             };
-            match self.free_chain(id, len) {
-                Ok(id) => *place = Used { id, len },
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-            at = at.wrapping_add(1);
+            let id = self.free_chain(id, len)?;
+            used[n] = Used { id, len };
+            self.next_used = at.wrapping_add(1);
+            n += 1;
         }
-        self.next_used = at;
-        outcome
+        Ok(n)
+    }
+
+    /// Takes back as many chains as `used` has places, up to the end of the ring, as long as each is of one descriptor and, with a device
+    /// that uses buffers in order, the oldest: the usual case. How many.
+    #[inline(always)]
+    fn reap_plain(&mut self, used: &mut [Used]) -> u16 {
+        if self.batch.is_some() {
+            return 0;
+        }
+        let first = usize::from(self.next_used & self.mask);
+        let most = used.len().min(usize::from(self.size) - first);
+        let elements = self.used.pairs(ENTRIES + 8 * first, most).iter();
+        let shadow = &mut self.shadow[..];
+        let mut returned = |element: &Pair32, place: &mut Used, oldest: Option<u16>| {
+            let [id, len] = element.load(Ordering::Relaxed);
+            let id = u16::try_from(id).ok()?;
+            let shadow = shadow.get_mut(usize::from(id))?;
+            let is_next = oldest.is_none_or(|oldest| oldest == id);
+            if !is_next || shadow.chained != 1 || len > shadow.writable {
+                return None;
+            }
+            shadow.chained = 0;
+            *place = Used { id, len };
+            Some(id)
+        };
+        let pairs = elements.zip(used);
+        let n = if self.in_order {
+            let oldest_first = pairs.zip(self.ids.held_run());
+            let returned = oldest_first
+                .map_while(|((element, place), &id)| returned(element, place, Some(id)));
+            let n = returned.count();
+            self.ids.put_oldest(n);
+            n
+        } else {
+            let returned = pairs.map_while(|(element, place)| returned(element, place, None));
+            self.ids.put_each(returned)
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        {
+            n as u16
+        }
     }
 
     /// Takes back everything that the device has returned; see [`crate::DriverQueue::reclaim`].
@@ -230,25 +295,32 @@ impl SplitDriver {
     /// # Errors
     /// As [`Self::reap`].
     #[inline(always)]
-    pub fn reclaim(&mut self) -> Result<usize, RingError> {
-        let n = self.ready()?;
-        let mut at = self.next_used;
-        let mut outcome = Ok(n);
-        self.batch = None;
-        for _ in 0..n {
-            // What an in-order device returns needs no look at the used ring: its index says it all.
-            let id = match self.ids.oldest() {
-                Some(oldest) if self.in_order => oldest.into(),
-                _ => self.element(at).0,
-            };
-            if let Err(error) = self.free_chain(id, 0) {
-                outcome = Err(error);
-                break;
-            }
-            at = at.wrapping_add(1);
+    pub fn reclaim(&mut self) -> Result<(), RingError> {
+        if self.in_order {
+            return self.reclaim_oldest();
         }
-        self.next_used = at;
-        outcome
+        let mut used = [Used::default(); REAPED_AT_ONCE];
+        while self.reap(&mut used)? > 0 {}
+        Ok(())
+    }
+
+    /// The same of a device that uses buffers in order. What it returns needs no look at the used ring: its index says it all.
+    #[inline(always)]
+    fn reclaim_oldest(&mut self) -> Result<(), RingError> {
+        let n = self.ready()?;
+        let mut descriptors = 0;
+        for _ in 0..n {
+            let head = self.ids.held_after(descriptors).unwrap_or_default();
+            let chained = std::mem::take(&mut self.shadow[usize::from(head)].chained);
+            descriptors += usize::from(chained);
+        }
+        self.ids.put_oldest(descriptors);
+        self.batch = None;
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        {
+            self.next_used = self.next_used.wrapping_add(n as u16);
+        }
+        Ok(())
     }
 
     /// How many chains the device has returned that were not taken back yet.
@@ -271,7 +343,11 @@ impl SplitDriver {
     #[inline(always)]
     fn element(&self, at: u16) -> (u32, u32) {
         let at = ENTRIES + 8 * usize::from(at & self.mask);
-        let [id, len] = self.used.load_u32_pair(at, Ordering::Relaxed);
+        let [id, len] = self
+            .used
+            .pairs(at, 1)
+            .first()
+            .map_or([0; 2], |pair| pair.load(Ordering::Relaxed));
         (id, len)
     }
 

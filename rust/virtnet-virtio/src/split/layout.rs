@@ -1,5 +1,9 @@
 //! Where things are in a split virtqueue. Spec: virtio 1.4, 2.7.5 to 2.7.8.
 
+use std::sync::atomic::Ordering;
+
+use virtnet_mem::{TableEntry, Word};
+
 /// The buffer continues in the descriptor named by `next`.
 pub const DESC_NEXT: u16 = 1;
 /// The buffer is device-writable.
@@ -56,6 +60,16 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// As it stands in the table.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(entry: &TableEntry) -> Self {
+        Self::from_words(
+            entry.load(Word::First, Ordering::Relaxed),
+            entry.load(Word::Second, Ordering::Relaxed),
+        )
+    }
+
     /// From its two little-endian words.
     #[inline]
     #[must_use]
