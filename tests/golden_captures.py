@@ -227,10 +227,15 @@ def routed() -> list[tuple[str, Packet]]:
         ("lan", ip("10.0.3.9") / UDP() / bytes(range(200)) / bytes(range(200)) / bytes(range(200)) / bytes(range(200))),
         ("lan", ip("10.0.0.1") / ICMP(id=1) / b"ping"),
         ("lan", ip("192.0.2.2") / UDP() / b"nobody listens"),
+        ("lan", ip("192.0.2.2") / TCP(sport=4000, dport=80, flags="S", seq=1)),
+        ("lan", ip("10.0.0.1", proto=253) / Raw(b"nobody knows")),
         ("lan", ip6("fd00:2::9") / UDP() / b"next"),
         ("lan", ip6("fd00:2::9", hlim=1) / UDP() / b"late"),
         ("lan", ip6("fd00:9::9") / UDP() / b"nowhere"),
         ("lan", ip6("fd00:1::1") / ICMPv6EchoRequest(id=1, data=b"ping")),
+        ("lan", ip6("fd00:1::1") / UDP() / b"nobody listens"),
+        ("lan", ip6("fd00:2::1") / TCP(sport=4000, dport=80, flags="PA", seq=1, ack=7) / b"nobody"),
+        ("lan", ip6("fd00:1::1", nh=253) / Raw(b"nobody knows")),
         ("wan", Ether(dst=WAN, src=station(2)) / IP(src="192.0.2.1", dst="10.0.0.9") / UDP() / b"back"),
     ]
 

@@ -124,8 +124,8 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
             sets: addresses and prefixes by name, for rules with ``<name>``. Looking one up costs the same for ten and
                 for 100 000.
             default: what is done to what no rule matches.
-            fragments: pieces of datagrams ``follow`` the first one, or none passes (``drop``). Those that come before it wait
-                for it, at most 2 s and within bounds (512 datagrams, 4 MiB), and are then dropped (``fragment``).
+            fragments: pieces of datagrams ``follow`` the first one, or none passes (``drop``). Those that come before
+                it wait, at most 2 s and within bounds (512 datagrams, 4 MiB), and are then dropped (``fragment``).
             states: how many flows are remembered at most. Where there is no room, one that has not been answered is
                 forgotten for a new one; otherwise what would begin another is dropped and counted as ``states_full``.
             timeouts: seconds that flows are remembered after their last packet: ``tcp_opening`` (30), ``tcp`` (86400),

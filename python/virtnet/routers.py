@@ -34,7 +34,9 @@ class RouterMethods:
 
         It finds stations by ARP and neighbour discovery, answers pings to its own addresses, tells senders of errors by
         ICMP, and cuts IPv4 packets that are longer than the next link's MTU into fragments where they may be. Frames
-        that a guest leaves to be cut into segments pass as they are.
+        that a guest leaves to be cut into segments pass as they are; what a frame has behind its packet (padding, a
+        trailer) is taken off. It serves nothing itself: what else is for its own addresses is refused as by a host
+        whose ports are closed, by ICMP (port or protocol unreachable, unknown header) or a reset of TCP.
 
         Args:
             interfaces: by the node at the far end of each cable, the router's addresses there with their prefixes, or a
@@ -42,7 +44,7 @@ class RouterMethods:
                 least 1280 where there is an IPv6 address.
             routes: by prefix, over whom: the next router's address, ``ADDRESS%NODE`` where that is one of a link
                 (``fe80::1%wan``), or the node whose link it is. Prefixes of interfaces are routes already.
-            errors_pps: ICMP errors that it sends per second at most.
+            errors_pps: ICMP errors and resets of TCP that it sends per second at most.
             name: what to call it.
 
         Example:
@@ -81,8 +83,8 @@ class RouterMethods:
         closes), 5 min (UDP), 1 min (pings), 10 min (others). Beyond ``flows_max`` new ones are dropped
         (``table_full``).
 
-        Fragments go where the first of their packet went, which has the ports. Those that come before it wait for it, at
-        most 2 s and within bounds (512 packets, 4 MiB), and are then dropped (``fragment``).
+        Fragments go where the first of their packet went, which has the ports. Those that come before it wait for it,
+        at most 2 s and within bounds (512 packets, 4 MiB), and are then dropped (``fragment``).
 
         Args:
             interfaces: as for :meth:`router`.

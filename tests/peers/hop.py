@@ -49,7 +49,8 @@ class Link:
 class Sent:
     """A packet that is sent by a link to the router; what it is to show; how long that may take the kernel.
 
-    Where the specifications leave a choice that is taken otherwise here, ``differs`` says which and why.
+    Where the specifications leave a choice that is taken otherwise here, ``differs`` says which and why. A ``trailer``
+    stands in the frame behind the packet.
     """
 
     what: str
@@ -57,12 +58,13 @@ class Sent:
     packet: Packet
     seconds: float = AT_ONCE_S
     differs: str = ""
+    trailer: bytes = b""
 
     def frame(self, hop: Hop) -> bytes:
         """The packet to the router, from the station that has its source's address, or from the first one."""
         link = hop.links[self.link]
         sender = link.neighbours.get(self.packet.src, next(iter(link.neighbours.values())))
-        return bytes(Ether(dst=link.mac, src=sender) / self.packet)
+        return bytes(Ether(dst=link.mac, src=sender) / self.packet) + self.trailer
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,11 @@ def meet(net: vn.Net, hop: Hop) -> None:
 def masked(hop: Hop, frame: bytes) -> bytes:
     """A frame without what may differ by the specifications.
 
-    What Ethernet fills frames up with goes: the kernel takes it away, we leave it. Of what the router itself says by
-    ICMP over IPv4 that is the packet's identification, which only has to differ from others (RFC 6864), whether it may
-    be cut, and the checksum over both.
+    Of what the router itself says by ICMP over IPv4 that is the packet's identification, which only has to differ from
+    others (RFC 6864), whether it may be cut, and the checksum over both.
     """
     if frame[12:14] == b"\x86\xdd":
-        return frame[: 54 + int.from_bytes(frame[18:20], "big")]
-    frame = frame[: 14 + int.from_bytes(frame[16:18], "big")]
+        return frame
     is_made = frame[26:30] in hop.addresses and frame[23] == 1 and frame[34] in (0, 3, 11, 12)
     return frame[:18] + bytes(4) + frame[22:24] + bytes(2) + frame[26:] if is_made else frame
 

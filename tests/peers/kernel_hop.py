@@ -8,9 +8,12 @@ each frame what came out: ``[[link, frame], ...]``, without what is for a group 
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +23,8 @@ from typing import Any
 ETH_P_ALL = 3
 SOL_PACKET = 263
 PACKET_IGNORE_OUTGOING = 23
+SIOCETHTOOL = 0x8946
+ETHTOOL_STXCSUM = 0x17
 
 #: It forwards, and sends errors as fast as there is something to be told.
 SETTINGS = {
@@ -58,6 +63,7 @@ def plug(name: str, link: dict[str, Any]) -> socket.socket:
     run("ip", "link", "add", name, "address", link["mac"], "type", "veth", "peer", "name", f"{name}-far")
     for end, mtu in ((name, link["mtu"]), (f"{name}-far", 9000)):
         run("ip", "link", "set", end, "mtu", str(mtu), "up")
+    finish_checksums(name)
     put(f"ipv6/conf/{name}-far/disable_ipv6", 1)
     for version in ("ipv4", "ipv6") if link["mtu"] >= IPV6_MTU_MIN else ("ipv4",):
         put(f"{version}/neigh/{name}/retrans_time_ms", ASKED_AGAIN_MS)
@@ -69,6 +75,13 @@ def plug(name: str, link: dict[str, Any]) -> socket.socket:
     end.bind((f"{name}-far", ETH_P_ALL))
     end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     return end
+
+
+def finish_checksums(name: str) -> None:
+    """Has an interface send no checksum that somebody else is to finish."""
+    wanted = array.array("B", struct.pack("II", ETHTOOL_STXCSUM, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCETHTOOL, struct.pack("16sP", name.encode(), wanted.buffer_info()[0]))
 
 
 def exchange(ends: dict[str, socket.socket], link: str, frame: bytes, seconds: float) -> list[tuple[str, str]]:

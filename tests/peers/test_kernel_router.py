@@ -65,6 +65,7 @@ def ip6(to: str, source: str = "fd00:1::9", **fields: object) -> IPv6:
     return IPv6(src=source, dst=to, **fields)
 
 
+PAD, TRAILER = bytes(18), bytes(range(200, 240))
 DATA = UDP(sport=4000, dport=5000) / b"what is sent"
 PING, PING6 = ICMP(id=1, seq=1) / b"ping", ICMPv6EchoRequest(id=1, seq=1, data=b"ping")
 LONG = UDP(sport=4000, dport=5000) / (bytes(range(250)) * 5)
@@ -144,6 +145,51 @@ V4 = [
     lan("nobody listens", ip("10.0.1.1") / DATA),
     lan("nobody listens at another of its addresses", ip("10.0.2.1") / DATA),
     lan("an answer that nobody has asked for", ip("10.0.1.1") / ICMP(type=0) / b"ping"),
+    *(
+        Sent(f"{what} behind the packet", "lan", packet, trailer=trailer)
+        for what, trailer in (("what fills it up", PAD), ("a trailer", TRAILER), ("a long one", bytes(range(256)) * 3))
+        for packet in (
+            ip("10.0.2.9") / UDP(sport=4000, dport=5000),
+            ip("10.0.2.9") / UDP(sport=4000, dport=5000) / bytes(range(150)),
+            ip("10.0.2.9") / UDP(sport=4000, dport=5000) / (bytes(range(200)) * 3),
+            ip("10.0.2.9", ttl=1) / DATA,
+            ip("10.0.1.1") / PING,
+            ip("10.0.1.1") / DATA,
+            ip("10.0.1.1") / TCP(sport=4000, dport=80, flags="S", seq=100),
+        )
+    ),
+    Sent("as long as may be, and a trailer", "lan", ip("10.0.3.9", flags="DF") / UDP() / bytes(1272), trailer=TRAILER),
+    *(
+        lan(f"nobody serves it, {said}", ip("10.0.1.1", **fields) / TCP(sport=4000, dport=80, **segment) / data)
+        for said, fields, segment, data in (
+            ("opens", {}, {"flags": "S", "seq": 100}, b""),
+            ("opens, with a class", {"tos": 0xBB}, {"flags": "S", "seq": 100}, b""),
+            ("opens, with data", {}, {"flags": "S", "seq": 2**32 - 1}, b"data"),
+            ("opens, with options", {}, {"flags": "S", "seq": 1, "options": [("MSS", 1460), ("SAckOK", b"")]}, b""),
+            ("answers", {}, {"flags": "SA", "seq": 100, "ack": 7}, b""),
+            ("goes on", {}, {"flags": "PA", "seq": 100, "ack": 2**31}, b"data"),
+            ("without anything", {}, {"flags": "", "seq": 100}, b"data"),
+            ("closes", {}, {"flags": "F", "seq": 100}, b"data"),
+            ("breaks off", {}, {"flags": "R", "seq": 100}, b""),
+            ("its time passes here", {"ttl": 1}, {"flags": "S", "seq": 100}, b""),
+            ("with a wrong checksum", {}, {"flags": "S", "seq": 100, "chksum": 7}, b""),
+            ("with half a header", {}, {"flags": "S", "seq": 100, "dataofs": 3}, b""),
+            ("with half the options", {}, {"flags": "S", "seq": 100, "dataofs": 9}, b""),
+            ("behind an option", {"options": [IPOption_NOP()] * 4}, {"flags": "S", "seq": 100}, b""),
+        )
+    ),
+    lan("nobody listens, without a checksum", ip("10.0.1.1") / UDP(sport=4000, dport=5000, chksum=0) / b"data"),
+    lan("nobody listens, with a wrong checksum", ip("10.0.1.1") / UDP(sport=4000, dport=5000, chksum=7) / b"data"),
+    lan("nobody listens, longer than the packet", ip("10.0.1.1") / UDP(sport=4000, dport=5000, len=99) / b"data"),
+    lan("nobody listens, shorter than a header", ip("10.0.1.1") / UDP(sport=4000, dport=5000, len=7) / b"data"),
+    lan("nobody listens, from nobody who can be reached", ip("10.0.1.1", "192.168.0.9") / DATA),
+    lan("nobody listens, a first fragment", ip("10.0.1.1", flags="MF") / DATA / bytes(3)),
+    lan("nobody listens, a later fragment", ip("10.0.1.1", frag=4) / Raw(b"more")),
+    lan("of a protocol that nobody speaks", ip("10.0.1.1", proto=253) / Raw(b"what?")),
+    lan("of a protocol that nobody speaks, at another of its addresses", ip("10.0.2.1", proto=99) / Raw(b"what?")),
+    lan("of a protocol that nobody speaks, a fragment", ip("10.0.1.1", proto=253, flags="MF") / Raw(bytes(16))),
+    lan("an error about nothing", ip("10.0.1.1") / ICMP(type=3, code=1) / ip("10.0.1.9", "10.0.1.1") / DATA),
+    lan("a message that nobody knows", ip("10.0.1.1") / ICMP(type=99)),
     Sent("an error goes another way than its packet came", "lan", ip("10.0.2.9", "172.16.5.1", ttl=1) / DATA),
     Sent("an error about nobody's way", "wan", ip("192.168.0.1", "172.16.5.2") / DATA),
     Sent("who does not answer", "lan", ip("10.0.2.77") / DATA, 0.6),
@@ -203,6 +249,39 @@ V6 = [
     lan("a ping of another of its addresses", ip6("fd00:2::1") / PING6),
     lan("nobody listens", ip6("fd00:1::1") / DATA),
     lan("nobody listens at another of its addresses", ip6("fd00:2::1") / DATA),
+    lan("nobody listens, behind options", ip6("fd00:1::1") / IPv6ExtHdrDestOpt() / DATA),
+    lan("nobody listens, without a checksum", ip6("fd00:1::1") / UDP(sport=4000, dport=5000, chksum=0) / b"data"),
+    lan("nobody listens, with a wrong checksum", ip6("fd00:1::1") / UDP(sport=4000, dport=5000, chksum=7) / b"data"),
+    lan("nobody listens, a first fragment", ip6("fd00:1::1") / IPv6ExtHdrFragment(m=1, id=5) / DATA / bytes(4)),
+    lan(
+        "nobody listens, a later fragment", ip6("fd00:1::1") / IPv6ExtHdrFragment(nh=17, offset=4, id=5) / Raw(b"more")
+    ),
+    *(
+        lan(f"nobody serves it, {said}", ip6("fd00:1::1", **fields) / TCP(sport=4000, dport=80, **segment) / data)
+        for said, fields, segment, data in (
+            ("opens", {}, {"flags": "S", "seq": 100}, b""),
+            ("opens, with a class and a label", {"tc": 0xBB, "fl": 0x12345}, {"flags": "S", "seq": 100}, b""),
+            ("goes on", {}, {"flags": "PA", "seq": 100, "ack": 2**31}, b"data"),
+            ("breaks off", {}, {"flags": "R", "seq": 100}, b""),
+            ("its hops are over", {"hlim": 1}, {"flags": "S", "seq": 100}, b""),
+            ("with a wrong checksum", {}, {"flags": "S", "seq": 100, "chksum": 7}, b""),
+        )
+    ),
+    lan("of a protocol that nobody speaks", ip6("fd00:1::1", nh=253) / Raw(b"what?")),
+    lan("of a protocol that nobody speaks, behind options", ip6("fd00:1::1") / IPv6ExtHdrDestOpt(nh=253) / Raw(b"?")),
+    lan("nothing behind the header", ip6("fd00:1::1", nh=59) / Raw(b"what?")),
+    lan("an error about nothing", ip6("fd00:1::1") / ICMPv6DestUnreach() / ip6("fd00:1::9", "fd00:1::1") / DATA),
+    *(
+        Sent(f"{what} behind the packet", "lan", packet, trailer=trailer)
+        for what, trailer in (("a trailer", TRAILER), ("a long one", bytes(range(256)) * 3))
+        for packet in (
+            ip6("fd00:2::9") / UDP(sport=4000, dport=5000),
+            ip6("fd00:2::9") / UDP(sport=4000, dport=5000) / (bytes(range(200)) * 3),
+            ip6("fd00:2::9", hlim=1) / DATA,
+            ip6("fd00:1::1") / PING6,
+            ip6("fd00:1::1") / DATA,
+        )
+    ),
     Sent(
         "an error goes another way than its packet came",
         "lan",

@@ -227,7 +227,14 @@ fn udp(from: u8, to: [u8; 4], ttl: u8, len: usize, flags: u8) -> Vec<u8> {
 }
 
 fn udp6(from: u8, to: Ipv6Addr, hops: u8, len: usize) -> Vec<u8> {
-    let payload = vec![7; 8 + len];
+    let mut payload = vec![7; 8 + len];
+    let [a, b] = (8 + len as u16).to_be_bytes();
+    payload[4..8].copy_from_slice(&[a, b, 0, 0]);
+    let pseudo = Sum::of(&[host6(from).octets(), to.octets()].concat())
+        .and_word(17)
+        .and_word(8 + len as u16);
+    let sum = pseudo.and(Sum::of(&payload)).checksum_not_zero();
+    payload[6..8].copy_from_slice(&sum.to_be_bytes());
     ethernet(
         router_mac(from),
         host_mac(from),
@@ -514,6 +521,83 @@ fn errors_say_what_became_of_a_packet_and_quote_it() {
         error_in(&lab.pass(0, &udp6(0, "fd00::1".parse().unwrap(), 64, 18), 0)[0]).1,
         4
     );
+}
+
+/// A segment that opens a connection, or has these flags, from host 0.
+fn segment(to: IpAddr, flags: u8) -> Vec<u8> {
+    let mut payload = vec![0x0f, 0xa0, 0, 80, 0, 0, 0, 9, 0, 0, 0, 77, 0x50, flags];
+    payload.extend([1, 0, 0, 0, 0, 0]);
+    let (ends, kind) = match to {
+        IpAddr::V4(to) => ([[10, 0, 0, 9], to.octets()].concat(), 0x0800),
+        IpAddr::V6(to) => ([host6(0).octets(), to.octets()].concat(), 0x86dd),
+    };
+    let pseudo = Sum::of(&ends).and_word(6).and_word(20);
+    let sum = pseudo.and(Sum::of(&payload)).checksum();
+    payload[16..18].copy_from_slice(&sum.to_be_bytes());
+    let packet = match to {
+        IpAddr::V4(to) => v4(0, 64, 6, [10, 0, 0, 9], to.octets(), &payload),
+        IpAddr::V6(to) => v6(6, 64, host6(0), to, &payload),
+    };
+    ethernet(router_mac(0), host_mac(0), kind, &packet)
+}
+
+#[test]
+fn what_it_does_not_serve_is_refused_and_not_too_often() {
+    let mut lab = Lab::new([]);
+    lab.greet();
+    for (to, above) in [("10.0.0.1", 34), ("10.0.1.1", 34), ("fd00::1", 54)] {
+        let to: IpAddr = to.parse().unwrap();
+        let told = lab.pass(0, &segment(to, 2), 0);
+        assert_eq!(
+            &told[0][above..above + 14],
+            [0, 80, 0x0f, 0xa0, 0, 0, 0, 0, 0, 0, 0, 10, 0x50, 0x14]
+        );
+        let told = lab.pass(0, &segment(to, 0x10), 0);
+        assert_eq!(&told[0][above + 4..above + 8], [0, 0, 0, 77]);
+        assert!(lab.pass(0, &segment(to, 4), 0).is_empty(), "a reset");
+        let mut wrong = segment(to, 2);
+        wrong[above + 17] ^= 1;
+        let malformed = lab.drops(DropReason::Malformed);
+        assert!(lab.pass(0, &wrong, 0).is_empty());
+        assert_eq!(lab.drops(DropReason::Malformed), malformed + 1);
+    }
+    let packet = v4(0, 64, 253, [10, 0, 0, 9], [10, 0, 0, 1], b"what?");
+    let frame = ethernet(router_mac(0), host_mac(0), 0x0800, &packet);
+    let told = lab.pass(0, &frame, 0);
+    assert_eq!((error_in(&told[0]).0, error_in(&told[0]).1), (3, 2));
+    let to = "fd00::1".parse().unwrap();
+    let packet = v6(253, 64, host6(0), to, b"what?");
+    let told = lab.pass(0, &ethernet(router_mac(0), host_mac(0), 0x86dd, &packet), 0);
+    assert_eq!(error_in(&told[0]).2, 6, "where the header is named");
+    let before = lab.counters();
+    for _ in 0..2_000 {
+        lab.pass(0, &segment([10, 0, 0, 1].into(), 2), 0);
+    }
+    let after = lab.counters();
+    assert!(after.errors_sent <= before.errors_sent + 1_000);
+    assert_eq!(
+        after.errors_sent + after.errors_suppressed,
+        before.errors_sent + before.errors_suppressed + 2_000
+    );
+}
+
+#[test]
+fn what_is_behind_a_packet_does_not_go_on_with_it() {
+    let mut lab = Lab::new([]);
+    lab.greet();
+    for len in [0, 10, 150, 400] {
+        let frames = [
+            udp(0, [10, 0, 1, 9], 64, len, 0),
+            udp6(0, host6(1), 64, len),
+        ];
+        for frame in frames {
+            for more in [1, 18, 200, 900] {
+                let mut longer = frame.clone();
+                longer.extend(vec![0xee; more]);
+                assert_eq!(lab.pass(0, &longer, 1), [forwarded(&frame, 1)]);
+            }
+        }
+    }
 }
 
 #[test]

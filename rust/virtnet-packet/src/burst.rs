@@ -1,6 +1,7 @@
 //! Packets that move together: private heads, bodies in place, in arrays made once.
 
 mod tag;
+mod trim;
 
 use std::fmt;
 use std::num::NonZeroU64;

@@ -28,6 +28,7 @@ mod signature;
 mod sink;
 mod source;
 mod switch;
+mod tcp_reset;
 mod tee;
 mod wire;
 

@@ -3,7 +3,8 @@
 use virtnet_packet::checksum::Sum;
 use virtnet_packet::flow::IpVersion;
 
-use super::packet::{ICMP, ICMP6, Packet, Piece, TCP, long};
+use super::packet::{ICMP, ICMP6, Packet, Piece, TCP};
+use crate::function::tcp_reset::reset;
 
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
@@ -25,7 +26,7 @@ pub(super) fn refusal(packet: &Packet, head: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let (protocol, above) = match packet.protocol {
-        TCP => (TCP, reset(packet, head)?),
+        TCP => (TCP, reset(head, packet.above, packet.end)?.to_vec()),
         _ if packet.version == IpVersion::V4 => (ICMP, unreachable(packet, head, [3, 3])?),
         _ => (ICMP6, unreachable(packet, head, [1, 4])?),
     };
@@ -66,30 +67,6 @@ pub(super) fn refusal(packet: &Packet, head: &[u8]) -> Option<Vec<u8>> {
     let at = start + if protocol == TCP { 16 } else { 2 };
     frame[at..at + 2].copy_from_slice(&sum.checksum().to_be_bytes());
     Some(frame)
-}
-
-/// Spec: RFC 9293, 3.10.7.1.
-fn reset(packet: &Packet, head: &[u8]) -> Option<Vec<u8>> {
-    let at = packet.above;
-    let flags = *head.get(at + 13)?;
-    if flags & 4 != 0 {
-        return None;
-    }
-    let header = 4 * usize::from(head.get(at + 12)? >> 4);
-    let payload = packet.end.checked_sub(at + header)?;
-    let len = u32::try_from(payload).ok()? + u32::from(flags & 2 != 0) + u32::from(flags & 1 != 0);
-    let (sequence, acknowledged, flags) = if flags & 16 != 0 {
-        (long(head, at + 8)?, 0, 4)
-    } else {
-        (0, long(head, at + 4)?.wrapping_add(len), 20)
-    };
-    let mut segment = Vec::with_capacity(20);
-    segment.extend_from_slice(head.get(at + 2..at + 4)?);
-    segment.extend_from_slice(head.get(at..at + 2)?);
-    segment.extend_from_slice(&sequence.to_be_bytes());
-    segment.extend_from_slice(&acknowledged.to_be_bytes());
-    segment.extend_from_slice(&[0x50, flags, 0, 0, 0, 0, 0, 0]);
-    Some(segment)
 }
 
 /// Spec: RFC 792; RFC 4443, 3.1.

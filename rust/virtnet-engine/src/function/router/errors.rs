@@ -7,17 +7,19 @@ use std::net::IpAddr;
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, Offload};
 
+use super::Router;
+use super::local::ECHO6_REQUEST;
 use super::made::IcmpError;
 use super::neighbours::Waiting;
 use super::packet::{ICMP, ICMPV6, V4, V6};
 use super::tables::Next;
-use super::{ECHO6_REQUEST, Router};
 use crate::graph::Gate;
 
 const REDIRECT6: u8 = 137;
 
 pub(super) const NO_NETWORK: IcmpError = error(3, 0);
 const NO_HOST: IcmpError = error(3, 1);
+pub(super) const NO_PROTOCOL: IcmpError = error(3, 2);
 pub(super) const NO_PORT: IcmpError = error(3, 3);
 pub(super) const TTL_EXPIRED: IcmpError = error(11, 0);
 pub(super) const NO_ROUTE6: IcmpError = error(1, 0);
@@ -25,6 +27,16 @@ pub(super) const BEYOND_SCOPE6: IcmpError = error(1, 2);
 const NO_ADDRESS6: IcmpError = error(1, 3);
 pub(super) const NO_PORT6: IcmpError = error(1, 4);
 pub(super) const HOPS_EXPIRED6: IcmpError = error(3, 0);
+
+/// The header that is named at `at` of the packet is one that nobody knows here.
+pub(super) fn unknown_header(at: usize) -> IcmpError {
+    IcmpError {
+        rest: u32::try_from(at).unwrap_or_default(),
+        ..UNKNOWN_HEADER6
+    }
+}
+
+const UNKNOWN_HEADER6: IcmpError = error(4, 1);
 
 pub(super) const fn error(kind: u8, code: u8) -> IcmpError {
     IcmpError {
@@ -57,7 +69,7 @@ impl Router {
             return;
         };
         let source = match what {
-            NO_PORT => ip.destination,
+            NO_PORT | NO_PROTOCOL => ip.destination,
             _ => match self.tables.source(station.0, ip.source.into()) {
                 Some(IpAddr::V4(source)) => source,
                 _ => return,
@@ -86,8 +98,8 @@ impl Router {
         now: u64,
     ) {
         let is_error = match ip.transport(burst.head(i)) {
-            Some((ICMPV6, at)) => {
-                let kind = burst.head(i).get(at);
+            Some(upper) if upper.kind == ICMPV6 => {
+                let kind = burst.head(i).get(upper.at);
                 kind.is_none_or(|&kind| kind < ECHO6_REQUEST || kind == REDIRECT6)
             }
             _ => false,
@@ -99,7 +111,7 @@ impl Router {
             return;
         };
         let source = match what {
-            NO_PORT6 => ip.destination,
+            NO_PORT6 | IcmpError { kind: 4, .. } => ip.destination,
             _ => match self.tables.source(station.0, ip.source.into()) {
                 Some(IpAddr::V6(source)) => source,
                 _ => return,
@@ -116,7 +128,7 @@ impl Router {
         self.send_frame(frame, Offload::default(), station, now);
     }
 
-    fn may_tell(&mut self, now: u64) -> bool {
+    pub(super) fn may_tell(&mut self, now: u64) -> bool {
         let may = self.errors.allowed(now) > 0;
         if may {
             self.errors.spend(1);

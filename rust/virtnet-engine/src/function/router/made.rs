@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use virtnet_packet::checksum::Sum;
 use virtnet_packet::header::{ETHERNET_LEN, Mac};
 
-use super::packet::{ICMP, ICMPV6, V4_LEN, put, word};
+use super::packet::{ICMP, ICMPV6, TCP, V4_LEN, put, word};
+use crate::function::tcp_reset::RESET_LEN;
 
 /// The most bytes of an ICMP error's packet. Spec: RFC 1812, 4.3.2.3.
 const ERROR4_LEN: usize = 576;
@@ -18,6 +19,8 @@ const ERROR6_LEN: usize = 1280;
 const FRAME_MIN: usize = 60;
 /// What the packets of a router begin with.
 const TTL: u8 = 64;
+/// The bits of a type of service, or traffic class, that are about congestion. Spec: RFC 3168, 5.
+const ECN: u8 = 3;
 /// Of neighbour discovery: it has not been forwarded.
 const HOPS_MAX: u8 = 255;
 
@@ -215,6 +218,59 @@ impl IcmpError {
         frame.extend(self.rest.to_be_bytes());
         frame.extend_from_slice(quoted);
     }
+}
+
+/// Makes the frame of a reset, to be addressed, in answer to a packet of this type of service.
+pub(super) fn reset4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    service: u8,
+    mut segment: [u8; RESET_LEN],
+) -> Vec<u8> {
+    let ends = Sum::of(&source.octets()).and(Sum::of(&destination.octets()));
+    finish_reset(&mut segment, ends);
+    let mut frame = ethernet(
+        Mac::default(),
+        Mac::default(),
+        [0x08, 0x00],
+        V4_LEN + RESET_LEN,
+    );
+    // What cannot be cut needs no number. Spec: RFC 6864, 4.1.
+    frame.extend([0x45, service & !ECN]);
+    frame.extend(len_16(V4_LEN + RESET_LEN).to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, TTL, TCP, 0, 0]);
+    frame.extend(source.octets());
+    frame.extend(destination.octets());
+    let sum = Sum::of(&frame[ETHERNET_LEN..]).checksum();
+    put(&mut frame, ETHERNET_LEN + 10, sum);
+    frame.extend(segment);
+    frame
+}
+
+/// The same of IPv6, in answer to a packet of this traffic class.
+pub(super) fn reset6(
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    class: u8,
+    mut segment: [u8; RESET_LEN],
+) -> Vec<u8> {
+    let ends = Sum::of(&source.octets()).and(Sum::of(&destination.octets()));
+    finish_reset(&mut segment, ends);
+    let mut frame = ethernet(Mac::default(), Mac::default(), [0x86, 0xdd], 40 + RESET_LEN);
+    let [first, second] = (0x6000 | u16::from(class & !ECN) << 4).to_be_bytes();
+    frame.extend([first, second, 0, 0]);
+    frame.extend(len_16(RESET_LEN).to_be_bytes());
+    frame.extend([TCP, TTL]);
+    frame.extend(source.octets());
+    frame.extend(destination.octets());
+    frame.extend(segment);
+    frame
+}
+
+fn finish_reset(segment: &mut [u8; RESET_LEN], ends: Sum) {
+    let pseudo = ends.and_word(TCP.into()).and_word(len_16(RESET_LEN));
+    let sum = pseudo.and(Sum::of(segment)).checksum();
+    put(segment, 16, sum);
 }
 
 /// Cuts the IPv4 packet in a finished frame into fragments of at most `mtu` bytes, and hands each to `push`; how many.

@@ -16,6 +16,8 @@
 
 mod errors;
 mod flows;
+mod links;
+mod local;
 mod made;
 mod maglev;
 mod nat;
@@ -27,19 +29,17 @@ mod tables;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use virtnet_packet::header::{self, ETHERNET_LEN, Mac};
+use virtnet_packet::header::{self, ETHERNET_LEN};
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Resolver};
 
 pub use nat::{Service, Translation};
 pub use tables::{Route, RouterInterface, RouterTables};
 
-use self::errors::{
-    BEYOND_SCOPE6, HOPS_EXPIRED6, NO_NETWORK, NO_PORT, NO_PORT6, NO_ROUTE6, TTL_EXPIRED, error,
-};
-use self::made::{ALL_NODES, Arp, Discovery, IcmpError, fragment, solicited};
+use self::errors::{BEYOND_SCOPE6, HOPS_EXPIRED6, NO_NETWORK, NO_ROUTE6, TTL_EXPIRED, error};
+use self::made::{Arp, IcmpError, fragment};
 use self::nat::{Crossing, Nat, Plan};
-use self::neighbours::{Neighbours, Question, Station, Waiting};
-use self::packet::{ICMP, ICMPV6, UDP, V4, V6, age_v4, answer_echo, longest, macs, renew, word};
+use self::neighbours::{Neighbours, Station, Waiting};
+use self::packet::{V4, V6, age_v4, longest, macs};
 use self::tables::Next;
 use super::fragments::Early;
 use super::outbox::Outbox;
@@ -51,20 +51,12 @@ use crate::graph::Gate;
 /// ICMP errors per second, if nothing else is said.
 pub const ERRORS_PPS: u64 = 1_000;
 
-/// Time to live of what begins here.
-const TTL: u8 = 64;
-
-const ECHO_REPLY: u8 = 0;
-const ECHO_REQUEST: u8 = 8;
-const ECHO6_REQUEST: u8 = 128;
-const ECHO6_REPLY: u8 = 129;
-
 /// What a router is to do; can be changed while it runs, and keeps whom it knows on the links that stay.
 #[derive(Clone, Debug)]
 pub struct RouterOrders {
     /// Its interfaces and routes.
     pub tables: Arc<RouterTables>,
-    /// ICMP errors that it sends in a second at most.
+    /// ICMP errors and resets of TCP that it sends in a second at most.
     pub errors_pps: u64,
     /// How it translates addresses, if it does. Flows that are there go on as they began.
     pub translation: Option<Arc<Translation>>,
@@ -96,9 +88,9 @@ pub struct RouterCounters {
     pub answered: u64,
     /// Pings it has answered.
     pub echo_answered: u64,
-    /// ICMP errors it has sent.
+    /// ICMP errors and resets of TCP it has sent.
     pub errors_sent: u64,
-    /// ICMP errors it has not sent because they would have been too many.
+    /// Those it has not sent because they would have been too many.
     pub errors_suppressed: u64,
     /// Packets it has cut into fragments.
     pub fragmented: u64,
@@ -233,11 +225,17 @@ impl Router {
         };
         match kind {
             [0x08, 0x00] if to == here.mac => match V4::of(head, frame_len) {
-                Some(ip) => self.v4(burst, i, here.gate, ip, now),
+                Some(ip) => {
+                    trim(burst, i, ip.total_len);
+                    self.v4(burst, i, here.gate, ip, now)
+                }
                 None => Fate::Drop(DropReason::Malformed),
             },
             [0x86, 0xdd] if to == here.mac || to.is_group() => match V6::of(head, frame_len) {
-                Some(ip) => self.v6(burst, i, here, ip, now),
+                Some(ip) => {
+                    trim(burst, i, ip.total_len);
+                    self.v6(burst, i, here, ip, now)
+                }
                 None => Fate::Drop(DropReason::Malformed),
             },
             [0x08, 0x06] if to == here.mac || to.is_group() => match Arp::of(head) {
@@ -316,38 +314,6 @@ impl Router {
         if is_too_long {
             return self.cut(burst, i, station, now);
         }
-        self.send_on(burst, i, station, now)
-    }
-
-    /// A packet for the router itself.
-    #[cold]
-    fn local_v4(&mut self, burst: &mut Burst, i: usize, gate: Gate, ip: V4, now: u64) -> Fate {
-        let at = ip.transport();
-        if ip.later && self.nat.is_some() {
-            return self.keep_fragment(burst, i, gate, &ip, now);
-        }
-        if ip.protocol == UDP && !ip.later {
-            self.tell_v4(burst, i, gate, &ip, NO_PORT, now);
-        }
-        let is_echo = ip.protocol == ICMP
-            && !ip.fragment
-            && burst.head(i).get(at..at + 2) == Some(&[ECHO_REQUEST, 0]);
-        if !is_echo {
-            return Fate::Consumed;
-        }
-        let Some(station) = self.back_to(ip.source.into(), gate) else {
-            return Fate::Drop(DropReason::NoRoute);
-        };
-        let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
-        let head = burst.head_mut(i);
-        // Swapped addresses have the same sum.
-        head[ETHERNET_LEN + 12..ETHERNET_LEN + 20].rotate_left(4);
-        let was = word(head, ETHERNET_LEN + 8);
-        head[ETHERNET_LEN + 8] = TTL;
-        let is = word(head, ETHERNET_LEN + 8);
-        renew(head, ETHERNET_LEN + 10, was, is);
-        answer_echo(head, at, ECHO_REPLY, is_finished);
-        self.counters.echo_answered += 1;
         self.send_on(burst, i, station, now)
     }
 
@@ -435,71 +401,6 @@ impl Router {
         self.send_on(burst, i, station, now)
     }
 
-    /// A packet that stays on its link: for a group, by an address of the link, or from a station that has none yet.
-    #[cold]
-    fn near_v6(
-        &mut self,
-        burst: &mut Burst,
-        i: usize,
-        here: &RouterInterface,
-        ip: V6,
-        now: u64,
-    ) -> Fate {
-        if ip.next == ICMPV6
-            && matches!(
-                burst.head(i).get(ETHERNET_LEN + 40),
-                Some(&made::SOLICITATION | &made::ADVERTISEMENT)
-            )
-        {
-            return match Discovery::of(burst.head(i), ip.source, ip.destination) {
-                Some(seen) => self.discovery(burst, i, here, seen, now),
-                None => Fate::Drop(DropReason::Malformed),
-            };
-        }
-        if ip.destination.is_unicast_link_local() && here.has(ip.destination.into()) {
-            return self.local_v6(burst, i, here, ip, now);
-        }
-        Fate::Drop(DropReason::NotForUs)
-    }
-
-    #[cold]
-    fn local_v6(
-        &mut self,
-        burst: &mut Burst,
-        i: usize,
-        here: &RouterInterface,
-        ip: V6,
-        now: u64,
-    ) -> Fate {
-        let at = ETHERNET_LEN + 40;
-        let kind = burst.head(i).get(at).copied().unwrap_or_default();
-        match (ip.next, kind) {
-            (ICMPV6, made::SOLICITATION | made::ADVERTISEMENT) => {
-                match Discovery::of(burst.head(i), ip.source, ip.destination) {
-                    Some(seen) => self.discovery(burst, i, here, seen, now),
-                    None => Fate::Drop(DropReason::Malformed),
-                }
-            }
-            (ICMPV6, ECHO6_REQUEST) => {
-                let Some(station) = self.back_to(ip.source.into(), here.gate) else {
-                    return Fate::Drop(DropReason::NoRoute);
-                };
-                let is_finished = burst.offload(i).flags & Offload::NEEDS_CSUM == 0;
-                let head = burst.head_mut(i);
-                head[ETHERNET_LEN + 8..ETHERNET_LEN + 40].rotate_left(16);
-                head[ETHERNET_LEN + 7] = TTL;
-                answer_echo(head, at, ECHO6_REPLY, is_finished);
-                self.counters.echo_answered += 1;
-                self.send_on(burst, i, station, now)
-            }
-            (UDP, _) => {
-                self.tell_v6(burst, i, here.gate, &ip, NO_PORT6, now);
-                Fate::Consumed
-            }
-            _ => Fate::Consumed,
-        }
-    }
-
     /// Where an answer to `source` goes, which was heard on the link of `gate`.
     fn back_to(&self, source: IpAddr, gate: Gate) -> Option<Station> {
         if let IpAddr::V6(ip) = source
@@ -512,109 +413,6 @@ impl Router {
             Next::Via(gate, via) => Some((gate, via)),
             Next::Nowhere | Next::Local | Next::Broadcast => None,
         }
-    }
-
-    // Addresses on the links.
-
-    #[cold]
-    fn arp(&mut self, here: &RouterInterface, arp: Arp, now: u64) -> Fate {
-        self.last = Last::default();
-        let is_asked = arp.is_request && here.has(arp.target.into());
-        let sender = IpAddr::V4(arp.sender);
-        if here.reaches(sender) && !here.has(sender) {
-            self.neighbours
-                .hear((here.gate, sender), arp.mac, is_asked, now);
-        }
-        if is_asked {
-            let answer = Arp {
-                is_request: false,
-                mac: here.mac,
-                sender: arp.target,
-                target: arp.sender,
-            };
-            self.counters.answered += 1;
-            self.outbox
-                .push(here.gate, &answer.frame(arp.mac), Offload::default());
-        }
-        Fate::Consumed
-    }
-
-    #[cold]
-    fn discovery(
-        &mut self,
-        burst: &Burst,
-        i: usize,
-        here: &RouterInterface,
-        seen: Discovery,
-        now: u64,
-    ) -> Fate {
-        let gate = here.gate;
-        self.last = Last::default();
-        if !seen.is_question {
-            if let Some(mac) = seen.mac.or_else(|| header::source(burst.head(i)))
-                && here.reaches(seen.target.into())
-                && !here.has(seen.target.into())
-            {
-                self.neighbours
-                    .hear((gate, seen.target.into()), mac, false, now);
-            }
-            return Fate::Consumed;
-        }
-        if !here.has(seen.target.into()) {
-            return Fate::Consumed;
-        }
-        let asker = header::source(burst.head(i)).unwrap_or_default();
-        // One that only tries whether the address is free has none of its own yet.
-        let (destination, mac) = if seen.source.is_unspecified() {
-            ALL_NODES
-        } else {
-            (seen.source, seen.mac.unwrap_or(asker))
-        };
-        if !seen.source.is_unspecified() && here.reaches(seen.source.into()) {
-            self.neighbours
-                .hear((gate, seen.source.into()), mac, true, now);
-        }
-        let answer = Discovery {
-            is_question: false,
-            source: seen.target,
-            destination,
-            target: seen.target,
-            mac: Some(here.mac),
-        };
-        self.counters.answered += 1;
-        self.outbox
-            .push(gate, &answer.frame(here.mac, mac), Offload::default());
-        Fate::Consumed
-    }
-
-    fn ask(&mut self, Question { station, of }: Question) {
-        let tables = Arc::clone(&self.tables);
-        let (gate, ip) = station;
-        let Some(here) = tables.at(gate) else { return };
-        let frame = match (ip, tables.source(gate, ip)) {
-            (IpAddr::V4(target), Some(IpAddr::V4(sender))) => Arp {
-                is_request: true,
-                mac: here.mac,
-                sender,
-                target,
-            }
-            .frame(of.unwrap_or(Mac::BROADCAST)),
-            (IpAddr::V6(target), Some(IpAddr::V6(source))) => {
-                let (group, group_mac) = solicited(target);
-                let (destination, to) = of.map_or((group, group_mac), |mac| (target, mac));
-                let question = Discovery {
-                    is_question: true,
-                    source,
-                    destination,
-                    target,
-                    mac: Some(here.mac),
-                };
-                question.frame(here.mac, to)
-            }
-            _ => return,
-        };
-        self.counters.asked += 1;
-        self.outbox.push(gate, &frame, Offload::default());
     }
 
     // The way out.
@@ -740,6 +538,14 @@ impl Router {
         }
         let nat = self.nat.as_ref().and_then(|nat| nat.due());
         self.neighbours.due().into_iter().chain(nat).min()
+    }
+}
+
+/// Takes off what a frame has behind its packet: what fills short ones up, and trailers. Spec: RFC 1122, 2.3.1.
+#[inline]
+fn trim(burst: &mut Burst, i: usize, total_len: usize) {
+    if burst.frame_len(i) > ETHERNET_LEN + total_len {
+        burst.trim(i, ETHERNET_LEN + total_len);
     }
 }
 

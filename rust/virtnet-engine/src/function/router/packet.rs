@@ -117,25 +117,49 @@ impl V6 {
         })
     }
 
-    /// What is behind the headers of IPv6, and where it begins, as far as the head shows; none in fragments but the first.
-    /// Spec: RFC 8200, 4.
-    pub(super) fn transport(&self, head: &[u8]) -> Option<(u8, usize)> {
+    /// What is behind the headers of IPv6, as far as the head shows; none in fragments but the first. Spec: RFC 8200, 4.
+    pub(super) fn transport(&self, head: &[u8]) -> Option<Upper> {
         const HOP_BY_HOP: u8 = 0;
         const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
         const DESTINATION: u8 = 60;
         let (mut kind, mut at) = (self.next, ETHERNET_LEN + V6_LEN);
+        let (mut named_at, mut is_piece) = (ETHERNET_LEN + 6, false);
         loop {
             let len = match kind {
                 HOP_BY_HOP | ROUTING | DESTINATION => 8 + usize::from(*head.get(at + 1)?) * 8,
-                FRAGMENT if word(head, at + 2) & 0xfff8 == 0 => 8,
+                FRAGMENT if word(head, at + 2) & 0xfff8 == 0 => {
+                    is_piece |= word(head, at + 2) & 1 != 0;
+                    8
+                }
                 FRAGMENT => return None,
-                _ => return Some((kind, at)),
+                _ => {
+                    return Some(Upper {
+                        kind,
+                        at,
+                        named_at,
+                        is_piece,
+                    });
+                }
             };
             kind = *head.get(at)?;
+            named_at = at;
             at += len;
         }
     }
+}
+
+/// What is behind the headers of IPv6.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Upper {
+    /// What it is.
+    pub(super) kind: u8,
+    /// Where it begins in the frame.
+    pub(super) at: usize,
+    /// Where the frame says what it is.
+    pub(super) named_at: usize,
+    /// Whether it is only the beginning of a packet that was cut.
+    pub(super) is_piece: bool,
 }
 
 /// The length of the longest IP packet that becomes of packet `i`, which is `total_len` long: where it is to be cut into
