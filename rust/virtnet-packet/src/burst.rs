@@ -226,13 +226,27 @@ impl Burst {
     /// When the burst is full, which is a caller's defect.
     #[inline(always)]
     pub fn push_guest(&mut self, bytes: GuestSlice<'_>, frame: Segment, offload: Offload) {
+        self.push_guest_named(bytes, || frame, offload);
+    }
+
+    /// The same for a frame whose name is asked for only if it is a long one.
+    ///
+    /// # Panics
+    /// When the burst is full, which is a caller's defect.
+    #[inline(always)]
+    pub fn push_guest_named(
+        &mut self,
+        bytes: GuestSlice<'_>,
+        frame: impl FnOnce() -> Segment,
+        offload: Offload,
+    ) {
         let row = &mut self.rows[self.n].0;
         // A whole row is moves in line, whatever is shorter a choice among copies.
         if !bytes.copy_whole(row) {
             bytes.copy_to(row);
         }
         let body = if bytes.len() > HEAD_MAX {
-            self.body_of(frame.skip(HEAD_MAX_U32))
+            self.body_of(frame().skip(HEAD_MAX_U32))
         } else {
             Body::default()
         };

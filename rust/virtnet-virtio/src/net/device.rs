@@ -83,7 +83,8 @@ impl TransmitQueue {
                 && (FRAME_MIN.into()..=FRAME_MAX.into()).contains(&frame_len)
                 && let Some(only) = chain.only()
             {
-                burst.push_guest(bytes, only.skip(self.header_len), Offload::default());
+                let name = || only.skip(self.header_len);
+                burst.push_guest_named(bytes, name, Offload::default());
                 bytes_received += frame_len;
                 continue;
             }
