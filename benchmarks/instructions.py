@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = Path(__file__).with_name("instructions.json")
 
 RINGS = ("split", "split in-order", "packed", "packed in-order")
-SIZES = (64, 1518)
+SIZES = (64, 256, 1518)
 #: With a record of what is in flight.
 RECORDED = ("split recorded 64", "packed recorded 64")
 #: Functions between two ports that do nothing, whose share (some 20 instructions) is included.

@@ -134,6 +134,22 @@ impl<'mem> GuestSlice<'mem> {
         true
     }
 
+    /// Copies all of `src` in over the first bytes, if there are as many: moves in line, however many that are.
+    #[inline(always)]
+    #[must_use]
+    pub fn copy_whole_from<const N: usize>(&self, src: &[u8; N]) -> bool {
+        const { assert!(N.is_multiple_of(LINE), "whole lines") };
+        if self.len < N {
+            return false;
+        }
+        for at in (0..N).step_by(LINE) {
+            let (from, to) = (src.as_ptr().wrapping_add(at), self.start.wrapping_add(at));
+            // SAFETY: a line from `at` is present in `src` and mapped and writable here, as checked for `N` bytes.
+            unsafe { from.copy_to_nonoverlapping(to, LINE) };
+        }
+        true
+    }
+
     /// Asks for the line of the first byte, to read it soon.
     #[inline]
     pub fn prefetch(&self) {

@@ -411,19 +411,28 @@ impl Burst {
     /// Copies frame `i` into guest memory, as much of it as fits.
     #[inline(always)]
     pub fn copy_frame_to_guest(&self, i: usize, dst: &GuestSlice<'_>) {
-        let head = self.head(i);
-        dst.copy_from(head);
-        if self.frame_len(i) > head.len() {
-            self.copy_body_to_guest(i, dst.split_at(head.len()).1);
+        if self.frame_len(i) > HEAD_MAX {
+            return self.copy_long_frame_to_guest(i, *dst);
         }
+        dst.copy_from(self.head(i));
     }
 
-    /// Copies the body of frame `i`, as much of it as fits.
+    /// The same for a frame with a body.
     #[inline(never)]
-    fn copy_body_to_guest(&self, i: usize, mut dst: GuestSlice<'_>) {
-        for piece in self.body(i) {
-            let written = piece.copy_to_guest(&dst);
-            dst = dst.split_at(written).1;
+    fn copy_long_frame_to_guest(&self, i: usize, dst: GuestSlice<'_>) {
+        let head = &self.rows[i].0;
+        if !dst.copy_whole_from(head) {
+            dst.copy_from(head);
+            return;
+        }
+        let mut rest = dst.split_at(HEAD_MAX).1;
+        for &segment in self.body_segments(i) {
+            // Not by way of a `Piece`, which is two copy routines to choose from twice.
+            let written = match self.memory.as_deref() {
+                Some(memory) if segment.region != OWN => memory.slice(segment).copy_to_guest(&rest),
+                _ => rest.copy_from(self.own_bytes(segment)),
+            };
+            rest = rest.split_at(written).1;
         }
     }
 
@@ -449,24 +458,32 @@ impl Burst {
     /// The pieces of frame `i` behind its head, in order.
     #[inline]
     pub fn body(&self, i: usize) -> impl Iterator<Item = Piece<'_>> {
+        let segments = self.body_segments(i).iter();
+        segments.map(|&segment| self.piece(segment))
+    }
+
+    #[inline]
+    fn body_segments(&self, i: usize) -> &[Segment] {
         let Body { first, count } = self.metas[i].body;
         let first = first as usize;
-        let segments = self
-            .segments
+        self.segments
             .get(first..first + count as usize)
-            .unwrap_or_default();
-        segments.iter().map(|&segment| self.piece(segment))
+            .unwrap_or_default()
+    }
+
+    /// A piece of the burst's own.
+    #[inline]
+    fn own_bytes(&self, segment: Segment) -> &[u8] {
+        let start = segment.offset;
+        self.own
+            .get(start..start + segment.len as usize)
+            .unwrap_or_default()
     }
 
     #[inline]
     fn piece(&self, segment: Segment) -> Piece<'_> {
         if segment.region == OWN {
-            let start = segment.offset;
-            return Piece::Own(
-                self.own
-                    .get(start..start + segment.len as usize)
-                    .unwrap_or_default(),
-            );
+            return Piece::Own(self.own_bytes(segment));
         }
         Piece::Guest(
             self.memory

@@ -126,7 +126,7 @@ fn main() {
     );
     let only = std::env::var("ONLY").unwrap_or_default();
     for (name, features, recorded) in rings {
-        for bytes in [64, 1518] {
+        for bytes in [64, 256, 1518] {
             if !only.is_empty() && only != format!("{name} {bytes}") {
                 continue;
             }
