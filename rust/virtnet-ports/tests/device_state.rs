@@ -7,6 +7,7 @@
 
 mod support;
 
+use support::other_pipe::OtherPipe;
 use support::{Pair, Wiring, beside_others, breathe, burst_of, open_things, send_or_drop, until};
 use virtnet_packet::Port;
 use virtnet_packet::header::Mac;
@@ -97,6 +98,49 @@ fn u26_a_driver_takes_the_state_of_its_device_to_another_one_and_loses_nothing()
             to.wait_until_running();
         }
     }
+}
+
+#[test]
+fn u26_a_back_end_with_a_pipe_of_its_own_gives_and_takes_the_state_through_that() {
+    let _gate = beside_others();
+    let directory = TempDir::new();
+    let control = Control::start("control").unwrap();
+    let wiring = wiring(RingFormat::Split, false);
+    let pair = |name: &str| {
+        let (back_end, path) = (
+            directory.join(name),
+            directory.join(&format!("{name}-between")),
+        );
+        let device = wiring.device(&back_end, &control);
+        let between = OtherPipe::start(&path, &back_end);
+        let driver = wiring.driver(&path, &control);
+        until("both run", || {
+            let (device, driver) = (device.status().unwrap(), driver.status().unwrap());
+            (device.state, driver.state) == ("running", "running")
+        });
+        (device, driver, between)
+    };
+    let (_device, from, between) = pair("from");
+    from.watch().command(Command::SetMac(MAC)).unwrap();
+    let state = from.watch().transfer_state(None).unwrap();
+    assert!(state.starts_with(b"vnst"), "{state:?}");
+    assert_eq!(between.exchanged(), 1);
+
+    let (device, to, between) = pair("to");
+    let loaded = to.watch().transfer_state(Some(state.clone()));
+    eprintln!(
+        "DBG {:?} {:?}",
+        to.status().unwrap().last_error,
+        device.status().unwrap().last_error
+    );
+    assert_eq!(loaded.unwrap(), [0_u8; 0]);
+    assert_eq!(device.status().unwrap().config.unwrap().mac, Some(MAC.0));
+    // Through that pipe, too, nonsense is none.
+    let error = to.watch().transfer_state(Some(b"nonsense".to_vec()));
+    assert!(matches!(error, Err(PortError::TransferRefused { .. })));
+    assert_eq!(to.watch().transfer_state(None).unwrap(), state);
+    assert_eq!(between.exchanged(), 3);
+    assert_eq!(to.status().unwrap().state, "running");
 }
 
 /// A device that does nothing.

@@ -26,6 +26,9 @@ pub(super) struct Transfer {
     load: Option<Vec<u8>>,
     /// Rings that have stopped.
     stopped: usize,
+    /// Where the state comes out if the back-end has no pipe of its own. Nothing is read before it has said so: one that has closes
+    /// its end of ours first, which would look like the end of the state.
+    ours: Option<PipeEnd>,
     /// Where the state comes out, and what has come.
     pipe: Option<PipeEnd>,
     saved: Vec<u8>,
@@ -63,6 +66,7 @@ impl Session {
             id,
             load,
             stopped: 0,
+            ours: None,
             pipe: None,
             saved: Vec::new(),
         });
@@ -98,7 +102,7 @@ impl Session {
             write(&writer, state).map_err(failed)?;
             reader.into()
         } else {
-            transfer.pipe = Some(PipeEnd::reader(reader.into()).map_err(PortError::from)?);
+            transfer.ours = Some(PipeEnd::reader(reader.into()).map_err(PortError::from)?);
             writer.into()
         };
         let load = transfer.load.is_some();
@@ -111,6 +115,7 @@ impl Session {
         let Some(transfer) = &mut self.transfer else {
             return Ok(());
         };
+        let ours = transfer.ours.take();
         match (&transfer.load, other) {
             (Some(state), Some(other)) => {
                 let writer = PipeEnd::writer(other).map_err(PortError::from)?;
@@ -120,7 +125,7 @@ impl Session {
             (None, Some(other)) => {
                 transfer.pipe = Some(PipeEnd::reader(other).map_err(PortError::from)?);
             }
-            (_, None) => {}
+            (_, None) => transfer.pipe = ours,
         }
         if transfer.load.is_some() {
             self.frontend.check_state()?;

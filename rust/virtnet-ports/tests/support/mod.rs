@@ -7,6 +7,7 @@
 )]
 
 pub mod host;
+pub mod other_pipe;
 
 use std::fs;
 use std::path::Path;
