@@ -31,13 +31,13 @@ def probe(*arguments):
 
 
 def test_our_own_back_end_passes_from_another_process(sockets):
-    with echo_behind(sockets / "a", queue_pairs=2):
+    with echo_behind(sockets / "a", queue_pairs=2, in_band=True):
         done = probe(sockets / "a", "--json", "--timeout", "20")
         report = json.loads(done.stdout)
         assert done.returncode == 0, [one for one in report["checks"] if one["outcome"] == "failed"]
     assert report["ok"] is True
     assert report["failed"] == report["warned"] == 0
-    assert report["passed"] > 90
+    assert report["passed"] > 150
     by_id = {one["id"]: one for one in report["checks"]}
     assert by_id["returns-mergeable-packed"]["outcome"] == "passed"
     assert by_id["gives-descriptors-back"]["outcome"] == "passed"

@@ -22,6 +22,10 @@ DPDK = {
     "offers-what-features-need": "HOST_ECN is offered without HOST_TSO4 or HOST_TSO6",
     # A message of another version is looked at like any other.
     "refuses-version": "a header of version 2 is answered",
+    # lib/vhost keeps SET_STATUS as a number: its rings run on until somebody stops them.
+    "status-zero-resets": "a device whose status is set to 0 goes on with its rings",
+    # The offset of the log in its file is given to mmap and then added once more.
+    "log-with-offset": "marks are made at twice the offset",
     # A ring that is disabled is not looked at at all, so a guest that brings its interface down waits for its buffers.
     "disabled-discards": "what is sent on a disabled ring stays there",
     # The field is written with MRG_RXBUF only, so a driver reads what was in its buffer before.
@@ -31,7 +35,7 @@ DPDK = {
 
 def findings(path):
     """The checks that failed, must and should, and what was found."""
-    report = vn.check_back_end(path, timeout_s=3)
+    report = vn.check_back_end(path, timeout_s=6)
     return report, {one.id: one.found for one in report.results if one.outcome == "failed"}
 
 
@@ -44,7 +48,7 @@ def test_dpdk_vhost(directory, running):
     process.ready(timeout_s=30).start()
     report, failed = findings(directory / "a")
     assert failed.keys() == DPDK.keys(), failed
-    assert report.count("passed") > 90
+    assert report.count("passed") > 110
     assert process.process.poll() is None
 
 
@@ -54,7 +58,7 @@ def test_open_vswitch(directory, running):
     switch = running.enter_context(ovs.OpenVSwitch(directory))
     report, failed = findings(switch.socket)
     assert failed.keys() == DPDK.keys(), failed
-    assert report.count("passed") > 90
+    assert report.count("passed") > 110
     assert switch.switch.poll() is None
 
 

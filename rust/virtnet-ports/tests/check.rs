@@ -9,6 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use support::other_pipe::OtherPipe;
 use support::{Echo, PATIENCE, beside_others};
 use virtnet_ports::check::{Checker, Finding, Outcome, checks};
 use virtnet_ports::{Control, VhostUserOptions, VhostUserPort};
@@ -35,6 +36,7 @@ fn our_own_back_end_passes_every_check() {
     let path = directory.join("port.sock");
     let mut options = VhostUserOptions::new(&path);
     options.queue_pairs = 2;
+    options.in_band = true;
     let echo = Echo::start(VhostUserPort::new(options, &control).unwrap());
     let findings = run(&path, PATIENCE, |_| true);
     for finding in &findings {
@@ -83,6 +85,27 @@ fn a_back_end_that_moves_no_packets_is_found_out_and_the_rest_of_it_is_not_blame
         "{}",
         findings[2].found
     );
+    drop(port);
+}
+
+#[test]
+fn a_back_end_may_have_a_pipe_of_its_own_for_its_state() {
+    let _gate = beside_others();
+    let directory = TempDir::new();
+    let control = Control::start("control").unwrap();
+    let (path, back_end) = (directory.join("between.sock"), directory.join("port.sock"));
+    let port = VhostUserPort::new(VhostUserOptions::new(&back_end), &control).unwrap();
+    let between = OtherPipe::start(&path, &back_end);
+    let findings = run(&path, PATIENCE, |id| {
+        ["state-is-moved", "state-cut-short", "state-of-no-kind"].contains(&id)
+    });
+    assert_eq!(told(&findings, Outcome::Passed).len(), 3, "{findings:?}");
+    let moved = &findings[0].found;
+    assert!(
+        moved.contains("out through a pipe of its own, in through a pipe of its own"),
+        "{moved}"
+    );
+    assert_eq!(between.exchanged(), 5);
     drop(port);
 }
 

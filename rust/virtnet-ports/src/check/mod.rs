@@ -7,11 +7,17 @@
 //! It guarantees that the back-end gets nothing that could kill a process which maps what it is given and checks what it reads:
 //! memory files are as long as they are said to be, and stay so.
 //!
-//! Reading order: `talk` has the messages, `rings` the states of a ring, `traffic` the packets, `life` crashes, moves and
-//! IOMMUs, `hostile` what no driver does.
+//! Reading order: `talk` has the messages, `device` what is told of the whole device, `memory` where it is, `rings` the states of a
+//! ring, `traffic` the packets, `in_band` notifications without events, `in_flight` crashes, `migration` moves to other hosts,
+//! `iommu` translated addresses, `hostile` what no driver does.
 
+mod device;
 mod hostile;
-mod life;
+mod in_band;
+mod in_flight;
+mod iommu;
+mod memory;
+mod migration;
 mod rig;
 mod rings;
 mod session;
@@ -25,8 +31,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use virtnet_sys::Stream;
-use virtnet_vhost::SessionError;
 use virtnet_vhost::message::Request;
+use virtnet_vhost::{ProtocolFeatures, SessionError};
 
 use rig::{Rig, Shape};
 use session::Session;
@@ -135,9 +141,14 @@ pub struct Finding {
 pub fn checks() -> Vec<&'static Check> {
     let parts = [
         talk::CHECKS,
+        device::CHECKS,
+        memory::CHECKS,
         rings::CHECKS,
         traffic::CHECKS,
-        life::CHECKS,
+        in_band::CHECKS,
+        in_flight::CHECKS,
+        migration::CHECKS,
+        iommu::CHECKS,
         hostile::CHECKS,
     ];
     parts.into_iter().flatten().collect()
@@ -241,6 +252,23 @@ impl Bench {
         } else {
             skipped("REPLY_ACK is not offered, so a refusal cannot be told")
         }
+    }
+
+    /// A session that has agreed on these of the protocol's features as well.
+    fn session_with(&self, features: ProtocolFeatures) -> Result<Session, Stop> {
+        let mut session = self.connect()?;
+        session.greet(rig::PROTOCOL | features)?;
+        let missing = features - session.protocol;
+        if missing.is_empty() {
+            Ok(session)
+        } else {
+            skipped(format!("{} is not offered", missing.names().join(", ")))
+        }
+    }
+
+    /// A session with memory and rings of which nothing has been told, that has agreed on these as well.
+    fn rig_with(&self, shape: &Shape, features: ProtocolFeatures) -> Result<Rig, Stop> {
+        Rig::new(self.session_with(features)?, shape)
     }
 
     /// A session with memory and rings of which nothing has been told.

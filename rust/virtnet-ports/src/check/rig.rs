@@ -16,7 +16,8 @@ use super::session::Session;
 use super::{Stop, failed, skipped};
 use crate::{Huge, OwnMemory, RegionLayout};
 
-/// Protocol features that are accepted where they are offered. Not STATUS: with it a back-end waits for more.
+/// Protocol features that are accepted where they are offered. Not STATUS: with it a back-end waits for more. Checks of others ask
+/// for them.
 pub(super) const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::MTU)
@@ -104,6 +105,8 @@ pub(super) struct Rig {
     /// Receiveqs at even places, transmitqs at odd ones.
     pub(super) rings: Vec<Ring>,
     pub(super) features: Features,
+    /// Writes to rings are logged, and rings say where.
+    pub(super) logs: bool,
     old: bool,
     next: u64,
 }
@@ -130,6 +133,7 @@ impl Rig {
             memory,
             rings: Vec::new(),
             features,
+            logs: false,
             old: shape.old,
         };
         for _ in 0..2 * shape.pairs {
@@ -239,12 +243,18 @@ impl Rig {
         let config = &self.rings[ring].config;
         VringAddresses {
             index: index(ring),
-            flags: 0,
+            flags: self.logs.into(),
             desc: config.desc_area.0,
             used: config.device_area.0,
             avail: config.driver_area.0,
-            log_guest_addr: 0,
+            log_guest_addr: self.guest_addr(config.device_area).0 * u64::from(self.logs),
         }
+    }
+
+    /// Where the guest sees what lies at a user address.
+    pub(super) fn guest_addr(&self, user: UserAddr) -> GuestAddr {
+        let guest = self.memory.memory().guest_addr(user);
+        guest.unwrap_or(GuestAddr(0))
     }
 
     /// Hands the kick event over, or says that there is none. With it, the ring starts.
@@ -302,14 +312,14 @@ impl Rig {
         Ok(())
     }
 
-    /// Makes a chain available that the device does not see yet.
+    /// Makes a chain available that the device does not see yet: its number.
     pub(super) fn add(
         &mut self,
         ring: usize,
         bytes: Vec<u8>,
         cuts: &[usize],
         writable: bool,
-    ) -> Result<(), Stop> {
+    ) -> Result<u16, Stop> {
         let memory = self.memory.memory();
         let ring = &mut self.rings[ring];
         let Some(slot) = ring.free.pop() else {
@@ -335,7 +345,7 @@ impl Rig {
             return Err(Stop::host("descriptors of its own ring"));
         };
         ring.held.insert(id, Held { slot, bytes });
-        Ok(())
+        Ok(id)
     }
 
     /// Shows the device what was added, and kicks if that is asked for.
@@ -461,12 +471,7 @@ impl Rig {
 
     /// The bytes of an area, as they are now.
     pub(super) fn read_user(&self, addr: UserAddr, len: usize) -> Vec<u8> {
-        let regions = self.memory.regions().iter();
-        let guest = regions
-            .filter(|region| addr.0 >= region.user.0 && addr.0 - region.user.0 < region.size)
-            .map(|region| region.guest.0 + (addr.0 - region.user.0))
-            .next();
-        read(self.memory.memory(), guest.unwrap_or_default(), len)
+        read(self.memory.memory(), self.guest_addr(addr).0, len)
     }
 
     /// Everything a ring consists of, as it is now.

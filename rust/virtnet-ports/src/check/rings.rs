@@ -389,7 +389,7 @@ fn starts_without_kick(bench: &Bench, ring: RingFormat) -> Verdict {
 }
 
 /// What a ring's base is after so many chains of one descriptor.
-fn base_after(ring: RingFormat, size: u16, chains: u32) -> u32 {
+pub(super) fn base_after(ring: RingFormat, size: u16, chains: u32) -> u32 {
     match ring {
         Split => chains & 0xffff,
         Packed => {

@@ -5,14 +5,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use virtnet_sys::{Events, Poller, Stream};
 use virtnet_vhost::ProtocolFeatures;
-use virtnet_vhost::message::{HEADER_LEN, Header, Reply, Request, RequestKind};
+use virtnet_vhost::message::{
+    BackRequest, BackRequestKind, HEADER_LEN, Header, Reply, Request, RequestKind, encode_reply,
+};
 use virtnet_vhost::payload::{Payload, VringState};
 use virtnet_virtio::Features;
 
@@ -59,6 +61,10 @@ impl Session {
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         };
+        Self::over(stream, patience)
+    }
+
+    fn over(stream: Stream, patience: Duration) -> Result<Self, Stop> {
         let poller = Poller::new().map_err(Stop::host)?;
         poller.add(&stream, 0).map_err(Stop::host)?;
         Ok(Self {
@@ -136,10 +142,15 @@ impl Session {
         self.answer_to(request.kind())
     }
 
-    /// The same where the answer carries descriptors.
-    pub(super) fn ask_for_files(&self, request: &Request) -> Result<(Vec<u8>, Vec<OwnedFd>), Stop> {
+    /// The same where descriptors go along, and may come with the answer.
+    pub(super) fn ask_with(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), Stop> {
         self.files.take();
-        let payload = self.ask(request)?;
+        self.tell(request, fds)?;
+        let payload = self.answer_to(request.kind())?;
         Ok((payload, self.files.take()))
     }
 
@@ -314,6 +325,45 @@ impl Session {
             }
         }
         Ok(Some(bytes))
+    }
+}
+
+/// The front-end's end of the back-end's own channel.
+pub(super) struct Channel(Session);
+
+impl Channel {
+    /// Makes one and hands its other end over.
+    pub(super) fn open(session: &Session) -> Result<Self, Stop> {
+        let (ours, theirs) = Stream::pair().map_err(Stop::host)?;
+        session.insist(&Request::SetBackendReqFd, &[theirs.as_fd()])?;
+        Session::over(ours, session.patience).map(Self)
+    }
+
+    /// The next request that comes within a time, and whether it waits to be acknowledged.
+    pub(super) fn next(&self, within: Duration) -> Result<Option<(BackRequest, bool)>, Stop> {
+        if self.0.ended.get() || !self.0.says_something(within) {
+            return Ok(None);
+        }
+        let Some((header, payload)) = self.0.receive("a request of the back-end's own")? else {
+            return Ok(None);
+        };
+        let kind = BackRequestKind::from_code(header.request);
+        let request = kind.and_then(|kind| BackRequest::decode(kind, &payload));
+        let Some(request) = request else {
+            return failed(format!(
+                "the back-end asked for {} with {} bytes, which is nothing it can ask for",
+                header.request,
+                payload.len()
+            ));
+        };
+        Ok(Some((request, header.needs_reply())))
+    }
+
+    /// Says that a request was carried out.
+    pub(super) fn acknowledge(&self, request: &BackRequest) -> Result<(), Stop> {
+        let mut answer = Vec::new();
+        encode_reply(request.kind().code(), &0_u64, &mut answer);
+        self.0.send_bytes(&answer, &[])
     }
 }
 

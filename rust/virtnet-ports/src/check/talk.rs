@@ -5,9 +5,7 @@ use std::os::fd::AsFd;
 use virtnet_sys::EventFd;
 use virtnet_vhost::ProtocolFeatures;
 use virtnet_vhost::message::{MAX_PAYLOAD_LEN, Request, RequestKind};
-use virtnet_vhost::payload::{
-    Config, MemoryRegion, MemoryTable, Payload, SingleRegion, VringAddresses, VringState,
-};
+use virtnet_vhost::payload::{MemoryRegion, MemoryTable, VringAddresses, VringState};
 use virtnet_virtio::{Features, RingFormat};
 
 use super::rig::Shape;
@@ -339,116 +337,9 @@ pub(super) static CHECKS: &[Check] = &[
         "GET_QUEUE_NUM tells how many queues there are, at least one",
         "vhost-user, Multiple queue support",
         |bench| {
-            let session = with(bench, ProtocolFeatures::MQ)?;
+            let session = bench.session_with(ProtocolFeatures::MQ)?;
             let n = session.number(&Request::GetQueueNum)?;
             holds((1..=0x8000).contains(&n), n.to_string())
-        },
-    ),
-    Check::must(
-        "memory-slots",
-        "GET_MAX_MEM_SLOTS tells a number, and regions come and go one by one",
-        "vhost-user, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS",
-        |bench| {
-            with(bench, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-            let rig = bench.rig(&Shape::new(RingFormat::Split))?;
-            rig.tell_features()?;
-            let n = rig.session.number(&Request::GetMaxMemSlots)?;
-            let region = SingleRegion(rig.regions()[0]);
-            let fd = rig.memory.regions()[0].as_fd();
-            rig.session.insist(&Request::AddMemReg(region), &[fd])?;
-            rig.session.insist(&Request::RemMemReg(region), &[])?;
-            rig.session.insist(&Request::AddMemReg(region), &[fd])?;
-            holds(n > 0, format!("{n} slots"))
-        },
-    ),
-    Check::must(
-        "region-needs-one-file",
-        "ADD_MEM_REG comes with exactly one file; without, it is refused",
-        "vhost-user, Front-end message types (ADD_MEM_REG)",
-        |bench| {
-            with(bench, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-            bench.acknowledged_session()?;
-            let rig = bench.rig(&Shape::new(RingFormat::Split))?;
-            rig.session.refuses(&Request::AddMemReg(SingleRegion(rig.regions()[0])), &[])
-        },
-    )
-    .hostile(),
-    Check::must(
-        "unknown-region-stays",
-        "REM_MEM_REG of a region that is not there is refused",
-        "vhost-user, Front-end message types (REM_MEM_REG)",
-        |bench| {
-            with(bench, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-            bench.acknowledged_session()?;
-            let rig = bench.rig(&Shape::new(RingFormat::Split))?;
-            rig.tell_memory()?;
-            let region = MemoryRegion {
-                guest_addr: 0x1000,
-                ..rig.regions()[0]
-            };
-            rig.session.refuses(&Request::RemMemReg(SingleRegion(region)), &[])
-        },
-    )
-    .hostile(),
-    Check::must(
-        "config-size",
-        "the answer to GET_CONFIG carries as many bytes as were asked for",
-        "vhost-user, Front-end message types (GET_CONFIG)",
-        |bench| {
-            let session = with(bench, ProtocolFeatures::CONFIG)?;
-            let payload = session.ask(&Request::GetConfig(Config { offset: 0, flags: 0, data: vec![0; 12] }))?;
-            match Config::from_bytes(&payload) {
-                Some(config) if config.data.len() == 12 => Ok(format!("{:02x?}", config.data)),
-                _ => failed(format!("{} bytes of payload", payload.len())),
-            }
-        },
-    ),
-    Check::must(
-        "mtu-in-bounds",
-        "NET_SET_MTU of 1500 is accepted and of 67 refused",
-        "vhost-user, Front-end message types (NET_SET_MTU); virtio 1.4, 5.1.4.1",
-        |bench| {
-            let session = with(bench, ProtocolFeatures::MTU)?;
-            if !session.acknowledges() {
-                return skipped("REPLY_ACK is not offered, so a refusal cannot be told");
-            }
-            let features = session.offered & (Features::VERSION_1 | Features::PROTOCOL_FEATURES | Features::MTU);
-            session.insist(&Request::SetFeatures(features.bits()), &[])?;
-            session.insist(&Request::NetSetMtu(1500), &[])?;
-            session.refuses(&Request::NetSetMtu(67), &[])
-        },
-    ),
-    Check::must(
-        "status-is-kept",
-        "GET_STATUS tells what SET_STATUS set, and 0 after 0 was set",
-        "vhost-user, VHOST_USER_PROTOCOL_F_STATUS; virtio 1.4, 2.1",
-        |bench| {
-            let mut session = bench.connect()?;
-            session.greet(super::rig::PROTOCOL | ProtocolFeatures::STATUS)?;
-            if !session.protocol.contains(ProtocolFeatures::STATUS) {
-                return skipped("STATUS is not offered");
-            }
-            let mut seen = Vec::new();
-            for status in [0, 1, 3, 0] {
-                session.insist(&Request::SetStatus(status), &[])?;
-                let found = session.number(&Request::GetStatus)?;
-                if found != status {
-                    return failed(format!("{found:#x} after {status:#x} was set"));
-                }
-                seen.push(found.to_string());
-            }
-            Ok(seen.join(", "))
-        },
-    ),
-    Check::must(
-        "reset-keeps-session",
-        "RESET_DEVICE keeps the session: what was negotiated of the protocol holds",
-        "vhost-user, Front-end message types (RESET_DEVICE)",
-        |bench| {
-            let session = with(bench, ProtocolFeatures::RESET_DEVICE)?;
-            session.insist(&Request::ResetDevice, &[])?;
-            session.insist(&Request::SetOwner, &[])?;
-            Ok("acknowledged, and so is what follows".to_owned())
         },
     ),
     Check::must(
@@ -493,15 +384,5 @@ fn protocol(bench: &Bench) -> Result<Session, Stop> {
         Ok(session)
     } else {
         skipped("bit 30 is not offered: there are no protocol features")
-    }
-}
-
-/// A session that has agreed on one of the protocol's features.
-fn with(bench: &Bench, feature: ProtocolFeatures) -> Result<Session, Stop> {
-    let session = bench.session()?;
-    if session.protocol.contains(feature) {
-        Ok(session)
-    } else {
-        skipped(format!("{} is not offered", feature.names().join(", ")))
     }
 }
