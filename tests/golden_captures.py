@@ -20,7 +20,7 @@ import numpy as np
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, ICMPv6TimeExceeded, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
@@ -242,12 +242,17 @@ def routed() -> list[tuple[str, Packet]]:
 
 def nat(net: vn.Net) -> None:
     """A network behind one address, with a service."""
-    options = {"outside": "wan", "forward": {"udp:53": "10.0.0.5:5353"}}
-    joined(net, net.nat(LAN_WAN, {"0.0.0.0/0": "192.0.2.1"}, **options), "lan", "wan")
+    options = {
+        "outside": "wan",
+        "forward": {"udp:53": "10.0.0.5:5353"},
+        "prefixes": {"fd00:1::/48": "2001:db8:1::/48"},
+    }
+    routes = {"0.0.0.0/0": "192.0.2.1", "2000::/3": "fd00:2::9"}
+    joined(net, net.nat(LAN_WAN, routes, **options), "lan", "wan")
 
 
 def translated() -> list[tuple[str, Packet]]:
-    """Flows out, a service, a hairpin, errors, two flows that want the same port, fragments."""
+    """Flows out, a service, a hairpin, errors, two flows that want the same port, fragments, prefixes of IPv6."""
 
     def lan(source: str, to: str, **fields: object) -> Packet:
         return Ether(dst=LAN, src=station(int(source.rpartition(".")[2]))) / IP(src=source, dst=to, id=7, **fields)
@@ -255,9 +260,18 @@ def translated() -> list[tuple[str, Packet]]:
     def wan(source: str, to: str = "192.0.2.2", **fields: object) -> Packet:
         return Ether(dst=WAN, src=station(2)) / IP(src=source, dst=to, id=8, **fields)
 
-    far = "198.51.100.7"
+    def lan6(source: str, to: str) -> Packet:
+        return Ether(dst=LAN, src=station(9)) / IPv6(src=source, dst=to)
+
+    def wan6(to: str) -> Packet:
+        return Ether(dst=WAN, src=station(2)) / IPv6(src=far6, dst=to)
+
+    far, far6 = "198.51.100.7", "2001:db8:ffff::9"
+    inner6, outer6 = "fd00:1::9", "2001:db8:1:cf47::9"
+    gone6 = IPv6(src=outer6, dst=far6, hlim=1) / UDP(sport=4000, dport=123) / b"time?"
     gone = IP(src="192.0.2.2", dst=far, id=7, ttl=1) / UDP(sport=4000, dport=123) / b"time?"
     long = IP(src="10.0.0.9", dst=far, id=9) / UDP(sport=4000, dport=123) / bytes(800)
+    longer = IP(src="10.0.0.9", dst=far, id=10) / UDP(sport=4000, dport=123) / bytes(1000)
     return [
         ("lan", hello(station(9), "10.0.0.9", "10.0.0.1")),
         ("lan", hello(station(8), "10.0.0.8", "10.0.0.1")),
@@ -277,6 +291,14 @@ def translated() -> list[tuple[str, Packet]]:
         ("lan", lan("10.0.0.9", far) / ICMP(id=77) / b"ping"),
         ("wan", wan(far) / ICMP(type=0, id=77) / b"ping"),
         *(("lan", Ether(dst=LAN, src=station(9)) / one) for one in fragment(long, fragsize=400)),
+        *(("lan", Ether(dst=LAN, src=station(9)) / one) for one in reversed(fragment(longer, fragsize=400))),
+        ("lan", hello6(station(9), inner6, "fd00:1::1")),
+        ("wan", hello6(station(2), "fd00:2::9", "fd00:2::1")),
+        ("lan", lan6(inner6, far6) / UDP(sport=4000, dport=123) / b"time?"),
+        ("wan", wan6(outer6) / UDP(sport=123, dport=4000) / b"late"),
+        ("wan", wan6(outer6) / ICMPv6TimeExceeded() / gone6),
+        ("wan", wan6(outer6) / ICMPv6EchoRequest(id=1, data=b"ping")),
+        ("lan", lan6("fd00:1:0:ffff::9", far6) / UDP(sport=4000, dport=123) / b"no"),
     ]
 
 

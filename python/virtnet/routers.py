@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from virtnet.description import FunctionSpec
 from virtnet.nodes import Function, Node, Router
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     #: What may be said of an interface: an address with its prefix, several, or a table.
     Interface = str | Sequence[str] | Mapping[str, Any]
 
@@ -58,7 +57,7 @@ class RouterMethods:
         Raises:
             ConfigError: an address, a prefix or a next router makes no sense; the message says which one.
         """
-        options = {"interfaces": _named(interfaces), "routes": dict(routes or {}), "errors_pps": errors_pps}
+        options = {"interfaces": _named(interfaces), "routes": _table(routes), "errors_pps": errors_pps}
         return cast("Router", self._function(name, FunctionSpec("router", options)))
 
     def nat(
@@ -69,6 +68,7 @@ class RouterMethods:
         outside: str | Node | Sequence[str | Node] = (),
         pool: Sequence[str] = (),
         forward: Mapping[str, str] | None = None,
+        prefixes: Mapping[str, str] | None = None,
         flows_max: int = 65_536,
         errors_pps: int = 1000,
         name: str | None = None,
@@ -77,7 +77,14 @@ class RouterMethods:
 
         A flow keeps its port where that is free. Its answers, and ICMP errors about it, find back; what else comes
         from outside is for services that are forwarded, or for the router itself, or is dropped (``no_mapping``).
-        Stations inside reach services by their outer address as well. IPv6 is routed as it is.
+        Stations inside reach services by their outer address as well.
+
+        IPv6 is routed as it is, but for ``prefixes`` (NPTv6, RFC 6296): an address inside is one outside then, and the
+        other way round. Nothing is remembered, ports and checksums stay as they are, and everybody outside may begin:
+        where that is not wanted, put a :meth:`~virtnet.Net.firewall` before it. The network outside has to have a route
+        to the prefix over this router, which does not answer for it by neighbour discovery. Addresses that cannot be
+        translated (subnet ``ffff`` of a prefix up to /48, an interface identifier of all ones behind a longer one) are
+        told so and dropped (``no_mapping``).
 
         Flows are remembered until nothing is heard of them for 2 h 4 min (TCP that is open), 4 min (that opens or
         closes), 5 min (UDP), 1 min (pings), 10 min (others). Beyond ``flows_max`` new ones are dropped
@@ -93,6 +100,8 @@ class RouterMethods:
             pool: addresses that flows are seen by outside; a station keeps to one. The router's own if there are none.
             forward: by service (``"tcp:192.0.2.2:8080"``, or ``"tcp:8080"`` for the router's addresses outside), who
                 inside serves it (``"10.0.0.5:80"``).
+            prefixes: by IPv6 prefix inside (``"fd00:1::/48"``), the one it is outside (``"2001:db8:1::/48"``); 1 to 64
+                bits, where they differ in length the shorter one is filled up with zeros.
             flows_max: flows that are translated at a time.
             errors_pps: as for :meth:`router`.
             name: what to call it.
@@ -116,10 +125,11 @@ class RouterMethods:
         ends = [outside] if isinstance(outside, str | Node) else list(outside)
         options = {
             "interfaces": _named(interfaces),
-            "routes": dict(routes or {}),
+            "routes": _table(routes),
             "outside": [end.name if isinstance(end, Node) else end for end in ends],
             "pool": list(pool),
-            "forward": dict(forward or {}),
+            "forward": _table(forward),
+            "prefixes": _table(prefixes),
             "flows_max": flows_max,
             "errors_pps": errors_pps,
         }
@@ -169,7 +179,7 @@ class RouterMethods:
         """
         options = {
             "interfaces": _named(interfaces),
-            "routes": dict(routes or {}),
+            "routes": _table(routes),
             "services": [services] if isinstance(services, str) else list(services),
             "backends": list(backends),
             "flows_max": flows_max,
@@ -178,5 +188,13 @@ class RouterMethods:
         return cast("Router", self._function(name, FunctionSpec("load_balancer", options)))
 
 
-def _named(interfaces: Mapping[str | Node, Interface] | None) -> dict[str, Interface]:
-    return {(end.name if isinstance(end, Node) else end): given for end, given in (interfaces or {}).items()}
+def _named(interfaces: Mapping[str | Node, Interface] | None) -> Any:
+    named = _table(interfaces)
+    if not isinstance(named, dict):
+        return named
+    return {(end.name if isinstance(end, Node) else end): given for end, given in named.items()}
+
+
+def _table(given: Any) -> Any:
+    """A table as one of its own; what is none is refused where options are checked."""
+    return dict(given) if isinstance(given, Mapping) else {} if given is None else given

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from hashlib import blake2b
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import IPv4Address, IPv6Network, ip_interface
 from typing import TYPE_CHECKING, Any
 
 from virtnet import _virtnet
@@ -40,6 +40,8 @@ MTU_MIN, MTU_MAX = 68, 65_535
 MTU6_MIN = 1280
 
 PORT_MAX = 65_535
+#: Of prefixes that are translated: behind them is a station's own part of an address.
+PREFIX6_MAX = 64
 
 _ADDRESSES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _MAC = "^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$"
@@ -101,6 +103,14 @@ NAT_OPTIONS: Options = {
             "type": "object",
             "additionalProperties": {"type": "string"},
             "description": 'a table of services, such as "tcp:192.0.2.2:8080" or "tcp:8080", each with ADDRESS:PORT',
+        },
+        {},
+    ),
+    "prefixes": (
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": 'a table of IPv6 prefixes inside, such as "fd00:1::/48", each with the one it is outside',
         },
         {},
     ),
@@ -203,7 +213,40 @@ def check_nat(options: dict[str, Any]) -> dict[str, Any]:
     for service, end in forward.items():
         _service(f"forward.{service}", service)
         _end(f"forward.{service}", end)
-    return options | {"outside": outside, "pool": pool, "forward": dict(forward)}
+    prefixes = _prefixes(options["prefixes"])
+    return options | {"outside": outside, "pool": pool, "forward": dict(forward), "prefixes": prefixes}
+
+
+def _prefixes(given: Any) -> dict[str, str]:
+    """Pairs of prefixes as they are compared: each as long as the longer of the two, no two that overlap."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"prefixes: expected a table of prefixes inside and outside, found {given!r}")
+    found: dict[IPv6Network, IPv6Network] = {}
+    for inside, outside in given.items():
+        place = f"prefixes.{inside}"
+        pair = _prefix("prefixes", inside), _prefix(place, outside)
+        length = max(one.prefixlen for one in pair)
+        inner, outer = (IPv6Network((one.network_address, length)) for one in pair)
+        for others, mine in ((found.keys(), inner), (found.values(), outer)):
+            if other := next((one for one in others if one.overlaps(mine)), None):
+                raise ConfigError(f"{place}: expected prefixes that do not overlap, found {mine} and {other}")
+        if inner.overlaps(outer):
+            raise ConfigError(f"{place}: expected another prefix outside than inside, found {inner} and {outer}")
+        found[inner] = outer
+    return {str(inner): str(outer) for inner, outer in sorted(found.items())}
+
+
+def _prefix(place: str, text: Any) -> IPv6Network:
+    try:
+        prefix = IPv6Network(text) if isinstance(text, str) and "/" in text else None
+    except ValueError:
+        prefix = None
+    if prefix is None or not 0 < prefix.prefixlen <= PREFIX6_MAX:
+        raise ConfigError(
+            f"{place}: expected an IPv6 prefix of 1 to {PREFIX6_MAX} bits and nothing behind it, such as "
+            f"fd00:1::/48, found {text!r}"
+        )
+    return prefix
 
 
 def check_balancer(options: dict[str, Any]) -> dict[str, Any]:
@@ -281,14 +324,18 @@ def prepare_nat(options: dict[str, Any]) -> dict[str, Any]:
         protocol, address, port = _service("forward", text)
         services += [(protocol, at, port, [_end("forward", end)]) for at in ([address] if address else own)]
     addresses = [IPv4Address(address).packed for address in pool]
-    return _translating(options, services, outside_of=outside, addresses=addresses)
+    pairs = [(IPv6Network(inner), IPv6Network(outer)) for inner, outer in options.pop("prefixes").items()]
+    prepared = _translating(options, services, outside_of=outside, addresses=addresses)
+    return prepared | {
+        "pairs": [(a.network_address.packed, b.network_address.packed, a.prefixlen) for a, b in pairs],
+    }
 
 
 def prepare_balancer(options: dict[str, Any]) -> dict[str, Any]:
     """The same of a load balancer."""
     backends = [_end("backends", end) for end in options.pop("backends")]
     services = [(*_service("services", text), backends) for text in options.pop("services")]
-    return _translating(options, services, outside_of=[], addresses=[])
+    return _translating(options, services, outside_of=[], addresses=[]) | {"pairs": []}
 
 
 def _translating(

@@ -32,11 +32,12 @@ pub use function::{
     Distribution, Divert, DivertOrders, ERRORS_PPS, Echo, Element, Ends, Filter, FilterError,
     Firewall, FirewallCounters, FirewallOrders, Flap, Function, FunctionDetail, Generator,
     GeneratorOrders, GilbertElliott, Host, HostCounters, HostOptions, HostOrders, ImpairOrders,
-    Impairment, Instruction, Late, LineCounters, Ping, Prefix, Program, ProgramError,
+    Impairment, Instruction, Late, LineCounters, Ping, Prefix, PrefixPair, Program, ProgramError,
     ReceivedStream, Route, Router, RouterCounters, RouterInterface, RouterOrders, RouterTables,
     Rule, RuleCounters, RuleSet, Service, Sink, Source, SourceOptions, SourceOrders, Step,
     StormLimits, StreamCounters, StreamOrders, Switch, SwitchCounters, SwitchOptions, SwitchOrders,
-    Table, Tee, Timeouts, Track, Translation, Update, Values, Vary, VaryPlace, VlanSet, Wire,
+    TRANSLATED_PREFIX_MAX, Table, Tee, Timeouts, Track, Translation, Update, Values, Vary,
+    VaryPlace, VlanSet, Wire,
 };
 pub use graph::{Cable, Gate, Graph, NodeId, NodeKind, Place};
 pub use histogram::{Histogram, Summary};

@@ -1,13 +1,13 @@
 //! Routers as Python describes them: interfaces by the name of who is at the cable, routes as a dictionary of text.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_engine::{
-    Gate, Route, RouterInterface, RouterOrders, RouterTables, Service, Translation,
+    Gate, PrefixPair, Route, RouterInterface, RouterOrders, RouterTables, Service, Translation,
 };
 use virtnet_packet::header::Mac;
 
@@ -73,12 +73,21 @@ fn translation(
             backends: backends.collect(),
         }
     });
-    Ok(Some(Translation::new(
+    let pairs: Vec<([u8; 16], [u8; 16], u8)> = get(options, "pairs")?;
+    let pairs = pairs.into_iter().map(|(inside, outside, len)| PrefixPair {
+        inside: Ipv6Addr::from(inside),
+        outside: Ipv6Addr::from(outside),
+        len,
+    });
+    let translation = Translation::new(
         gates.collect(),
         pool.into_iter().map(Ipv4Addr::from).collect(),
         services.collect(),
         get(options, "flows_max")?,
-    )))
+    );
+    Ok(Some(
+        translation.with_prefixes(&pairs.collect::<Vec<PrefixPair>>()),
+    ))
 }
 
 fn tables(

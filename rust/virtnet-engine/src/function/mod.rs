@@ -49,8 +49,8 @@ pub use host::{Blast, Host, HostCounters, HostOptions, HostOrders, Ping};
 pub use impair::{Distribution, GilbertElliott, ImpairOrders, Impairment, LineCounters, Track};
 pub(crate) use outbox::Outbox;
 pub use router::{
-    ERRORS_PPS, Route, Router, RouterCounters, RouterInterface, RouterOrders, RouterTables,
-    Service, Translation,
+    ERRORS_PPS, PrefixPair, Route, Router, RouterCounters, RouterInterface, RouterOrders,
+    RouterTables, Service, TRANSLATED_PREFIX_MAX, Translation,
 };
 pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};

@@ -5,14 +5,15 @@
 use std::net::IpAddr;
 
 use virtnet_packet::header::ETHERNET_LEN;
-use virtnet_packet::{Burst, Offload};
+use virtnet_packet::{Burst, DropReason, Offload};
 
-use super::Router;
 use super::local::ECHO6_REQUEST;
 use super::made::IcmpError;
 use super::neighbours::Waiting;
+use super::npt::Unmappable;
 use super::packet::{ICMP, ICMPV6, V4, V6};
 use super::tables::Next;
+use super::{Fate, Router};
 use crate::graph::Gate;
 
 const REDIRECT6: u8 = 137;
@@ -111,7 +112,10 @@ impl Router {
             return;
         };
         let source = match what {
-            NO_PORT6 | IcmpError { kind: 4, .. } => ip.destination,
+            NO_PORT6
+            | IcmpError {
+                kind: 4, code: 1, ..
+            } => ip.destination,
             _ => match self.tables.source(station.0, ip.source.into()) {
                 Some(IpAddr::V6(source)) => source,
                 _ => return,
@@ -126,6 +130,25 @@ impl Router {
         let frame = what.v6(source, ip.source, quoted.unwrap_or_default());
         self.counters.errors_sent += 1;
         self.send_frame(frame, Offload::default(), station, now);
+    }
+
+    /// An address cannot be translated. Spec: RFC 6296, 3.7.
+    #[cold]
+    pub(super) fn tell_unmappable(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        gate: Gate,
+        ip: &V6,
+        Unmappable(at): Unmappable,
+        now: u64,
+    ) -> Fate {
+        let what = IcmpError {
+            rest: u32::try_from(at).unwrap_or_default(),
+            ..error(4, 0)
+        };
+        self.tell_v6(burst, i, gate, ip, what, now);
+        Fate::Drop(DropReason::NoMapping)
     }
 
     pub(super) fn may_tell(&mut self, now: u64) -> bool {
@@ -149,6 +172,12 @@ impl Router {
         {
             // Whoever has sent it does not know it as it was to leave.
             nat.restore(burst.head_mut(0), &ip, waiting.offload, now);
+        }
+        if let Some(nat) = &self.nat
+            && nat.has_prefixes()
+            && let Some(ip) = V6::of(burst.head(0), frame_len)
+        {
+            nat.restore6(burst.head_mut(0), &ip);
         }
         if let Some(ip) = V4::of(burst.head(0), frame_len) {
             if self.tables.next(ip.source.into()) != Next::Local {

@@ -22,6 +22,7 @@ mod made;
 mod maglev;
 mod nat;
 mod neighbours;
+mod npt;
 mod packet;
 mod prefixes;
 mod tables;
@@ -33,6 +34,7 @@ use virtnet_packet::header::{self, ETHERNET_LEN};
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Resolver};
 
 pub use nat::{Service, Translation};
+pub use npt::{PrefixPair, TRANSLATED_PREFIX_MAX};
 pub use tables::{Route, RouterInterface, RouterTables};
 
 use self::errors::{BEYOND_SCOPE6, HOPS_EXPIRED6, NO_NETWORK, NO_ROUTE6, TTL_EXPIRED, error};
@@ -371,8 +373,15 @@ impl Router {
         if is_near || ip.source.is_unspecified() || !to_us(burst, i, here) {
             return self.near_v6(burst, i, here, ip, now);
         }
-        let station = match self.tables.next(to.into()) {
-            Next::Link(gate) => (gate, to.into()),
+        let (goes_to, is_translated) = match &self.nat {
+            Some(nat) if nat.has_prefixes() => match nat.plan6(&ip, &self.tables) {
+                Ok(goes_to) => (goes_to, true),
+                Err(at) => return self.tell_unmappable(burst, i, gate, &ip, at, now),
+            },
+            _ => (to, false),
+        };
+        let station = match self.tables.next(goes_to.into()) {
+            Next::Link(gate) => (gate, goes_to.into()),
             Next::Via(gate, via) => (gate, via),
             Next::Local | Next::Broadcast => return self.local_v6(burst, i, here, ip, now),
             Next::Nowhere => {
@@ -396,6 +405,12 @@ impl Router {
             };
             self.tell_v6(burst, i, gate, &ip, wanted, now);
             return Fate::Drop(DropReason::TooBig);
+        }
+        if is_translated
+            && let Some(nat) = &self.nat
+            && let Err(at) = nat.carry_out6(burst.head_mut(i), &ip, goes_to, gate, station.0)
+        {
+            return self.tell_unmappable(burst, i, gate, &ip, at, now);
         }
         burst.head_mut(i)[ETHERNET_LEN + 7] = ip.hops - 1;
         self.send_on(burst, i, station, now)

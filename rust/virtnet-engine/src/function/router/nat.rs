@@ -9,7 +9,7 @@
 //! dependent, as Linux has it), its port stays what it was where that is free.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use virtnet_packet::checksum::Sum;
@@ -19,8 +19,9 @@ use virtnet_packet::{DropReason, Offload, flow_hash};
 use super::super::fragments::{Early, Fragments};
 use super::flows::{Change, End, Flows, Place, Tuple};
 use super::maglev::Maglev;
-use super::packet::{ICMP, TCP, UDP, V4, put, renew, word};
-use super::tables::RouterTables;
+use super::npt::{Crossing6, DESTINATION, Pairs, PrefixPair, Unmappable, Way};
+use super::packet::{ICMP, TCP, UDP, V4, V6, put, renew, word};
+use super::tables::{Next, RouterTables};
 use crate::graph::Gate;
 
 /// Ports that are looked at for a free one.
@@ -37,6 +38,7 @@ pub struct Translation {
     /// The addresses of services.
     served: HashSet<Ipv4Addr, foldhash::fast::RandomState>,
     flows_max: usize,
+    prefixes: Pairs,
 }
 
 /// What is reached at an address of the router: a port of TCP (6) or UDP (17), or all ports (0).
@@ -69,7 +71,15 @@ impl Translation {
                 .map(|it| ((it.protocol, it.at), Maglev::new(it.backends)))
                 .collect(),
             flows_max,
+            prefixes: Pairs::default(),
         }
+    }
+
+    /// Has prefixes of IPv6 inside be others outside.
+    #[must_use]
+    pub fn with_prefixes(mut self, pairs: &[PrefixPair]) -> Self {
+        self.prefixes = Pairs::new(pairs);
+        self
     }
 
     fn is_outside(&self, gate: Gate) -> bool {
@@ -303,6 +313,45 @@ impl Nat {
             reply.destination.1 = PORT_MIN + port % (u16::MAX - PORT_MIN);
         }
         Err(DropReason::TableFull)
+    }
+
+    /// Whether prefixes of IPv6 are translated.
+    #[inline]
+    pub(super) fn has_prefixes(&self) -> bool {
+        !self.rules.prefixes.is_empty()
+    }
+
+    /// The address that a packet goes to: if it is not one of the router's own, that of the station inside.
+    pub(super) fn plan6(&self, ip: &V6, tables: &RouterTables) -> Result<Ipv6Addr, Unmappable> {
+        let to = ip.destination;
+        match self.rules.prefixes.map(to, Way::In) {
+            Some(within) if within == to => Ok(to),
+            _ if tables.next(to.into()) == Next::Local => Ok(to),
+            Some(within) => Ok(within),
+            None => Err(Unmappable(DESTINATION)),
+        }
+    }
+
+    /// Translates a packet that came in by one gate and leaves by another.
+    pub(super) fn carry_out6(
+        &self,
+        head: &mut [u8],
+        ip: &V6,
+        goes_to: Ipv6Addr,
+        came_by: Gate,
+        leaves_by: Gate,
+    ) -> Result<(), Unmappable> {
+        let from_outside = self.rules.is_outside(came_by);
+        let into = goes_to != ip.destination;
+        let out = !from_outside && (into || self.rules.is_outside(leaves_by));
+        let into = into || from_outside;
+        let crossing = Crossing6 { out, into };
+        self.rules.prefixes.carry_out(head, ip, crossing)
+    }
+
+    /// Gives a packet of IPv6 that was to leave the addresses that it has come with.
+    pub(super) fn restore6(&self, head: &mut [u8], ip: &V6) {
+        self.rules.prefixes.restore(head, ip);
     }
 
     /// The first fragment of a packet says where the others go, which have no ports.
