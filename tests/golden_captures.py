@@ -9,9 +9,11 @@ become different (``git diff --stat``, ``tshark -r``)::
 
 from __future__ import annotations
 
+import socket
 import struct
 import sys
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, ICMPv6TimeExceeded, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 import virtnet as vn
@@ -87,29 +90,72 @@ def read(data: bytes) -> Iterator[tuple[int, str, bytes]]:
 
 @dataclass(frozen=True)
 class Golden:
-    """A function between ports in memory: who makes it, and what is sent to it."""
+    """A function between ports in memory, and other hosts: who makes it, and what is sent to it."""
 
     ports: list[str]
-    make: Callable[[vn.Net], object]
+    make: Callable[..., object]
     sent: list[tuple[str, Packet]]
+    #: Those of the ports that are other hosts, which whoever makes the function is handed.
+    hosts: tuple[str, ...] = ()
 
     def play(self, sent: Frames, expected: dict[int, int] | None = None) -> list[tuple[int, str, bytes]]:
         """What comes out, with the number of what it has come of; as much as expected where that is known."""
         found = []
-        with vn.Net() as net:
-            ports = {name: net.memory(name) for name in self.ports}
-            self.make(net)
+        with ExitStack() as stack, vn.Net() as net:
+            hosts = {name: stack.enter_context(closing(OtherHost(n))) for n, name in enumerate(self.hosts, 2)}
+            ports = {name: hosts.get(name) or net.memory(name).end for name in self.ports}
+            self.make(net, *hosts.values())
             for n, (port, frame) in enumerate(sent):
-                ports[port].end.tx([frame])
+                ports[port].tx([frame])
                 assert eventually(lambda n=n: net.stats().balance().received > n and net.stats().balance().exact)
                 deadline = time.monotonic() + (SETTLED_S if expected is None else 5)
                 out: Frames = []
                 while time.monotonic() < deadline and (expected is None or len(out) < expected.get(n, 0)):
-                    out += [(name, bytes(got)) for name, node in ports.items() for got in node.end.rx()]
+                    out += [(name, bytes(got)) for name, end in ports.items() for got in end.rx()]
                     time.sleep(0.002)
-                out += [(name, bytes(got)) for name, node in ports.items() for got in node.end.rx()]
+                out += [(name, bytes(got)) for name, end in ports.items() for got in end.rx()]
                 found += [(n, *one) for one in sorted(out, key=lambda one: self.ports.index(one[0]))]
         return found
+
+
+class OtherHost:
+    """The far end of datagrams on this host, which stand in captures as if hosts of a network had sent them."""
+
+    #: What stands in a frame before the data: headers of Ethernet, IPv4 and UDP.
+    HEADERS = 14 + 20 + 8
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((f"127.0.0.{n}", 0))
+        self.socket.setblocking(False)
+        self.address = "{}:{}".format(*self.socket.getsockname())
+        self.peer: tuple[str, int] = ("", 0)
+
+    def close(self) -> None:
+        """Closes its socket."""
+        self.socket.close()
+
+    def tx(self, frames: list[bytes]) -> None:
+        """Sends what is in frames."""
+        for frame in frames:
+            self.socket.sendto(frame[self.HEADERS :], self.peer)
+
+    def rx(self) -> list[bytes]:
+        """What has come, in frames."""
+        found = []
+        try:
+            while True:
+                found.append(bytes(self.between(1, self.n) / Raw(self.socket.recv(65_536))))
+        except BlockingIOError:
+            return found
+
+    @staticmethod
+    def between(sender: int, receiver: int) -> Packet:
+        """Headers of a datagram between two hosts, without a checksum."""
+        ethernet = Ether(dst=f"02:00:00:00:02:{receiver:02x}", src=f"02:00:00:00:02:{sender:02x}")
+        ip = IP(src=f"192.0.2.{sender}", dst=f"192.0.2.{receiver}", id=0, flags="DF")
+        return ethernet / ip / UDP(sport=49_152, dport=4789, chksum=0)
 
 
 def frames(sent: list[tuple[str, Packet]]) -> Frames:
@@ -408,6 +454,41 @@ def asked() -> list[tuple[str, Packet]]:
     ]
 
 
+def vxlan(net: vn.Net, west: OtherHost, east: OtherHost) -> None:
+    """A virtual network over two other hosts."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        here = free.getsockname()
+    west.peer = east.peer = here
+    net["a"] >> net.vxlan("{}:{}".format(*here), vni=5_000, remotes=[west.address, east.address], source_ports=0)
+
+
+def tunnelled() -> list[tuple[str, Packet]]:
+    """Frames for everybody, for stations that were heard of and others, with a tag, of another network, and none."""
+
+    def text(to: str, sender: int, vlan: int | None = None) -> Packet:
+        frame = Ether(dst=to, src=station(sender))
+        tagged = frame / Dot1Q(vlan=vlan) if vlan else frame
+        return tagged / IP(src="10.0.0.1", dst="10.0.0.2", id=1) / UDP() / b"text"
+
+    def over(host: int, inner: Packet, vni: int = 5_000, flags: int = 8) -> Packet:
+        return OtherHost.between(host, 1) / VXLAN(flags=flags, vni=vni) / inner
+
+    return [
+        ("a", text(ALL, 1)),
+        ("west", over(2, text(station(1), 2))),
+        ("a", text(station(2), 1)),
+        ("east", over(3, text(ALL, 3, 10))),
+        ("a", text(station(3), 1, 10)),
+        ("a", text(station(9), 1)),
+        ("east", over(3, text(station(1), 2))),
+        ("a", text(station(2), 1)),
+        ("west", over(2, text(station(1), 2), vni=5_001)),
+        ("west", over(2, text(station(1), 2), flags=0)),
+        ("west", OtherHost.between(2, 1) / Raw(bytes.fromhex("0800000000138800") + b"short")),
+    ]
+
+
 GOLDENS: dict[str, Golden] = {
     "switch": Golden(["a", "b", "c", "trunk"], switch, switched()),
     "wire": Golden(["a", "b"], wire, mixed()),
@@ -420,6 +501,7 @@ GOLDENS: dict[str, Golden] = {
     "nat": Golden(["lan", "wan"], nat, translated()),
     "load_balancer": Golden(["lan", "wan"], balancer, shared()),
     "user_net": Golden(["a"], user_net, asked()),
+    "vxlan": Golden(["a", "west", "east"], vxlan, tunnelled(), hosts=("west", "east")),
 }
 
 
