@@ -153,7 +153,9 @@ impl PackedDevice {
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
         let (mut at, mut held, mut hint, mut n) = (self.next_avail, self.held, self.hint, 0);
-        self.prefetch_expected(max, access);
+        if self.available(at).is_some() {
+            self.prefetch_expected(max, access);
+        }
         while n < max && held < self.size {
             let left = (self.size - at.slot).min(self.size - held);
             let most = left.min(slots_u16(max - n));
@@ -233,8 +235,8 @@ impl PackedDevice {
         }
     }
 
-    /// Asks for the lines of up to `max` descriptors that come next, so that their misses overlap. Only as many as the last burst had,
-    /// because beyond that the driver may still be writing.
+    /// Asks for the lines of up to `max` descriptors that come next, so that their misses overlap. Only when the first is there, and only
+    /// as many as the last burst had, because beyond that the driver may still be writing.
     #[inline(always)]
     fn prefetch_expected(&self, max: usize, access: Access) {
         // Lines whose descriptors will be given back one by one are fetched to be written.

@@ -256,9 +256,11 @@ impl PackedDriver {
     /// [`RingError::UsedId`], [`RingError::UsedLen`]: the device is at fault, the queue is lost.
     #[inline(always)]
     pub fn reap(&mut self, used: &mut [Used]) -> Result<usize, RingError> {
-        // These lines will be written again soon: all are asked for at once. Only as many as came back last time, because beyond that
-        // the device may still be writing.
-        self.prefetch_write(self.next_used, self.last_returned.min(used.len()));
+        // These lines will be written again soon: all are asked for at once. Only when the first has come back, and only as many as came
+        // back last time, because beyond that the device may still be writing.
+        if self.has_work() {
+            self.prefetch_write(self.next_used, self.last_returned.min(used.len()));
+        }
         let (mut n, mut outcome) = (0, Ok(()));
         while n < used.len() {
             let plain = self.reap_plain(&mut used[n..]);
