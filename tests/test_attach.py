@@ -432,6 +432,84 @@ def test_a_capture_from_beside_ends_with_the_network(sockets):
     assert capture.packets == 2
 
 
+def test_columns_from_beside_are_what_passes_and_what_is_left_comes_with_the_end(lab):
+    attached = vn.attach("lab")
+    with attached.capture("a", snap=20) as capture:
+        assert len(capture.read()) == 0
+        lab["a"].end.tx([frame(mac(2), mac(1), b"one"), bytes(mac(2) + mac(1)).ljust(1500, b"x")])
+        assert eventually(lambda: lab[capture.name].stats().sent == 2)
+        found = capture.read(timeout_s=10)
+        assert [bytes(one) for one in found] == [frame(mac(2), mac(1), b"one")[:20], (mac(2) + mac(1)).ljust(20, b"x")]
+        assert found.columns.wire_length.tolist() == [60, 1500]
+        assert (abs(found.columns.time_ns - time.time_ns()) < 60 * 10**9).all()
+        assert attached.stats().ports[capture.name].sent == 2
+        lab["b"].end.tx([frame(mac(1), mac(2))] * 3)
+        assert eventually(lambda: lab[capture.name].stats().sent == 5)
+    assert [len(capture.read()), len(capture.read())] == [3, 0]
+    assert (capture.packets, capture.dropped, capture.running) == (5, 0, False)
+    assert lab.captures == ()
+    assert lab.stats().balance().exact
+
+
+def test_columns_from_beside_take_bounded_memory_and_count_what_was_lost(lab):
+    with vn.attach("lab").capture("a", memory=1 << 14) as capture:
+        for _ in range(10):
+            send(lab, 50)
+        assert eventually(lambda: sum(lab[capture.name].stats().drops.values()) > 0)
+        assert eventually(lambda: lab.captures[0].packets + lab.captures[0].dropped == 500)
+        kept = len(capture.read())
+        assert 0 < kept * (60 + 34) <= 1 << 14
+        assert (capture.packets, capture.dropped) == (kept, 500 - kept)
+        send(lab)  # there is room again
+        assert len(capture.read(timeout_s=10)) == 1
+    assert (capture.packets, capture.dropped) == (kept + 1, 500 - kept)
+
+
+def test_columns_from_beside_are_many_bytes_at_once(lab):
+    frames = [mac(2) + mac(1) + bytes([n]) * 60_000 for n in range(200)]
+    with vn.attach("lab").capture("a") as capture:
+        for first in range(0, 200, 20):
+            lab["a"].end.tx(frames[first : first + 20])
+            assert len(receive(lab["b"].end, 20)) == 20
+        assert eventually(lambda: lab[capture.name].stats().sent == 200)
+        found = capture.read(timeout_s=10)
+    assert [bytes(one) for one in found] == frames
+
+
+@pytest.mark.parametrize("leaves", ["caller", "place", "network"])
+def test_columns_from_beside_end_when_caller_place_or_network_leave(sockets, leaves):
+    name = str(sockets / "lab.sock")
+    with vn.Net(name=name) as net:
+        net.memory("a") >> net.switch(name="sw") << net.memory("b")
+        capture = vn.attach(name).capture("a")
+        send(net, 2)
+        if leaves == "caller":
+            capture._connection.close()
+            assert eventually(lambda: net.captures == ())
+            return
+        if leaves == "place":
+            net.remove("a")
+            assert capture.wait(10)
+            assert net.captures == ()
+        else:
+            net.stop()
+            assert capture.wait(10)
+    assert not capture.running
+    assert len(capture.read(timeout_s=None)) == 2
+    assert capture.packets == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"snap": 1}, "snap"), ({"memory": 1 << 40}, "memory"), ({"filter": 7}, "filter is a text")]
+)
+def test_columns_from_beside_are_refused_by_name(lab, options, says):
+    with pytest.raises(vn.ConfigError, match=says):
+        vn.attach("lab").capture("a", **options)
+    with pytest.raises(vn.ConfigError, match=says):
+        vn.attach("lab")._ask("columns", where="a", **options)
+    assert lab.captures == ()
+
+
 @pytest.mark.parametrize(
     ("where", "options", "says"),
     [

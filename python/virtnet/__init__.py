@@ -44,7 +44,7 @@ from virtnet.ports import (
     open_port,
 )
 from virtnet.probing import Offer, probe
-from virtnet.remote import AttachedCapture, AttachedNet, attach, networks
+from virtnet.remote import AttachedCapture, AttachedColumns, AttachedNet, attach, networks
 from virtnet.rings import Chain, DeviceQueue, DriverQueue, GuestMemory, Used, queue_pair
 from virtnet.searching import Path, Throughput, Trial, throughput_search
 from virtnet.spec import PortSpec
@@ -73,6 +73,7 @@ __all__ = [
     "Analyser",
     "AnalyserReport",
     "AttachedCapture",
+    "AttachedColumns",
     "AttachedNet",
     "Balance",
     "Burst",

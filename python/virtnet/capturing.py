@@ -205,7 +205,11 @@ class ColumnsCapture(Capture):
             if deadline is not None and time.monotonic() >= deadline:
                 break
             time.sleep(LOOK_S)
-        return Burst._recorded(self._recorder.take())  # noqa: SLF001 - a constructor of it
+        return Burst._recorded(self._take())  # noqa: SLF001 - a constructor of it
+
+    def _take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]:
+        """All that has come since the last time, as it travels to other processes."""
+        return self._recorder.take()
 
 
 @dataclass(frozen=True)

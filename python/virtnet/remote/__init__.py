@@ -15,7 +15,8 @@ each a line of JSON (:mod:`virtnet.remote.lines`).
 
 from __future__ import annotations
 
-from virtnet.remote.attached import AttachedCapture, AttachedNet, attach
+from virtnet.remote.attached import AttachedNet, attach
+from virtnet.remote.captures import AttachedCapture, AttachedColumns
 from virtnet.remote.place import networks
 
-__all__ = ["AttachedCapture", "AttachedNet", "attach", "networks"]
+__all__ = ["AttachedCapture", "AttachedColumns", "AttachedNet", "attach", "networks"]

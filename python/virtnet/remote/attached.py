@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from virtnet.capturing import open_target
+from virtnet.capturing import check_room, open_target
 from virtnet.description import Plan, Spec
-from virtnet.errors import ConfigError, PeerError, PeerGone, PortError, StateError, VirtnetError
+from virtnet.errors import ConfigError, PeerError, PortError, StateError, VirtnetError
+from virtnet.kinds import FRAME_MAX
 from virtnet.nodes import Function, Node, PortNode
+from virtnet.remote.captures import LOOK_S, AttachedCapture, AttachedColumns
 from virtnet.remote.lines import Answers, request
 from virtnet.remote.place import find
 from virtnet.stats import NetStats
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
     from virtnet.capturing import Target
     from virtnet.net import Net
 
-__all__ = ["AttachedCapture", "AttachedNet", "attach"]
-
-#: How often an end is looked for.
-LOOK_S = 0.1
+__all__ = ["AttachedNet", "attach"]
 
 
 def attach(name: str, *, timeout_s: float = 30.0) -> AttachedNet:
@@ -105,31 +103,76 @@ class AttachedNet:
         """The counters now."""
         return NetStats.from_dict(self._ask("stats"))
 
+    @overload
+    def capture(
+        self,
+        where: str | Node | tuple[str | Node, str | Node],
+        to: None = None,
+        *,
+        filter: str = "",
+        snap: int = FRAME_MAX,
+        memory: int = 64 << 20,
+    ) -> AttachedColumns: ...
+    @overload
     def capture(
         self,
         where: str | Node | tuple[str | Node, str | Node],
         to: Target,
         *,
+        filter: str = "",
+        overwrite: bool = False,
+    ) -> AttachedCapture: ...
+    def capture(
+        self,
+        where: str | Node | tuple[str | Node, str | Node],
+        to: Target | None = None,
+        *,
         filter: str = "",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
-    ) -> AttachedCapture:
+        snap: int = FRAME_MAX,
+        memory: int = 64 << 20,
+    ) -> AttachedCapture | AttachedColumns:
         """Writes down what passes a place of the network until it is stopped; see :meth:`virtnet.Net.capture`.
 
         What is written to is opened here, with the rights and the working directory of this process, and written by the
-        process of the network. A FIFO is waited for until somebody reads it.
+        process of the network. A FIFO is waited for until somebody reads it. Packets that are to be read as columns
+        wait in memory of the network's process until they are fetched.
 
         Args:
             where: a node or its name, or two for the cable between them.
-            to: a file, a FIFO, ``-`` for standard output, an open file or descriptor.
+            to: a file, a FIFO, ``-`` for standard output, an open file or descriptor. Nothing: to be read as columns.
             filter: which packets, in the language of tcpdump.
             overwrite: write over a file that exists.
+            snap: of a capture into columns, how many bytes of each packet are kept.
+            memory: of the same, bytes that hold what was not fetched yet; what comes when they are full is dropped
+                there, and counted.
 
         Raises:
             ConfigError: there is no such place, no such filter, or the file exists.
             PortError: the file cannot be made.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.Net(name="doc-columns") as net:
+            ...     a, b = net.memory("a"), net.memory("b")
+            ...     _ = a >> b
+            ...     with vn.attach("doc-columns").capture("a") as capture:  # works from any process
+            ...         _ = a.end.tx([bytes(60), bytes(1500)])
+            ...         len(b.end.rx(timeout_s=5)) and capture.read(timeout_s=5).columns.length
+            View(array([  60, 1500], dtype=uint32))
         """
         places = list(where) if isinstance(where, tuple) else [where]
         names = [place if isinstance(place, str) else place.name for place in places]
+        if to is None:
+            check_room(snap, memory)
+            wanted = request("columns", {"where": names, "filter": filter, "snap": snap, "memory": memory})
+            with contextlib.ExitStack() as failing:
+                connection = failing.enter_context(self._connected())
+                self._send(connection, wanted)
+                answers = Answers(connection)
+                begun = answers.next(self.timeout_s)
+                failing.pop_all()
+            return AttachedColumns(connection, answers, str(begun["name"]), self.timeout_s, 2 * memory)
         is_pcap = isinstance(to, str | os.PathLike) and Path(to).suffix.lower() == ".pcap"
         with contextlib.ExitStack() as failing:
             target, made = _open_here(to, overwrite=overwrite)
@@ -266,79 +309,6 @@ class AttachedNet:
         if not isinstance(said, list) or len(said) != 2:  # noqa: PLR2004 - before and after
             raise PeerError(f"two descriptions were expected, found {said!r}")
         return Plan(Spec.from_dict(said[0]), Spec.from_dict(said[1]))
-
-
-class AttachedCapture:
-    """A capture in a network of another process; as a context manager it is stopped at the end of the block.
-
-    Attributes:
-        name: of the port that writes, there.
-        packets: packets written, known when it has ended.
-        dropped: packets that were to be written and were not, likewise.
-        why: why it has ended by itself, ``None`` if it has not.
-    """
-
-    def __init__(self, connection: socket.socket, answers: Answers, name: str, timeout_s: float) -> None:
-        """Made by :meth:`AttachedNet.capture`."""
-        self.name = name
-        self.packets = 0
-        self.dropped = 0
-        self.why: str | None = None
-        self._connection = connection
-        self._answers = answers
-        self._timeout_s = timeout_s
-
-    @property
-    def running(self) -> bool:
-        """Whether its end is not known here yet."""
-        return self._connection.fileno() >= 0
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Waits until it has ended by itself; whether that happened within the time given."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while self.running:
-            left = LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))
-            if wait_readable(self._connection, left):
-                self._end()
-            elif deadline is not None and time.monotonic() > deadline:
-                return False
-        return True
-
-    def stop(self) -> None:
-        """Ends it; what has passed before is written. Again does nothing.
-
-        Raises:
-            StateError: the network does not answer.
-        """
-        if self.running:
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_WR)
-            self._end()
-
-    def _end(self) -> None:
-        try:
-            ended = self._answers.next(self._timeout_s)
-        except PeerGone:
-            self.why = "the network has ended"
-        else:
-            self.packets, self.dropped, self.why = int(ended["packets"]), int(ended["dropped"]), ended["why"]
-        finally:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        """The capture."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Stops it."""
-        self.stop()
-
-
-def wait_readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether something can be read within a time."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _open_here(to: Target, *, overwrite: bool) -> tuple[int, Path | None]:

@@ -8,7 +8,9 @@
 
 A connection is one request and its answer. Only a capture has two: the first says that it has begun, and the second,
 when the caller has closed its side or the capture has ended by itself, what was captured. With its request travels the
-descriptor that is written to. The number is that of this form; what does not know it says so.
+descriptor that is written to. One into columns needs none: after its first answer each empty line asks for packets,
+and the answer has the sizes of the parts of a burst, which follow it as they are; the last ones come before the end,
+unasked. The number is that of this form; what does not know it says so.
 """
 
 from __future__ import annotations
@@ -128,6 +130,35 @@ class Answers:
             raise error_of(said["error"])
         return said.get("result")
 
+    def bytes(self, n: int, timeout_s: float) -> bytes:
+        """The next ``n`` bytes, which follow an answer that has said so; ``timeout_s`` is for each piece of them.
+
+        Raises:
+            PeerGone: the other end has left before.
+            StateError: they do not come in time.
+        """
+        try:
+            while len(self._rest) < n:
+                if not (chunk := _next_chunk(self._connection, time.monotonic() + timeout_s)):
+                    raise PeerGone("the network has ended before it had answered")
+                self._rest += chunk
+        except TimeoutError:
+            raise StateError(f"the network does not answer within {timeout_s:g} s: it is busy, or halted") from None
+        except ConnectionError as error:
+            raise PeerGone(f"the network has ended: {error}") from None
+        found = bytes(memoryview(self._rest)[:n])
+        del self._rest[:n]
+        return found
+
+
+def _next_chunk(connection: socket.socket, deadline: float | None) -> bytes:
+    """What has come, empty at the end; TimeoutError if nothing does in time."""
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+    return connection.recv(CHUNK)
+
 
 def read_line(connection: socket.socket, rest: bytearray, most: int, timeout_s: float | None) -> bytes | None:
     """The next line, without its end; ``None`` if the other end has closed before it was whole.
@@ -145,11 +176,7 @@ def read_line(connection: socket.socket, rest: bytearray, most: int, timeout_s: 
         looked_at = len(rest)
         if len(rest) > most:
             raise ConfigError(f"a line here has at most {most} bytes")
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
-        if not (chunk := connection.recv(CHUNK)):
+        if not (chunk := _next_chunk(connection, deadline)):
             return None
         rest += chunk
     line = bytes(rest[:end])

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from virtnet.description import Spec
 from virtnet.errors import ConfigError
 from virtnet.nodes import PortNode
+from virtnet.remote.lines import read_line
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from virtnet.net import Net
-    from virtnet.nodes import Device
+    from virtnet.nodes import Device, Node
 
     #: The network, the arguments, descriptors that came with them, what says a first answer, and the caller.
     Request: TypeAlias = Callable[[Net, dict[str, Any], list[int], Callable[[Any], None], socket.socket], Any]
@@ -26,6 +27,16 @@ __all__ = ["REQUESTS"]
 
 #: How often it is looked whether a capture has ended without telling.
 LOOK_MS = 500
+
+#: The longest line that asks for packets, and how many bytes of them are to be taken within the time for an answer.
+ASKED_MAX = 1024
+PIECE = 4 << 20
+
+#: Bytes that say where a packet begins.
+START_LEN = 4
+
+#: Seconds that such a line may take to be whole.
+ASKED_S = 5.0
 
 
 def _about(net: Net, *_rest: object) -> dict[str, Any]:
@@ -110,19 +121,8 @@ def _capture(
     """Captures until the caller has closed its side, or until it ends by itself."""
     if len(passed) != 1:
         raise ConfigError("a capture needs the descriptor that is written to, passed with the request")
-    place, chosen = arguments.get("where"), arguments.get("filter", "")
-    names = [place] if isinstance(place, str) else place
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in {1, 2}:
-        raise ConfigError(f"where is the name of a node, or of those at the ends of a cable, found {place!r}")
-    if not isinstance(chosen, str):
-        raise ConfigError(f"filter is a text, found {chosen!r}")
-    nodes = [net[name] for name in names]
-    capture = net.capture(
-        nodes[0] if len(nodes) == 1 else (nodes[0], nodes[1]),
-        passed[0],
-        filter=chosen,
-        pcap=arguments.get("pcap") is True,
-    )
+    where, chosen = _place(net, arguments), _filter(arguments)
+    capture = net.capture(where, passed[0], filter=chosen, pcap=arguments.get("pcap") is True)
     with capture:
         begun({"name": capture.file.name})
         poll = select.poll()
@@ -131,6 +131,57 @@ def _capture(
         while not poll.poll(LOOK_MS) and capture.running and net.running:
             pass
     return {"packets": capture.packets, "dropped": capture.dropped, "why": capture.why}
+
+
+def _columns(
+    net: Net, arguments: dict[str, Any], _passed: list[int], begun: Callable[[Any], None], caller: socket.socket
+) -> dict[str, Any]:
+    """Captures into memory, and gives what there is for each line, until the caller has closed its side."""
+    where, chosen = _place(net, arguments), _filter(arguments)
+    room = {name: arguments[name] for name in ("snap", "memory") if name in arguments}
+    capture = net.capture(where, filter=chosen, **room)
+
+    given = 0
+
+    def give(*, last: bool) -> None:
+        nonlocal given
+        parts = capture._take()  # noqa: SLF001 - a part of the network
+        given += len(parts[1]) // START_LEN
+        sizes = [len(part) for part in parts]
+        begun({"sizes": sizes, "packets": given, "dropped": capture.dropped, "last": last})
+        for part in parts:
+            for at in range(0, len(part), PIECE):
+                caller.sendall(memoryview(part)[at : at + PIECE])  # each of them in time
+
+    with capture:
+        begun({"name": capture.file.name})
+        poll = select.poll()
+        poll.register(caller, select.POLLIN)
+        rest = bytearray()
+        while capture.running and net.running:
+            if not poll.poll(LOOK_MS):
+                continue
+            if read_line(caller, rest, ASKED_MAX, ASKED_S) is None:
+                break
+            give(last=False)
+    give(last=True)
+    return {"packets": given, "dropped": capture.dropped, "why": capture.why}
+
+
+def _place(net: Net, arguments: dict[str, Any]) -> Node | tuple[Node, Node]:
+    place = arguments.get("where")
+    names = [place] if isinstance(place, str) else place
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in {1, 2}:
+        raise ConfigError(f"where is the name of a node, or of those at the ends of a cable, found {place!r}")
+    nodes = [net[name] for name in names]
+    return nodes[0] if len(nodes) == 1 else (nodes[0], nodes[1])
+
+
+def _filter(arguments: dict[str, Any]) -> str:
+    chosen = arguments.get("filter", "")
+    if not isinstance(chosen, str):
+        raise ConfigError(f"filter is a text, found {chosen!r}")
+    return chosen
 
 
 def _port(net: Net, arguments: dict[str, Any]) -> PortNode:
@@ -156,4 +207,5 @@ REQUESTS: dict[str, Request] = {
     "apply": _apply,
     "rollback": _rollback,
     "capture": _capture,
+    "columns": _columns,
 }
