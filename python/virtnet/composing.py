@@ -39,6 +39,9 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
     ) -> Switch:
         """Adds a switch, which learns who is behind which cable and floods what is for nobody it knows.
 
+        It speaks no protocol with its neighbours, and passes on what theirs send to the addresses that are reserved for
+        such (01:80:c2:00:00:00 to 0f), as a cable does.
+
         Args:
             ageing_s: seconds after which a station that was not heard of is forgotten.
             cables: options of its cables, by the node at the far end, as :meth:`~virtnet.Switch.cable` takes them.
