@@ -9,8 +9,11 @@ import sys
 import time
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 
 import virtnet as vn
+from helpers import mac, receive
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -108,6 +111,37 @@ def test_the_command_tells_what_came_of_it(between):
         assert trial["asked"] == 2000
         assert trial["received"] + sum(one["lost"] for one in trial["directions"]) == trial["sent"]
         assert trial["latency_ns"]["count"] == trial["received"] > 1000
+
+
+def test_the_command_sends_the_frames_that_it_is_given(between, tmp_path):
+    a, b, _ = between
+    there = bytes(Ether(dst=mac(2), src=mac(1)) / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(dport=53) / bytes(60))
+    back = bytes(Ether(dst=mac(1), src=mac(2)) / IP(src="10.0.0.2", dst="10.0.0.1") / UDP(sport=53) / bytes(60))
+    with vn.PcapPort(tmp_path / "back.pcap", mode="write") as file:
+        file.tx([back, there])
+    options = ["--rate", "1000", "--seconds", "0.3", "--json"]
+    with vn.Net() as net:
+        seen = net.memory("seen")
+        ports = [net.vhost_user(str(tmp_path / f"{name}.sock")) for name in "ab"]
+        ports[0] >> net.tee(seen) >> ports[1]
+        ends = [f"virtio-user:{tmp_path}/{name}.sock" for name in "ab"]
+        done = bench(*ends, "--both", "--frame", there.hex(), "--frame", str(tmp_path / "back.pcap"), *options)
+        assert done.returncode == 0, done.stderr
+        trial = json.loads(done.stdout)["trials"][0]
+        assert trial["size"] == len(there)
+        assert [one["received"] > 100 for one in trial["directions"]] == [True, True]
+        # The signature stands in the data, the headers are as they were.
+        assert {bytes(one)[:42] for one in receive(seen.end, 10)} <= {there[:42], back[:42]}
+    for frames, words in [
+        (["--frame", "xyz"], "hexadecimal or the name of a pcap file, found 'xyz'"),
+        (["--frame", there.hex(), "--size", "60"], "leave out --size"),
+        (["--frame", there.hex(), "--both"], "2 in all, found 1"),
+        (["--frame", there.hex(), "--both", "--frame", back.hex() + "00"], "equally long"),
+        (["--frame", there.hex()[:40]], "60 to 65"),
+    ]:
+        done = bench(a, b, *frames, *options)
+        assert done.returncode != 0
+        assert words in " ".join(done.stderr.split()), done.stderr
 
 
 def test_the_command_searches_and_shows_a_table(between):

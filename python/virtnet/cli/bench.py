@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_
 import sys
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,8 @@ from virtnet import __version__
 from virtnet.analysing import SHOWN, microseconds
 from virtnet.cli.options import Cpu, Json, Poll, PortText, parse_cpus
 from virtnet.cli.running import interruptible
-from virtnet.errors import ConfigError
+from virtnet.errors import ConfigError, VirtnetError
+from virtnet.ports import PcapPort
 from virtnet.searching import RFC_SIZES, Path
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ def bench(
     size: Annotated[
         str, typer.Option("--size", metavar="BYTES", help="Bytes of frames, without checksum; several as 60,1514.")
     ] = "",
+    frame: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--frame",
+            metavar="HEX|FILE",
+            help="What to send instead of UDP to port 9: a frame in hexadecimal, or the first one of a pcap file; with "
+            "--both once more, for the way back.",
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option("--rate", metavar="PPS", help="Packets a second in each direction; as many as there is room for."),
@@ -61,8 +72,25 @@ def bench(
     for port in (port_a, port_b):
         if port.startswith("memory:"):
             raise ConfigError(f"{port} has its other end in a Python program: the command line has no use for it")
-    sizes = _sizes(size) if size else list(RFC_SIZES) if search else [60]
-    path = Path(port_a, port_b or None, both=both, streams=streams, cpus=parse_cpus(cpu), poll=poll)
+    frames = [_frame(text) for text in frame or ()]
+    if frames and size:
+        raise ConfigError("a frame has the size that it has: leave out --size, or --frame")
+    if frames and len(frames) != 1 + both:
+        raise ConfigError(f"--frame is given once for each direction, {1 + both} in all, found {len(frames)}")
+    if len({len(one) for one in frames}) > 1:
+        raise ConfigError(
+            f"frames of both directions are equally long, found {' and '.join(str(len(f)) for f in frames)}"
+        )
+    sizes = [len(frames[0])] if frames else _sizes(size) if size else list(RFC_SIZES) if search else [60]
+    path = Path(
+        port_a,
+        port_b or None,
+        both=both,
+        streams=streams,
+        frame=(lambda _, direction: frames[direction]) if frames else None,
+        cpus=parse_cpus(cpu),
+        poll=poll,
+    )
     trials: list[Trial] = []
     found: list[Throughput] = []
     is_cut_short = False
@@ -101,6 +129,24 @@ def _print(
         console.print(*_trial_tables(trial), sep="\n")
     if is_cut_short:
         console.print("cut short by Ctrl-C", style="yellow")
+
+
+def _frame(text: str) -> bytes:
+    """A frame that is given as such, or the first one of a file."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        pass
+    if not FilePath(text).is_file():
+        raise ConfigError(f"--frame takes a frame in hexadecimal or the name of a pcap file, found {text!r}")
+    try:
+        with PcapPort(text, mode="read") as port:
+            found = [bytes(one) for one in port.rx(1.0)]
+    except VirtnetError as error:
+        raise ConfigError(f"--frame: {error}") from None
+    if not found:
+        raise ConfigError(f"--frame: there is no packet in {text}")
+    return found[0]
 
 
 def _sizes(text: str) -> list[int]:
