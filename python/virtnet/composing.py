@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsBytes, cast
 
 from virtnet.adding_ports import AddingPorts
 from virtnet.description import FunctionSpec, check_options, whole
+from virtnet.drawing import check_node
 from virtnet.errors import ConfigError
+from virtnet.given import by_name, is_number, table
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.impairing import Impairment, plain_options
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
@@ -61,11 +63,13 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
         Raises:
             ConfigError: an option makes no sense; the message says which one, of which cable.
         """
-        if not 0 < ageing_s < float("inf"):
+        if not is_number(ageing_s) or not 0 < ageing_s < float("inf"):
             raise ConfigError(f"ageing_s is a number of seconds above 0, found {ageing_s!r}")
         if loop_guard is not None and (type(loop_guard) is not int or loop_guard < 1):
             raise ConfigError(f"loop_guard is a number of moves per second from 1, found {loop_guard!r}")
-        tables = {(end.name if isinstance(end, Node) else end): table for end, table in (cables or {}).items()}
+        tables = by_name(cables)
+        if not isinstance(tables, dict):
+            raise ConfigError(f'cables: expected a table such as {{node: {{"access": 10}}}}, found {cables!r}')
         options = {"ageing_s": float(ageing_s), "cables": tables, "loop_guard": loop_guard}
         return cast("Switch", self._function(name, FunctionSpec("switch", options)))
 
@@ -89,6 +93,9 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
         Raises:
             ConfigError: it is no filter, or there is no libpcap to compile it.
         """
+        check_node(branch)
+        if type(filter) is not str:
+            raise ConfigError(f'filter: expected text such as "tcp port 80", found {filter!r}')
         with self.change():
             self._known(branch.name)
             tee = self._function(name, FunctionSpec("tee", {"branch": branch.name, "filter": filter}))
@@ -152,12 +159,12 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
                 inside = ends[0]
             options = {
                 "rules": rules if isinstance(rules, str) else "\n".join(rules),
-                "sets": dict(sets or {}),
+                "sets": table(sets),
                 "inside": inside.name if isinstance(inside, Node) else inside or "",
                 "default": default,
                 "fragments": fragments,
                 "states": states,
-                "timeouts": dict(timeouts or {}),
+                "timeouts": table(timeouts),
             }
             check_options(FunctionSpec("firewall", options))
             firewall = cast("Firewall", self._function(name, FunctionSpec("firewall", options)))
@@ -322,7 +329,7 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
             count: how many packets in all, without end if not given.
             name: what to call it.
         """
-        if rate_pps is not None and not 0 < rate_pps < float("inf"):
+        if rate_pps is not None and (not is_number(rate_pps) or not 0 < rate_pps < float("inf")):
             raise ConfigError(f"rate_pps is a number above 0, or None for no limit, found {rate_pps!r}")
         if count is not None and count < 0:
             raise ConfigError(f"count is a number from 0, or None for no end, found {count!r}")
@@ -441,6 +448,9 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
                 "direction": direction,
             }
         )
+        for node in (a, b):
+            if node is not None:
+                check_node(node)
         with self.change():
             called = self._name(name, "impairment")
             options["seed"] = zlib.crc32(called.encode()) if seed is None else seed

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
+    from jsonschema.exceptions import ValidationError
+
     from virtnet.options import Option
 
 __all__ = ["FunctionSpec", "Plan", "Spec", "schema"]
@@ -454,7 +456,23 @@ def check_options(spec: FunctionSpec) -> None:
             and value != default
             and (error := best_match(Draft202012Validator(described).iter_errors(value)))
         ):
-            raise ConfigError(f"{spec.kind} option {name}: {error.message}")
+            raise ConfigError(f"{spec.kind} option {name}: {_told(error)}")
+
+
+def _told(error: ValidationError) -> str:
+    """What was expected where there were several forms to choose from; else what the error says by itself."""
+    forms = error.schema.get("anyOf") if isinstance(error.schema, dict) else None
+    return f"expected {', or '.join(map(_form, forms))}, found {error.instance!r}" if forms else error.message
+
+
+def _form(schema: Mapping[str, Any]) -> str:
+    """A form of values in words."""
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
+    bounds = (("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"))
+    words = [f"{word} {schema[key]}" for key, word in bounds if key in schema]
+    names = {"number": "a number", "integer": "a whole number", "string": "text", "array": "a list", "null": "None"}
+    return " ".join([names.get(schema.get("type", ""), "another form"), *words])
 
 
 def _whole(name: str, spec: FunctionSpec) -> FunctionSpec:

@@ -37,6 +37,13 @@ HANDLES: dict[str, type[Function]] = {
 }
 
 
+def check_node(given: Any) -> None:
+    """Refuses what is no node where one is asked for."""
+    if not isinstance(given, Node):
+        what = f" (net[{given!r}] is the one of that name, if there is one)" if isinstance(given, str) else ""
+        raise ConfigError(f"expected a node of the network, found {given!r}{what}")
+
+
 class Drawing(Observing):
     """Nodes by name and the cables between them."""
 
@@ -52,6 +59,8 @@ class Drawing(Observing):
 
     def _cable_at(self, where: Node | tuple[Node, Node]) -> tuple[Node, Node]:
         """The ends of the cable that is meant."""
+        for node in where if isinstance(where, tuple) else (where,):
+            check_node(node)
         if isinstance(where, Node):
             others = self._plan.cables_of(self._known(where.name).handle.name)
             if len(others) != 1:
@@ -80,6 +89,7 @@ class Drawing(Observing):
         """
         with self.change():
             for node in (a, b):
+                check_node(node)
                 if node.net is not self:
                     raise ConfigError(f"a cable joins nodes of one network, {node.name!r} belongs to another")
                 self._known(node.name)

@@ -318,11 +318,14 @@ def check_firewall(options: dict[str, Any]) -> dict[str, Any]:
         ConfigError: one makes no sense; the message begins with its place.
     """
     sets = {}
+    if not isinstance(options["sets"], dict):
+        raise ConfigError(f'sets: expected a table such as {{"servers": ["10.0.0.0/24"]}}, found {options["sets"]!r}')
     for name, addresses in sorted(options["sets"].items()):
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_.-]*", name):
             raise ConfigError(f"sets: a name has letters, digits, '_', '.' and '-', found {name!r}")
         try:
-            sets[name] = addresses if isinstance(addresses, Addresses) else Addresses(addresses)
+            one = isinstance(addresses, str)
+            sets[name] = addresses if isinstance(addresses, Addresses) else Addresses([addresses] if one else addresses)
         except ConfigError as error:
             raise ConfigError(f"sets.{name}: {error}") from None
     try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from virtnet.description import FunctionSpec
+from virtnet.given import by_name, table, texts
 from virtnet.nodes import Function, Node, Router
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     #: What may be said of an interface: an address with its prefix, several, or a table.
     Interface = str | Sequence[str] | Mapping[str, Any]
 
@@ -57,7 +59,7 @@ class RouterMethods:
         Raises:
             ConfigError: an address, a prefix or a next router makes no sense; the message says which one.
         """
-        options = {"interfaces": _named(interfaces), "routes": _table(routes), "errors_pps": errors_pps}
+        options = {"interfaces": by_name(interfaces), "routes": table(routes), "errors_pps": errors_pps}
         return cast("Router", self._function(name, FunctionSpec("router", options)))
 
     def nat(
@@ -122,14 +124,14 @@ class RouterMethods:
         Raises:
             ConfigError: an option makes no sense; the message says which one.
         """
-        ends = [outside] if isinstance(outside, str | Node) else list(outside)
+        ends = [outside] if isinstance(outside, Node) else texts(outside)
         options = {
-            "interfaces": _named(interfaces),
-            "routes": _table(routes),
-            "outside": [end.name if isinstance(end, Node) else end for end in ends],
-            "pool": list(pool),
-            "forward": _table(forward),
-            "prefixes": _table(prefixes),
+            "interfaces": by_name(interfaces),
+            "routes": table(routes),
+            "outside": [end.name if isinstance(end, Node) else end for end in ends] if isinstance(ends, list) else ends,
+            "pool": texts(pool),
+            "forward": table(forward),
+            "prefixes": table(prefixes),
             "flows_max": flows_max,
             "errors_pps": errors_pps,
         }
@@ -178,23 +180,11 @@ class RouterMethods:
             ConfigError: an option makes no sense; the message says which one.
         """
         options = {
-            "interfaces": _named(interfaces),
-            "routes": _table(routes),
-            "services": [services] if isinstance(services, str) else list(services),
-            "backends": list(backends),
+            "interfaces": by_name(interfaces),
+            "routes": table(routes),
+            "services": texts(services),
+            "backends": texts(backends),
             "flows_max": flows_max,
             "errors_pps": errors_pps,
         }
         return cast("Router", self._function(name, FunctionSpec("load_balancer", options)))
-
-
-def _named(interfaces: Mapping[str | Node, Interface] | None) -> Any:
-    named = _table(interfaces)
-    if not isinstance(named, dict):
-        return named
-    return {(end.name if isinstance(end, Node) else end): given for end, given in named.items()}
-
-
-def _table(given: Any) -> Any:
-    """A table as one of its own; what is none is refused where options are checked."""
-    return dict(given) if isinstance(given, Mapping) else {} if given is None else given

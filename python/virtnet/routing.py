@@ -132,6 +132,9 @@ def check_router(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: they make no sense; the message begins with their place.
     """
+    for option, example in (("interfaces", 'node: "10.0.0.1/24"'), ("routes", '"0.0.0.0/0": "10.0.0.254"')):
+        if not isinstance(options[option], dict):
+            raise ConfigError(f"{option}: expected a table such as {{{example}}}, found {options[option]!r}")
     interfaces = {name: _interface(name, given) for name, given in sorted(options["interfaces"].items())}
     routes = dict(options["routes"])
     if type(options["errors_pps"]) is not int or options["errors_pps"] < 1:
@@ -151,7 +154,7 @@ def _interface(name: str, given: Any) -> dict[str, Any]:
     if unknown := table.keys() - {"addresses", "mac", "mtu"}:
         raise ConfigError(f"{place}: an interface has addresses, mac and mtu, found {min(unknown)!r}")
     addresses = table.get("addresses", ())
-    table["addresses"] = [addresses] if isinstance(addresses, str) else list(addresses)
+    table["addresses"] = list(addresses) if isinstance(addresses, list | tuple) else [addresses]
     if not table["addresses"]:
         raise ConfigError(f"{place}: expected an address with its prefix, such as 10.0.0.1/24, found none")
     for address in table["addresses"]:
@@ -301,9 +304,9 @@ def _end(place: str, text: Any) -> tuple[bytes, int]:
     return _ipv4(place, address).packed, _port(place, port)
 
 
-def _service(place: str, text: str) -> tuple[int, bytes | None, int]:
+def _service(place: str, text: Any) -> tuple[int, bytes | None, int]:
     """``PROTOCOL:ADDRESS:PORT``, or without the address."""
-    protocol, _, rest = text.partition(":")
+    protocol, _, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     if protocol not in _PROTOCOLS or not rest:
         raise ConfigError(f"{place}: expected tcp or udp and a port, such as tcp:192.0.2.2:8080, found {text!r}")
     address, colon, port = rest.rpartition(":")
