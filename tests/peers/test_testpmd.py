@@ -10,7 +10,9 @@ only where somebody was killed under traffic that is impossible, and what counts
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import random
 import struct
@@ -54,6 +56,17 @@ class Bench:
         self._directory = directory
         self._running = running
         self._number = itertools.count()
+        self._engines: list[Virtnet] = []
+        self._drivers: list[Testpmd] = []
+
+    def tell(self):
+        """Prints what everybody has counted who is still there: who has the packets that a test is waiting for."""
+        for driver in self._drivers:
+            with contextlib.suppress(testpmd.TestpmdError):
+                print("testpmd:", *driver.stats(), sep="\n    ")  # noqa: T201 - beside the failure
+        for engine in self._engines:
+            with contextlib.suppress(ours.VirtnetError, ValueError):
+                print("virtnet:", json.dumps(engine.finish(), indent=4))  # noqa: T201 - likewise
 
     def socket(self, name):
         return self._directory / f"{name}.sock"
@@ -62,6 +75,7 @@ class Bench:
         log = self._directory / f"{next(self._number)}-virtnet-{command}.log"
         arguments = [command, *ports, *map(str, options), "--seconds", str(RUN_SECONDS)]
         process = self._running.enter_context(Virtnet(arguments, log))
+        self._engines.append(process)
         own = [is_listening_port(port) for port in ports]
         wait_for(
             lambda: all(listening() for listening in own) or process.process.poll() is not None,
@@ -77,12 +91,16 @@ class Bench:
         process = self._running.enter_context(
             Testpmd(vdevs, mode=mode, log=log, args=["--no-flush-rx", *queues, *peers, *args])
         )
+        self._drivers.append(process)
         return process.ready(timeout_s=30) if ready else process
 
 
 @pytest.fixture
-def bench(directory, running):
-    return Bench(directory, running)
+def bench(request, directory, running):
+    made = Bench(directory, running)
+    yield made
+    if any(report.failed for report in request.node.reports):
+        made.tell()
 
 
 def vhost_user(socket, **options):
