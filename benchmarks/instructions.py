@@ -1,7 +1,7 @@
 """Instructions a packet costs in the rings and in functions: a figure that does not depend on the machine's mood.
 
 ``python -m benchmarks.instructions`` runs ``rust/virtnet-virtio/benches/rings.rs``, one thread playing driver and
-device in turn, and ``rust/virtnet-engine/benches/dispatch.rs``, functions between ports that do nothing, under
+device in turn, and ``rust/virtnet-engine/benches/dispatch/``, functions between ports that do nothing, under
 valgrind's callgrind, and compares each stage with ``instructions.json``. It ends with 1 where a stage takes more than
 the tolerance allows; ``--update`` writes what was found as what is expected from now on.
 """
@@ -31,9 +31,21 @@ FUNCTIONS = (
     "wire",
     "switch, 2 stations",
     "switch, 1000 stations",
+    "switch with VLANs, 2 stations",
     "switch with VLANs, 1000 flows",
+    "mirror, 2 stations",
+    "tee",
+    "element",
+    "cable that loses packets",
+    "cable with a rate",
+    "firewall, 1 flow",
     "firewall, 1000 flows",
-    "router",
+    "router, 1 destination",
+    "router, 1000 destinations of 1000000 routes",
+    "NAT, 1 flow",
+    "NAT, 1000 flows",
+    "load balancer, 1 flow",
+    "load balancer, 1000 flows",
 )
 
 
@@ -80,7 +92,7 @@ def main() -> int:
     worse = []
     for bench in BENCHES:
         program = _build(bench)
-        print(f"{'instructions a packet':32}" + "".join(f"{stage:>18}" for stage in bench.stages))
+        print(f"{'instructions a packet':44}" + "".join(f"{stage:>18}" for stage in bench.stages))
         for case in bench.cases:
             runs = [_count(program, bench, case) for _ in range(bench.runs)]
             found[case] = {stage: min(run[stage] for run in runs) for stage in bench.stages}
@@ -107,7 +119,7 @@ def _compare(case: str, found: dict[str, float], expected: dict[str, float]) -> 
             worse.append(f"{stage} over {case}: nothing is expected of it yet")
         elif count > before * (1 + TOLERANCE):
             worse.append(f"{stage} over {case}: {count:.0f}, over {TOLERANCE:.0%} above {before:.0f}")
-    print(f"{case:32}" + "".join(f"{text:>18}" for text in texts), flush=True)
+    print(f"{case:44}" + "".join(f"{text:>18}" for text in texts), flush=True)
     return worse
 
 

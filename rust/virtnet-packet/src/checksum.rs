@@ -50,12 +50,15 @@ impl Sum {
     }
 }
 
-/// The sum in 16 bits, carries added where they belong.
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    u16::try_from(sum).unwrap_or_default()
+/// The sum in 16 bits, carries added where they belong: halves are added until one is left, without a branch.
+#[inline]
+fn fold(sum: u64) -> u16 {
+    const LOW: u64 = u32::MAX as u64;
+    let sum = (sum & LOW) + (sum >> 32);
+    let sum = u32::try_from((sum + (sum >> 32)) & LOW).unwrap_or_default();
+    // Either half gets the other, and the upper one the carry of the lower.
+    let [a, b, ..] = sum.wrapping_add(sum.rotate_left(16)).to_be_bytes();
+    u16::from_be_bytes([a, b])
 }
 
 #[cfg(test)]

@@ -150,7 +150,8 @@ impl MacTable {
     /// heard of here as well, at the same gate, stays one of here.
     pub(crate) fn learn_elsewhere(&mut self, mac: MacKey, gate: Gate, now: u64) {
         if self.lookup(mac, now) != Some(gate) {
-            self.note(Entry::new(mac, gate, now | ELSEWHERE), now);
+            let home = self.home(mac);
+            self.note(Entry::new(mac, gate, now | ELSEWHERE), home, now);
         }
     }
 
@@ -171,13 +172,21 @@ impl MacTable {
     /// Notes that `mac` was heard of at `gate`.
     #[inline]
     pub(crate) fn learn(&mut self, mac: MacKey, gate: Gate, now: u64) -> Learnt {
-        self.note(Entry::new(mac, gate, now), now)
+        let heard = Entry::new(mac, gate, now);
+        let home = self.home(mac);
+        // Mostly it is known, there, and at home in the table.
+        let at = home & self.table.mask;
+        let was = self.table.at(at);
+        if was.station == heard.station && was.seen & ELSEWHERE == 0 && !self.is_gone(was, now) {
+            self.table.entries[at][1] = now;
+            return Learnt::Known;
+        }
+        self.note(heard, home, now)
     }
 
-    #[inline]
-    fn note(&mut self, heard: Entry, now: u64) -> Learnt {
+    #[inline(never)]
+    fn note(&mut self, heard: Entry, home: usize, now: u64) -> Learnt {
         let (mac, gate) = (heard.mac(), heard.gate());
-        let home = self.home(mac);
         let found = match self.table.find(mac, home) {
             None if !self.old.is_empty() => self.take_along(mac, home),
             found => found,
@@ -204,12 +213,22 @@ impl MacTable {
     #[inline]
     pub(crate) fn lookup(&self, mac: MacKey, now: u64) -> Option<Gate> {
         let home = self.home(mac);
-        let entry = match self.table.find(mac, home) {
-            Some((_, entry)) => entry,
-            None if self.old.is_empty() => return None,
-            None => self.old.find(mac, home)?.1,
-        };
+        let mut entry = self.table.at(home & self.table.mask);
+        if entry.mac() != mac {
+            entry = self.search(mac, home)?;
+        }
         (!self.is_gone(entry, now)).then(|| entry.gate())
+    }
+
+    /// The entry of one that is not at home.
+    #[inline(never)]
+    fn search(&self, mac: MacKey, home: usize) -> Option<Entry> {
+        let found = self.table.find(mac, home);
+        let found = found.or_else(|| match self.old.is_empty() {
+            true => None,
+            false => self.old.find(mac, home),
+        });
+        found.map(|(_, entry)| entry)
     }
 
     /// Whether it is larger than a cache that is near.

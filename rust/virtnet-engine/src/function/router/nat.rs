@@ -20,7 +20,7 @@ use super::super::fragments::{Early, Fragments};
 use super::flows::{Change, End, Flows, Place, Tuple};
 use super::maglev::Maglev;
 use super::npt::{Crossing6, DESTINATION, Pairs, PrefixPair, Unmappable, Way};
-use super::packet::{ICMP, TCP, UDP, V4, V6, put, renew, word};
+use super::packet::{ICMP, TCP, UDP, V4, V4_LEN, V6, put, renew, word};
 use super::tables::{Next, RouterTables};
 use crate::graph::Gate;
 
@@ -28,6 +28,10 @@ use crate::graph::Gate;
 const TRIES: u32 = 128;
 /// The lowest port that is given to a flow that cannot keep its own.
 const PORT_MIN: u16 = 1_024;
+
+/// Where in a frame an IPv4 header without options has its addresses, and where it ends.
+const ADDRESSES: usize = ETHERNET_LEN + 12;
+const TRANSPORT: usize = ETHERNET_LEN + V4_LEN;
 
 /// How a router translates; without services and without an outside it does not.
 #[derive(Debug, Default)]
@@ -167,6 +171,38 @@ impl Nat {
         let backend = service.and_then(|service| service.find(flow_hash(head)));
         let goes_to = backend.map_or(ip.destination, |(ip, _)| ip);
         (Plan::New(tuple, backend), goes_to)
+    }
+
+    /// The flow that a usual packet of TCP or UDP belongs to, and where the packet goes then.
+    #[inline]
+    pub(super) fn known(&self, head: &[u8], protocol: u8, now: u64) -> Option<(Place, Ipv4Addr)> {
+        let &[a, b, c, d, e, f, g, h, p0, p1, q0, q1] = head.get(ADDRESSES..)?.first_chunk()?;
+        let tuple = Tuple {
+            protocol,
+            source: (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([p0, p1])),
+            destination: (Ipv4Addr::new(e, f, g, h), u16::from_be_bytes([q0, q1])),
+        };
+        matches!(protocol, TCP | UDP).then_some(())?;
+        self.flows.find(&tuple, now)
+    }
+
+    /// Translates such a packet of a flow.
+    #[inline]
+    pub(super) fn carry_on(
+        &mut self,
+        place: Place,
+        head: &mut [u8],
+        protocol: u8,
+        offload: Offload,
+        now: u64,
+    ) {
+        let flags = match protocol {
+            TCP => head.get(TRANSPORT + 13).copied().unwrap_or_default(),
+            _ => 0,
+        };
+        if let Some((leaving, change)) = self.flows.pass(place, flags, now) {
+            rewrite_at(head, (protocol, TRANSPORT), offload, (&leaving, change));
+        }
     }
 
     /// Translates a packet that came in by one gate and leaves by another.
@@ -387,12 +423,23 @@ impl Nat {
 
 /// Writes the addresses and ports of a packet, and mends its checksums.
 #[inline]
-fn rewrite(head: &mut [u8], ip: &V4, offload: Offload, (to, change): (&Tuple, Change)) {
+fn rewrite(head: &mut [u8], ip: &V4, offload: Offload, by: (&Tuple, Change)) {
+    rewrite_at(head, (ip.protocol, ip.transport()), offload, by);
+}
+
+/// The same for a packet of a protocol whose header is at a place.
+#[inline]
+fn rewrite_at(
+    head: &mut [u8],
+    (protocol, at): (u8, usize),
+    offload: Offload,
+    (to, change): (&Tuple, Change),
+) {
     write_addresses(head, ETHERNET_LEN, (to.source.0, to.destination.0));
     add(head, ETHERNET_LEN + 10, change.addresses);
-    retell(head, ip.transport(), to);
+    retell(head, at, to);
     let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
-    mend(head, ip.transport(), ip.protocol, change, is_left_to_do);
+    mend(head, at, protocol, change, is_left_to_do);
 }
 
 /// The tuple of the packet whose transport's header is at `at`; none for errors.

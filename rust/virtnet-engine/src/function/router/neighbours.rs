@@ -87,18 +87,23 @@ impl Neighbours {
     /// The address of a station on its link. None: it is being asked for, and packets [`wait`](Self::wait).
     #[inline]
     pub(super) fn find(&mut self, station: Station, now: u64) -> Option<Mac> {
-        match self.stations.get_mut(&station) {
-            // What waits for it goes first.
-            Some(there) if there.waiting.is_empty() => {
-                there.used = true;
-                there.mac
-            }
-            Some(_) => None,
-            None => {
-                self.ask(station, now);
-                None
-            }
+        let known = self.known(station);
+        if known.is_none() && !self.stations.contains_key(&station) {
+            self.ask(station, now);
         }
+        known
+    }
+
+    /// The same without asking for it.
+    #[inline]
+    pub(super) fn known(&mut self, station: Station) -> Option<Mac> {
+        let there = self.stations.get_mut(&station)?;
+        // What waits for it goes first.
+        if !there.waiting.is_empty() {
+            return None;
+        }
+        there.used = true;
+        there.mac
     }
 
     #[cold]
