@@ -20,7 +20,7 @@ use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks};
 
 use self::counts::NOBODY;
 use self::packet::{Echo, Packet, Piece, Seen, TCP, UDP, complaint, echo, look_at};
-use self::states::{Key, State, States};
+use self::states::{Key, State, States, Usual};
 use self::tcp::{Connection, Phase, Segment};
 use super::fragments::{Early, Fragments};
 use super::outbox::Outbox;
@@ -122,26 +122,42 @@ impl From<Timeouts> for InNs {
 }
 
 impl InNs {
-    fn of(&self, state: &State, packet: &Packet) -> u64 {
+    fn of(&self, state: &State, protocol: u8) -> u64 {
         match &state.tcp {
             Some(connection) => match connection.phase() {
                 Phase::Opening => self.tcp_opening,
                 Phase::Established => self.tcp,
                 Phase::Closing => self.tcp_closing,
             },
-            None if packet.protocol == packet::ICMP || packet.protocol == packet::ICMP6 => {
-                self.icmp
-            }
+            None if protocol == packet::ICMP || protocol == packet::ICMP6 => self.icmp,
             None if !state.answered => self.unanswered,
-            None if packet.protocol == UDP => self.udp,
+            None if protocol == UDP => self.udp,
             None => self.other,
         }
     }
 }
 
-/// What was read of a packet, and what its flow is called.
+/// What was read of a packet.
 #[derive(Clone, Copy, Debug)]
-struct Looked {
+enum Looked {
+    /// One of those that most are: 200 instructions instead of 500 where its flow is known.
+    Usual(Usual, u64),
+    Closely(Close),
+}
+
+impl Looked {
+    #[inline]
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Usual(_, hash) => *hash,
+            Self::Closely(close) => close.hash,
+        }
+    }
+}
+
+/// All that was read of a packet, and what its flow is called.
+#[derive(Clone, Copy, Debug)]
+struct Close {
     seen: Seen,
     key: Key,
     hash: u64,
@@ -215,18 +231,30 @@ impl Firewall {
         let mut all_pass = true;
         let mut looked = std::mem::take(&mut self.looked);
         looked.clear();
-        looked.extend(picks.iter().map(|i| self.look(burst.head(i))));
+        looked.extend(
+            picks
+                .iter()
+                .map(|i| self.look(burst.head(i), burst.frame_len(i))),
+        );
         if self.states.is_large() {
             self.fetch(&looked);
         }
-        for (k, i) in picks.iter().enumerate() {
-            fates[k] = match self.judge(&looked[k], burst.head(i), burst.frame_len(i), gate, now) {
-                Ok(()) => on,
-                Err(reason) => {
-                    all_pass = false;
-                    self.leave_out(&looked[k], burst, i, gate, reason, now)
+        for ((fate, looked), i) in fates.iter_mut().zip(&looked).zip(picks.iter()) {
+            *fate = on;
+            let (head, frame_len) = (burst.head(i), burst.frame_len(i));
+            let close = match looked {
+                Looked::Usual(usual, hash)
+                    if self.is_known(usual, *hash, head, frame_len, gate, now) =>
+                {
+                    continue;
                 }
+                Looked::Usual(..) => &self.look_closely(head),
+                Looked::Closely(close) => close,
             };
+            if let Err(reason) = self.judge(close, head, frame_len, gate, now) {
+                all_pass = false;
+                *fate = self.leave_out(close, burst, i, gate, reason, now);
+            }
         }
         self.looked = looked;
         if self.pieces.has_released() {
@@ -243,14 +271,58 @@ impl Firewall {
     }
 
     #[inline]
-    fn look(&self, head: &[u8]) -> Looked {
+    fn look(&self, head: &[u8], frame_len: usize) -> Looked {
+        match Usual::of(head, frame_len) {
+            Some(usual) => Looked::Usual(usual, self.states.hash(&usual.key)),
+            None => Looked::Closely(self.look_closely(head)),
+        }
+    }
+
+    #[inline(never)]
+    fn look_closely(&self, head: &[u8]) -> Close {
         let seen = look_at(head);
         let key = match &seen {
             Seen::Ip(packet) => Key::of(packet),
             _ => Key::default(),
         };
         let hash = self.states.hash(&key);
-        Looked { seen, key, hash }
+        Close { seen, key, hash }
+    }
+
+    /// Whether a usual packet belongs to a flow and is where that is; otherwise nothing has come of it yet.
+    #[inline]
+    fn is_known(
+        &mut self,
+        usual: &Usual,
+        hash: u64,
+        head: &[u8],
+        frame_len: usize,
+        gate: Gate,
+        now: u64,
+    ) -> bool {
+        let Some(state) = self.states.find(&usual.key, hash, now) else {
+            return false;
+        };
+        let began = gate == state.gate;
+        if began != (usual.is_low == state.low_began) && !usual.is_to_itself {
+            return false;
+        }
+        if let Some(connection) = &mut state.tcp {
+            let Some(segment) = Segment::of(usual.above, usual.end, head) else {
+                return false;
+            };
+            let begins_anew = connection.is_over() && segment.begins();
+            if begins_anew || !connection.take(usize::from(!began), &segment) {
+                return false;
+            }
+        } else {
+            state.answered |= !began;
+        }
+        state.expires = now.saturating_add(self.timeouts.of(state, usual.protocol));
+        let rule = state.rule;
+        self.known += 1;
+        self.states.counts.count(rule, frame_len);
+        true
     }
 
     /// Reads where the flows of a burst are in a table that no cache holds, all misses beside each other.
@@ -258,7 +330,7 @@ impl Firewall {
     fn fetch(&self, looked: &[Looked]) {
         let mut slots = [0; BURST_MAX];
         for (slot, looked) in slots.iter_mut().zip(looked) {
-            *slot = self.states.peek(looked.hash);
+            *slot = self.states.peek(looked.hash());
         }
         let slots = slots[..looked.len()].iter();
         let seen = slots.fold(0, |seen, &slot| seen ^ self.states.peek_at(slot));
@@ -267,7 +339,7 @@ impl Firewall {
 
     fn judge(
         &mut self,
-        looked: &Looked,
+        looked: &Close,
         head: &[u8],
         frame_len: usize,
         gate: Gate,
@@ -302,7 +374,7 @@ impl Firewall {
     #[cold]
     fn leave_out(
         &mut self,
-        looked: &Looked,
+        looked: &Close,
         burst: &Burst,
         i: usize,
         gate: Gate,
@@ -321,7 +393,7 @@ impl Firewall {
 
     fn judge_ip(
         &mut self,
-        looked: &Looked,
+        looked: &Close,
         packet: &Packet,
         head: &[u8],
         frame_len: usize,
@@ -329,7 +401,7 @@ impl Firewall {
         now: u64,
     ) -> Result<(), DropReason> {
         let segment = match packet.protocol {
-            TCP => Some(Segment::of(packet, head).ok_or(DropReason::Malformed)?),
+            TCP => Some(Segment::of(packet.above, packet.end, head).ok_or(DropReason::Malformed)?),
             _ => None,
         };
         if let Some(about) = complaint(packet, head) {
@@ -342,7 +414,7 @@ impl Firewall {
             if let Some(state) = self.states.find(&looked.key, looked.hash, now) {
                 match place(state, packet, segment.as_ref(), head, gate) {
                     Place::In => {
-                        state.expires = now.saturating_add(timeouts.of(state, packet));
+                        state.expires = now.saturating_add(timeouts.of(state, packet.protocol));
                         let rule = state.rule;
                         self.known += 1;
                         self.states.counts.count(rule, frame_len);
@@ -371,7 +443,7 @@ impl Firewall {
 
     fn judge_by_rules(
         &mut self,
-        looked: &Looked,
+        looked: &Close,
         packet: Option<(&Packet, Option<Segment>)>,
         head: &[u8],
         frame_len: usize,
@@ -430,7 +502,7 @@ impl Firewall {
         if segment.is_some_and(|segment| !segment.begins()) {
             return Err(DropReason::BadState);
         }
-        state.expires = now.saturating_add(self.timeouts.of(&state, packet));
+        state.expires = now.saturating_add(self.timeouts.of(&state, packet.protocol));
         let has_room = self.states.insert(state, hash, now);
         has_room.then_some(()).ok_or(DropReason::StatesFull)
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use virtnet_packet::flow::IpVersion;
+use virtnet_packet::header::ETHERNET_LEN;
 
 use super::counts::Counts;
-use super::packet::Packet;
+use super::packet::{Packet, TCP, UDP};
 use super::rules::RuleSet;
 use super::tcp::{Connection, Phase};
 use crate::graph::Gate;
@@ -81,6 +82,56 @@ impl Key {
             ports: u32::from(low.port) << 16 | u32::from(high.port),
             kind: u32::from(packet.vlan) << 16 | u32::from(packet.protocol) << 8 | version,
         }
+    }
+}
+
+/// A packet of the kind that most are: IPv4 without tags, options or fragments, TCP or UDP. What it takes to find its flow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usual {
+    pub(super) key: Key,
+    /// Whether it comes from the lower of its ends, and whether both are one.
+    pub(super) is_low: bool,
+    pub(super) is_to_itself: bool,
+    pub(super) protocol: u8,
+    /// Where what is above IP starts, and where the packet ends, in bytes of the frame.
+    pub(super) above: usize,
+    pub(super) end: usize,
+}
+
+impl Usual {
+    /// Reads a frame of `frame_len` bytes; none: it is another, or makes no sense.
+    #[inline]
+    pub(super) fn of(head: &[u8], frame_len: usize) -> Option<Self> {
+        const IP_LEN: usize = 20;
+        let (ethernet, rest) = head.split_first_chunk::<ETHERNET_LEN>()?;
+        let ip: &[u8; IP_LEN + 4] = rest.first_chunk()?;
+        let end = ETHERNET_LEN + usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+        let is_usual = ethernet[12..] == [0x08, 0x00]
+            && ip[0] == 0x45
+            && ip[6] & 0x3f | ip[7] == 0
+            && matches!(ip[9], TCP | UDP)
+            && (ETHERNET_LEN + IP_LEN..=frame_len).contains(&end);
+        if !is_usual {
+            return None;
+        }
+        let &[.., a, b, c, d, e, f, g, h, p, q, r, s] = ip;
+        // Addresses with their ports, which are in order as their ends are.
+        let from = u64::from_be_bytes([0, 0, a, b, c, d, p, q]);
+        let to = u64::from_be_bytes([0, 0, e, f, g, h, r, s]);
+        let (low, high) = (from.min(to), from.max(to));
+        Some(Self {
+            key: Key {
+                low: (low >> 16).into(),
+                high: (high >> 16).into(),
+                ports: u32::try_from((low & 0xffff) << 16 | high & 0xffff).unwrap_or_default(),
+                kind: u32::from(ip[9]) << 8,
+            },
+            is_low: from <= to,
+            is_to_itself: from == to,
+            protocol: ip[9],
+            above: ETHERNET_LEN + IP_LEN,
+            end,
+        })
     }
 }
 

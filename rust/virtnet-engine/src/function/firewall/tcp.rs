@@ -6,7 +6,7 @@
 //!
 //! Source: van Rooij, Real Stateful TCP Packet Filtering in IP Filter (2001); RFC 9293, 3.10; RFC 7323, 2 (window scale).
 
-use super::packet::{Packet, long, word};
+use super::packet::{long, word};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -30,12 +30,12 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn of(packet: &Packet, head: &[u8]) -> Option<Self> {
-        let at = packet.above;
+    /// Reads the segment whose header begins at `at`, of a packet that ends at `end`; none: it makes no sense.
+    pub(super) fn of(at: usize, end: usize, head: &[u8]) -> Option<Self> {
         let fixed: &[u8; 20] = head.get(at..)?.first_chunk()?;
         let header = 4 * usize::from(fixed[12] >> 4);
         let flags = fixed[13];
-        let payload = packet.end.checked_sub(at + header)?;
+        let payload = end.checked_sub(at + header)?;
         if header < 20 || (flags & SYN != 0 && flags & (FIN | RST) != 0) {
             return None;
         }
