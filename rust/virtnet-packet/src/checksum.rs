@@ -23,24 +23,28 @@ impl Sum {
     }
 
     /// Both together, if the first had an even number of bytes.
+    #[inline]
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
     /// A word more.
+    #[inline]
     #[must_use]
     pub fn and_word(self, word: u16) -> Self {
         Self(self.0 + u64::from(word))
     }
 
     /// What goes into a packet.
+    #[inline]
     #[must_use]
     pub fn checksum(self) -> u16 {
         !fold(self.0)
     }
 
     /// The same where nought means that there is no checksum (UDP): all ones are equal to it.
+    #[inline]
     #[must_use]
     pub fn checksum_not_zero(self) -> u16 {
         match self.checksum() {

@@ -113,51 +113,70 @@ impl Writable {
     /// Writes the low bits of `value` into a frame, or as much of it as there is; false if it does not have the field.
     pub fn write(self, frame: &mut [u8], offload: &Offload, value: u128) -> bool {
         let fields = Fields::parse(frame);
-        let Some(place) = self.place(&fields, frame.len()) else {
+        self.write_to(frame, &fields, offload, value)
+    }
+
+    /// The same for a frame that was parsed; what was written since then has not moved anything.
+    pub fn write_to(
+        self,
+        frame: &mut [u8],
+        fields: &Fields,
+        offload: &Offload,
+        value: u128,
+    ) -> bool {
+        let Some(place) = self.place(fields, frame.len()) else {
             return false;
         };
-        // Checksums are of pairs of bytes: the time to live is the first of one.
-        let pair = place.at..place.at + place.len.next_multiple_of(2);
-        let mut old = [0; 16];
-        let covered = place.in_header || place.in_pseudo || place.in_transport;
-        let old = &mut old[..pair.len()];
-        if covered {
-            let Some(bytes) = frame.get(pair.clone()) else {
-                return false;
-            };
-            old.copy_from_slice(bytes);
-        }
         let mut bytes = value.to_be_bytes();
         let new = &mut bytes[16 - place.len..];
         if self == Self::Vlan {
             // The upper four bits are priority and drop eligibility.
             new[0] = (new[0] & 0x0f) | (frame[place.at] & 0xf0);
         }
-        frame[place.at..place.at + place.len].copy_from_slice(new);
-        if !covered || old == &frame[pair.clone()] {
+        let is_covered = place.in_header || place.in_pseudo || place.in_transport;
+        // Checksums are of pairs of bytes: the time to live is the first of one.
+        let pairs = place.at..place.at + place.len.next_multiple_of(2);
+        if is_covered && frame.len() < pairs.end {
+            return false;
+        }
+        let old = &mut frame[place.at..place.at + place.len];
+        if old.iter().eq(new.iter()) {
             return true;
         }
-        let mut new = [0; 16];
-        let new = &mut new[..pair.len()];
-        new.copy_from_slice(&frame[pair]);
+        if !is_covered {
+            old.copy_from_slice(new);
+            return true;
+        }
+        // What has become another, as sums see it (RFC 1624, equation 3).
+        let without =
+            words(&frame[pairs.clone()]).fold(Sum::default(), |sum, word| sum.and_word(!word));
+        frame[place.at..place.at + place.len].copy_from_slice(new);
+        let change = words(&frame[pairs]).fold(without, Sum::and_word);
         if place.in_header {
-            renew_checksum(frame, fields.ip_at + 10, old, new, false);
+            renew_checksum(frame, fields.ip_at + 10, change, false);
         }
         if (place.in_pseudo || place.in_transport)
-            && let Some(offset) = transport_checksum(&fields)
+            && let Some(offset) = transport_checksum(fields)
         {
             let is_left_to_do = offload.flags & Offload::NEEDS_CSUM != 0;
             let is_udp = fields.ip_proto == UDP;
             let at = fields.l4_at + offset;
             let is_none = is_udp && frame.get(at..at + 2) == Some(&[0, 0]);
             if is_left_to_do && place.in_pseudo {
-                renew_partial_sum(frame, at, old, new);
+                renew_partial_sum(frame, at, change);
             } else if !is_left_to_do && !is_none {
-                renew_checksum(frame, at, old, new, is_udp);
+                renew_checksum(frame, at, change, is_udp);
             }
         }
         true
     }
+}
+
+/// The words of bytes that are pairs.
+#[inline]
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    let (pairs, _) = bytes.as_chunks::<2>();
+    pairs.iter().map(|&pair| u16::from_be_bytes(pair))
 }
 
 /// Where in its header a transport protocol has the checksum that covers the addresses.
@@ -171,34 +190,22 @@ fn transport_checksum(fields: &Fields) -> Option<usize> {
     }
 }
 
-fn renew_checksum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], is_udp: bool) {
-    let Some(&[high, low]) = frame.get(at..).and_then(<[u8]>::first_chunk) else {
+fn renew_checksum(frame: &mut [u8], at: usize, change: Sum, is_udp: bool) {
+    let Some(place) = frame.get_mut(at..).and_then(<[u8]>::first_chunk_mut) else {
         return;
     };
-    let sum = changed(!u16::from_be_bytes([high, low]), old, new);
+    let sum = change.and_word(!u16::from_be_bytes(*place));
     let checksum = if is_udp {
         sum.checksum_not_zero()
     } else {
         sum.checksum()
     };
-    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    *place = checksum.to_be_bytes();
 }
 
-fn renew_partial_sum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8]) {
-    let Some(&[high, low]) = frame.get(at..).and_then(<[u8]>::first_chunk) else {
-        return;
-    };
-    let sum = !changed(u16::from_be_bytes([high, low]), old, new).checksum();
-    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-}
-
-/// A sum in which some bytes, 16 at most, have become others (RFC 1624, equation 3).
-fn changed(sum: u16, old: &[u8], new: &[u8]) -> Sum {
-    let mut without = [0; 16];
-    let without = &mut without[..old.len()];
-    without
-        .iter_mut()
-        .zip(old)
-        .for_each(|(to, from)| *to = !from);
-    Sum::of(without).and(Sum::of(new)).and_word(sum)
+fn renew_partial_sum(frame: &mut [u8], at: usize, change: Sum) {
+    if let Some(place) = frame.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+        let sum = change.and_word(u16::from_be_bytes(*place));
+        *place = (!sum.checksum()).to_be_bytes();
+    }
 }

@@ -277,9 +277,10 @@ impl Program {
                     });
                 }
                 Does::Write(field, a) => {
-                    for (&value, i) in before[a].iter().zip(picks.iter()) {
-                        let offload = burst.offload(i);
-                        field.write(burst.head_mut(i), &offload, u128::from(value));
+                    let packets = picks.iter().zip(fields.iter());
+                    for (&value, (i, fields)) in before[a].iter().zip(packets) {
+                        let (offload, value) = (burst.offload(i), u128::from(value));
+                        field.write_to(burst.head_mut(i), fields, &offload, value);
                     }
                 }
                 Does::Answer(_) => {}
@@ -383,32 +384,35 @@ fn read(column: Column, fields: &[Fields], burst: &Burst, picks: &Picks, out: &m
     let half = |address: u128, shift: u32| {
         u64::try_from(address >> shift & u128::from(u64::MAX)).unwrap_or_default()
     };
-    let mut fill = |field: &dyn Fn(&Fields) -> u64| {
-        for (out, fields) in out.iter_mut().zip(fields) {
-            *out = field(fields);
-        }
-    };
     match column {
         Column::Length => {
             for (out, i) in out.iter_mut().zip(picks.iter()) {
                 *out = burst.frame_len(i) as u64;
             }
         }
-        Column::EthDst => fill(&|of| of.eth_dst),
-        Column::EthSrc => fill(&|of| of.eth_src),
-        Column::EthType => fill(&|of| of.eth_type.into()),
-        Column::Vlan => fill(&|of| i64::from(of.vlan).cast_unsigned()),
-        Column::IpVersion => fill(&|of| of.ip_version.into()),
-        Column::IpProto => fill(&|of| of.ip_proto.into()),
-        Column::IpTtl => fill(&|of| of.ip_ttl.into()),
-        Column::IpSrc => fill(&|of| of.ip_src.into()),
-        Column::IpDst => fill(&|of| of.ip_dst.into()),
-        Column::Ip6Src(shift) => fill(&|of| half(of.ip6_src, shift)),
-        Column::Ip6Dst(shift) => fill(&|of| half(of.ip6_dst, shift)),
-        Column::L4Src => fill(&|of| of.l4_src.into()),
-        Column::L4Dst => fill(&|of| of.l4_dst.into()),
-        Column::TcpFlags => fill(&|of| of.tcp_flags.into()),
-        Column::Payload => fill(&|of| of.payload.into()),
+        Column::EthDst => fill(fields, out, |of| of.eth_dst),
+        Column::EthSrc => fill(fields, out, |of| of.eth_src),
+        Column::EthType => fill(fields, out, |of| of.eth_type.into()),
+        Column::Vlan => fill(fields, out, |of| i64::from(of.vlan).cast_unsigned()),
+        Column::IpVersion => fill(fields, out, |of| of.ip_version.into()),
+        Column::IpProto => fill(fields, out, |of| of.ip_proto.into()),
+        Column::IpTtl => fill(fields, out, |of| of.ip_ttl.into()),
+        Column::IpSrc => fill(fields, out, |of| of.ip_src.into()),
+        Column::IpDst => fill(fields, out, |of| of.ip_dst.into()),
+        Column::Ip6Src(shift) => fill(fields, out, |of| half(of.ip6_src, shift)),
+        Column::Ip6Dst(shift) => fill(fields, out, |of| half(of.ip6_dst, shift)),
+        Column::L4Src => fill(fields, out, |of| of.l4_src.into()),
+        Column::L4Dst => fill(fields, out, |of| of.l4_dst.into()),
+        Column::TcpFlags => fill(fields, out, |of| of.tcp_flags.into()),
+        Column::Payload => fill(fields, out, |of| of.payload.into()),
+    }
+}
+
+/// A loop of its own for each field.
+#[inline]
+fn fill(fields: &[Fields], out: &mut [u64], field: impl Fn(&Fields) -> u64) {
+    for (out, fields) in out.iter_mut().zip(fields) {
+        *out = field(fields);
     }
 }
 
