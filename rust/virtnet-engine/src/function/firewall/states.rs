@@ -390,6 +390,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::packet::{Piece, Seen, look_at};
     use super::super::rules::Action;
     use super::*;
 
@@ -444,6 +445,52 @@ mod tests {
             model.retain(|_, &mut expires| now < expires);
             prop_assert_eq!(states.len(), model.len());
         }
+    }
+
+    #[test]
+    fn the_short_look_finds_what_the_close_look_finds() {
+        let mut found = 0;
+        for protocol in [0, 1, 6, 17, 58, 132] {
+            for (at, byte) in [
+                (0, 0),
+                (12, 0x81),
+                (14, 0x46),
+                (14, 0x44),
+                (17, 19),
+                (20, 0x20),
+                (21, 1),
+                (30, 1),
+            ] {
+                for len in [13, 33, 34, 37, 38, 60] {
+                    let mut frame = [0_u8; 60];
+                    frame[12..24]
+                        .copy_from_slice(&[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, protocol]);
+                    frame[26..38].copy_from_slice(&[10, 0, 0, 9, 9, 0, 0, 9, 1, 2, 3, 4]);
+                    frame[at] = byte;
+                    let head = &frame[..len];
+                    let Some(usual) = Usual::of(head, len) else {
+                        continue;
+                    };
+                    let Seen::Ip(packet) = look_at(head) else {
+                        panic!("{head:?} is usual, and not IP");
+                    };
+                    assert_eq!(packet.piece, Piece::Whole);
+                    assert_eq!(usual.key, Key::of(&packet));
+                    assert_eq!(
+                        (usual.is_low, usual.is_to_itself),
+                        (packet.is_low(), packet.from == packet.to)
+                    );
+                    let end = (packet.protocol, packet.above, packet.end);
+                    assert_eq!((usual.protocol, usual.above, usual.end), end);
+                    assert!(packet.end <= len);
+                    found += 1;
+                }
+            }
+        }
+        assert_eq!(
+            found, 4,
+            "of two protocols, with addresses either way round"
+        );
     }
 
     #[test]
