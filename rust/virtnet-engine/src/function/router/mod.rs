@@ -26,6 +26,7 @@ mod npt;
 mod packet;
 mod prefixes;
 mod tables;
+mod usual;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -41,8 +42,9 @@ use self::errors::{BEYOND_SCOPE6, HOPS_EXPIRED6, NO_NETWORK, NO_ROUTE6, TTL_EXPI
 use self::made::{Arp, IcmpError, fragment};
 use self::nat::{Crossing, Nat, Plan};
 use self::neighbours::{Neighbours, Station, Waiting};
-use self::packet::{Usual, V4, V6, age, age_v4, longest, macs};
+use self::packet::{V4, V6, age_v4, longest, macs};
 use self::tables::Next;
+use self::usual::Hop;
 use super::fragments::Early;
 use super::outbox::Outbox;
 use super::pace::Pace;
@@ -125,14 +127,6 @@ struct Last {
     station: Option<(Station, [u8; 12])>,
     /// Where usual packets to an address go.
     hop: Option<(Ipv4Addr, Hop)>,
-}
-
-/// A link with a station on it whose address is known.
-#[derive(Clone, Copy, Debug)]
-struct Hop {
-    gate: Gate,
-    mtu: usize,
-    macs: [u8; 12],
 }
 
 impl Default for Router {
@@ -227,74 +221,6 @@ impl Router {
             self.send_released(now);
         }
         Verdict::of(&fates[..picks.len()])
-    }
-
-    /// Forwards what most packets are: usual ones to a station that is known. None: it is another, and as it was.
-    #[inline]
-    fn forward(
-        &mut self,
-        burst: &mut Burst,
-        i: usize,
-        here: &RouterInterface,
-        now: u64,
-    ) -> Option<Fate> {
-        let (frame_len, offload) = (burst.frame_len(i), burst.offload(i));
-        let head = burst.head(i);
-        let (ethernet, rest) = head.split_first_chunk::<ETHERNET_LEN>()?;
-        let ip = Usual::of(rest.first_chunk()?, frame_len)?;
-        let is_to_us = ethernet[..6] == here.mac.0 && ethernet[12..] == [0x08, 0x00];
-        if !is_to_us || offload.segments() != Offload::GSO_NONE {
-            return None;
-        }
-        let (flow, to) = match &self.nat {
-            Some(nat) => {
-                let (place, to) = nat.known(head, ip.protocol, now)?;
-                (Some(place), to)
-            }
-            None => (None, ip.destination),
-        };
-        let hop = match self.last.hop {
-            Some((last, hop)) if last == to => hop,
-            _ => self.hop_to(to)?,
-        };
-        if ip.total_len > hop.mtu {
-            return None;
-        }
-        trim(burst, i, ip.total_len);
-        let head = burst.head_mut(i);
-        if let Some((place, nat)) = flow.zip(self.nat.as_mut()) {
-            nat.carry_on(place, head, ip.protocol, offload, now);
-        }
-        let (ethernet, rest) = head.split_first_chunk_mut::<ETHERNET_LEN>()?;
-        age(rest.first_chunk_mut()?);
-        ethernet[..12].copy_from_slice(&hop.macs);
-        self.counters.forwarded += 1;
-        Some(Fate::To(hop.gate))
-    }
-
-    /// The way to a station by its address, if all of it is known.
-    #[inline]
-    fn hop_to(&mut self, to: Ipv4Addr) -> Option<Hop> {
-        if to.is_loopback() || to.is_unspecified() || to.is_multicast() || to.is_broadcast() {
-            return None;
-        }
-        let station = match self.tables.next(to.into()) {
-            Next::Link(gate) => (gate, to.into()),
-            Next::Via(gate, via) => (gate, via),
-            Next::Nowhere | Next::Local | Next::Broadcast => return None,
-        };
-        if self.last.station.is_none_or(|(last, _)| last != station) {
-            let from = self.tables.at(station.0).map(|there| there.mac);
-            let mac = self.neighbours.known(station)?;
-            self.last.station = Some((station, macs(mac, from.unwrap_or_default())));
-        }
-        let hop = Hop {
-            gate: station.0,
-            mtu: self.mtu(station.0),
-            macs: self.last.station?.1,
-        };
-        self.last.hop = Some((to, hop));
-        Some(hop)
     }
 
     #[inline(never)]

@@ -241,32 +241,6 @@ pub(super) fn age(ip: &mut [u8; V4_LEN]) {
     [ip[10], ip[11]] = [high, low];
 }
 
-/// A whole IPv4 packet without options that can be forwarded, if nothing speaks against where it goes: what most packets are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Usual {
-    pub(super) total_len: usize,
-    pub(super) protocol: u8,
-    pub(super) destination: Ipv4Addr,
-}
-
-impl Usual {
-    /// Reads the header of a frame of `frame_len` bytes; none: it is another, or nothing to be forwarded.
-    #[inline]
-    pub(super) fn of(ip: &[u8; V4_LEN], frame_len: usize) -> Option<Self> {
-        let total_len = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-        let fits = ip[0] == 0x45 && total_len >= V4_LEN && total_len + ETHERNET_LEN <= frame_len;
-        let is_whole = ip[6] & 0x3f | ip[7] == 0;
-        // No station is called 0.x or 127.x, a group or everybody; those of 240 and up are left to be looked at closely.
-        let has_source = ip[12].wrapping_sub(1) < 223 && ip[12] != 127;
-        let is_sound = Sum::of(ip).checksum() == 0;
-        (fits && is_whole && has_source && ip[8] > 1 && is_sound).then(|| Self {
-            total_len,
-            protocol: ip[9],
-            destination: Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
-        })
-    }
-}
-
 /// Makes the ping at `at` into its answer.
 pub(super) fn answer_echo(head: &mut [u8], at: usize, answer: u8, is_finished: bool) {
     let was = word(head, at);
