@@ -429,6 +429,7 @@ impl Network {
             {
                 for what in switch.take_news() {
                     self.passages.tell(News {
+                        changes: self.passages.changes,
                         slot,
                         node: *node,
                         what,

@@ -6,7 +6,8 @@
 //! when the breath ends, so that what goes to one place in a breath goes together.
 //!
 //! It guarantees that packets for one node arrive in the order they were handed over, that none is lost between two workers
-//! (what is handed over is taken over, or found when all have stopped), and that a worker that sleeps is woken.
+//! (what is handed over is taken over, or found when all have stopped), and that a worker that sleeps is woken. A change of the
+//! network comes to one worker before the other: what the one sends after it, the other takes over after it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -81,6 +82,8 @@ pub(crate) struct Address {
 
 /// Packets that go to one node together. They are copies, bodies and all.
 pub(crate) struct Parcel {
+    /// How many changes its sender had adopted.
+    changes: u64,
     pub(crate) address: Address,
     pub(crate) burst: Box<Burst>,
 }
@@ -88,6 +91,8 @@ pub(crate) struct Parcel {
 /// What a part of a switch tells the other parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct News {
+    /// How many changes who tells it had adopted.
+    pub(crate) changes: u64,
     /// The switch: where it is, and which node that was.
     pub(crate) slot: usize,
     pub(crate) node: NodeId,
@@ -120,6 +125,8 @@ pub(crate) struct Passages {
     /// By worker number; none to itself.
     outlets: Vec<Option<Outlet>>,
     inlets: Vec<Inlet>,
+    /// How many changes of the network this worker has adopted.
+    pub(crate) changes: u64,
     pub(crate) handed_over: u64,
     pub(crate) taken_over: u64,
 }
@@ -194,6 +201,7 @@ impl Passages {
         let Some(Some(outlet)) = self.outlets.get_mut(worker) else {
             return 0;
         };
+        let changes = self.changes;
         let mut open = outlet
             .packed
             .iter()
@@ -202,7 +210,7 @@ impl Passages {
         for i in picks.iter() {
             let has_room = open.is_some_and(|at| outlet.packed[at].burst.room() > 0);
             if !has_room {
-                open = outlet.open(address);
+                open = outlet.open(address, changes);
             }
             let Some(at) = open else { break };
             outlet.packed[at].burst.push_copy(burst, i);
@@ -238,10 +246,14 @@ impl Passages {
         self.inlets.len()
     }
 
-    /// The next parcel from the other number `inlet`.
+    /// The next parcel from the other number `inlet`, unless it comes out of a network that this worker has still to adopt.
     #[inline]
     pub(crate) fn next_parcel(&mut self, inlet: usize) -> Option<Parcel> {
-        let parcel = self.inlets[inlet].parcels.pop().ok()?;
+        let parcels = &mut self.inlets[inlet].parcels;
+        if parcels.peek().ok()?.changes > self.changes {
+            return None;
+        }
+        let parcel = parcels.pop().ok()?;
         self.taken_over += parcel.burst.len() as u64;
         Some(parcel)
     }
@@ -253,10 +265,14 @@ impl Passages {
         drop(self.inlets[inlet].empties.push(burst));
     }
 
-    /// The next piece of news from the other number `inlet`.
+    /// The next piece of news from the other number `inlet`, likewise.
     #[inline]
     pub(crate) fn next_news(&mut self, inlet: usize) -> Option<News> {
-        self.inlets[inlet].news.pop().ok()
+        let news = &mut self.inlets[inlet].news;
+        if news.peek().ok()?.changes > self.changes {
+            return None;
+        }
+        news.pop().ok()
     }
 
     /// Whether something has come, or is still to be told.
@@ -280,11 +296,12 @@ impl Passages {
 
 impl Outlet {
     /// Begins a parcel, if there is room for it on the way; its place.
-    fn open(&mut self, address: Address) -> Option<usize> {
+    fn open(&mut self, address: Address, changes: u64) -> Option<usize> {
         if self.packed.len() >= self.parcels.slots() {
             return None;
         }
         self.packed.push(Parcel {
+            changes,
             address,
             burst: self.empties.pop().unwrap_or_default(),
         });
@@ -307,5 +324,54 @@ impl Outlet {
         if self.bell.asleep.load(Ordering::Relaxed) {
             self.bell.ring();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtnet_packet::{Port, memory_pair};
+
+    use super::*;
+    use crate::plan::Plan;
+    use crate::{Change, Source, SourceOptions, SourceOrders, Worker};
+
+    #[test]
+    fn packets_of_a_changed_network_wait_for_whoever_has_still_to_adopt_it() {
+        let bells = [(), ()].map(|()| Arc::new(Bell::new().unwrap()));
+        let mut workers = Worker::team(&bells);
+        let orders = SourceOrders {
+            count: Some(10),
+            rate: None,
+        };
+        let options = SourceOptions {
+            orders,
+            ..SourceOptions::default()
+        };
+        let (here, _) = memory_pair(64);
+        let (there, mut outside) = memory_pair(64);
+        // The source is with the first worker, and the second port with the second.
+        let change = Change::new()
+            .add(NodeId(1), Source::new(options).unwrap())
+            .add(NodeId(2), here)
+            .add(NodeId(3), there)
+            .connect(NodeId(1), NodeId(3));
+        let plan = Plan::new(workers[0].graph(), change).unwrap();
+        let mut shares = plan.spread(2, 0);
+        workers[0].adopt(&mut shares[0], 0);
+        assert_eq!(workers[0].step(0), 10);
+        assert!(workers[1].is_awaited(), "it does not sleep over it");
+        assert_eq!(
+            workers[1].step(0),
+            0,
+            "they go to a port that it has not seen"
+        );
+        workers[1].adopt(&mut shares[1], 0);
+        assert_eq!(workers[1].step(0), 10);
+        let arrived = outside.rx(&mut Burst::new());
+        assert_eq!(arrived, 10);
+        let dropped = workers
+            .iter()
+            .map(|worker| worker.snapshot(0).balance.dropped);
+        assert_eq!(dropped.sum::<u64>(), 0);
     }
 }

@@ -93,6 +93,7 @@ impl Worker {
     /// Makes a planned change true, which must be one of the network as it is. Pointers change hands and nothing is freed: what
     /// was there before is in `share` afterwards.
     pub(crate) fn adopt(&mut self, share: &mut Share, now: u64) {
+        self.network.passages.changes += 1;
         for removed in &mut share.removed {
             removed.what = self.network.take_out(removed.slot);
             removed.is_home = self.network.passages.is_home(removed.slot);
