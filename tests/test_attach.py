@@ -619,8 +619,8 @@ def test_the_command_line_captures_what_another_process_runs(sockets):
             )
             head = taking.stdout.read(28)
             assert head.startswith(b"\n\r\r\n")
-            # It is opened before packets go there.
-            assert eventually(lambda: "capture" in net.stats().ports)
+            assert taking.stderr.readline() == f"capturing at {place}; Ctrl-C ends it\n".encode()
+            assert "capture" in net.stats().ports
             send(net, 4)
             assert eventually(lambda: net.captures[0].packets == 4)
             taking.send_signal(signal.SIGINT)

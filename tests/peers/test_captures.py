@@ -114,7 +114,7 @@ def test_the_command_line_feeds_a_fifo_and_tshark_counts_what_was_dropped(tmp_pa
             assert eventually(lambda: "capture" in net.stats().ports, 20)
             send(net, [udp(53)] * 50)
             _, said = taking.communicate(timeout=30)
-            assert said == "50 packets captured\n"
+            assert said == "capturing at vm1; Ctrl-C ends it\n50 packets captured\n"
             assert reader.wait(20) == 0
         stats = json.loads(
             subprocess.run(

@@ -166,6 +166,7 @@ def capture(
     with interruptible():
         taken = lab.capture(place, file, filter=chosen, overwrite=overwrite)
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"capturing at {where}; Ctrl-C ends it", file=sys.stderr, flush=True)
             taken.wait(seconds)
         taken.stop()
     lost = f", {taken.dropped:,} dropped" if taken.dropped else ""
