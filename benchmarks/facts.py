@@ -117,8 +117,8 @@ def _our_forwarder(bench: Bench, seconds: float = 1.0) -> float:
 
 def _scapy(bench: Bench, packets: int = 2_000) -> float:
     """Packets a second that Scapy takes apart and puts together, without sending them anywhere."""
-    from scapy.layers.inet import UDP  # noqa: PLC0415 - a second of imports that nobody else needs
-    from scapy.layers.l2 import Ether  # noqa: PLC0415
+    from scapy.layers.inet import UDP
+    from scapy.layers.l2 import Ether
 
     frame = frames.between(0, 2, 64)[0]
     with _pinned(bench.back_core):
@@ -132,7 +132,7 @@ def _scapy(bench: Bench, packets: int = 2_000) -> float:
 
 def _dpkt(bench: Bench, packets: int = 20_000) -> float:
     """The same with dpkt."""
-    import dpkt  # noqa: PLC0415
+    import dpkt
 
     frame = frames.between(0, 2, 64)[0]
     with _pinned(bench.back_core):

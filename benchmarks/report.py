@@ -140,7 +140,7 @@ class Figures:
         """The same for curves, which are drawn."""
         if not drawn:
             return
-        from benchmarks import plots  # noqa: PLC0415 - matplotlib is there for whom draws curves
+        from benchmarks import plots
 
         for curve, series in drawn:
             self._known["curves"][curve.name] = {"at": circumstances, "series": series}

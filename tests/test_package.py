@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -39,3 +41,17 @@ def test_everything_public_is_importable_and_sorted():
     assert sorted(vn.__all__) == vn.__all__
     for name in vn.__all__:
         assert getattr(vn, name) is not None
+
+
+def test_importing_it_loads_only_what_is_asked_for():
+    """A command is to answer at once: what is slow to import waits until somebody needs it."""
+    program = "import sys, virtnet.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "virtnet.net" in loaded
+    slow = {"numpy", "rich.console", "jsonschema", "ctypes.util", "hashlib", "virtnet.stats", "virtnet.checking"}
+    assert slow.isdisjoint(loaded)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Nett'"):
+        vn.Nett  # noqa: B018

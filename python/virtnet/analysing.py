@@ -82,7 +82,7 @@ class Latency:
         return self._column(2)
 
     def _column(self, at: int) -> NDArray[Any]:
-        import numpy as np  # noqa: PLC0415 - see virtnet.__getattr__
+        import numpy as np
 
         return np.array([bucket[at] for bucket in self.buckets], np.uint64)
 

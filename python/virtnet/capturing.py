@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from virtnet.errors import ConfigError
-from virtnet.stats import PortStats
 
 if TYPE_CHECKING:
     from virtnet import _virtnet
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from virtnet.net import Net
     from virtnet.nodes import Function, PortNode
     from virtnet.plans import PlannedNode, Plans
+    from virtnet.stats import PortStats
 
 __all__ = ["Capture", "ColumnsCapture", "Opened", "PlannedCapture", "Target", "check_room", "open_target"]
 
@@ -108,6 +108,8 @@ class Capture:
 
     def __init__(self, net: Net, file: PortNode, tee: Function, opened: Opened | None) -> None:
         """Made by the network."""
+        from virtnet.stats import PortStats
+
         self.net = net
         self.file = file
         self.tee = tee
@@ -198,7 +200,7 @@ class ColumnsCapture(Capture):
             ...         len(vm2.end.rx(timeout_s=5)) and capture.read(timeout_s=5).columns.length
             View(array([  60, 1500], dtype=uint32))
         """
-        from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+        from virtnet.burst import Burst
 
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._recorder.is_empty() and not self._recorder.is_over() and self.net.running:

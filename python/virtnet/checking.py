@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import difflib
-import html
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +102,8 @@ class CheckReport:
 
     def _repr_html_(self) -> str:
         """The same as a table for notebooks."""
+        import html
+
         rows = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
             for cells in ((MARKS[one.outcome], one.id, one.demand, one.found, one.source) for one in self.results)
@@ -152,6 +152,8 @@ def check_back_end(
         PortError: nobody listens there.
         ConfigError: there is no check of that name, or no time to wait.
     """
+    import difflib
+
     if not timeout_s > 0:
         raise ConfigError(f"timeout_s is a number of seconds above 0, found {timeout_s!r}")
     where = PortSpec.of("virtio-user", str(path)).where

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from virtnet.errors import ConfigError
 from virtnet.features import HashType
-from virtnet.stats import DeviceStats, QueueStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from virtnet.features import NetFeature
     from virtnet.spec import PortSpec
-    from virtnet.stats import PortStats
+    from virtnet.stats import DeviceStats, PortStats
 
 __all__ = ["DeviceCommands", "ReceiveMode"]
 
@@ -201,6 +200,8 @@ class DeviceCommands(ABC):
 
     def device_stats(self) -> DeviceStats:
         """What the device has counted at each of its queues."""
+        from virtnet.stats import DeviceStats, QueueStats
+
         pairs = self._pairs
         kinds = [(2 * pair, 1 << 0) for pair in range(pairs)] + [(2 * pair + 1, 1 << 16) for pair in range(pairs)]
         answers = self._ask_stats(kinds)

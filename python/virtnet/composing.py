@@ -288,7 +288,7 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
         Raises:
             ConfigError: it sends to nodes that there are not.
         """
-        from virtnet.elements import Element  # noqa: PLC0415 - needs numpy, see virtnet.__getattr__
+        from virtnet.elements import Element
 
         one = element if isinstance(element, Element) else Element(element)
         with self.change():
@@ -472,7 +472,7 @@ def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes
     """Frames with their offload metadata."""
     if isinstance(frames, bytes | bytearray | memoryview | SupportsBytes):
         return [(bytes(frames), PLAIN)]
-    from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+    from virtnet.burst import Burst
 
     if isinstance(frames, Burst):
         return list(zip(map(bytes, frames), map(bytes, frames.columns.offload.copy()), strict=True))

@@ -26,9 +26,7 @@ A :class:`Spec` says which ports, functions and cables a network has. It is made
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -174,6 +172,8 @@ class Spec:
         Raises:
             ConfigError: it is no TOML, or as for :meth:`from_dict`.
         """
+        import tomllib
+
         try:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -427,8 +427,8 @@ def _option_schema(option: Option) -> dict[str, Any]:
 
 def _validate(document: Mapping[str, Any]) -> None:
     # Half as long to load as all of virtnet, and only files need it.
-    from jsonschema import Draft202012Validator  # noqa: PLC0415
-    from jsonschema.exceptions import best_match  # noqa: PLC0415
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
 
     error = best_match(Draft202012Validator(schema()).iter_errors(document))
     if error is None:
@@ -445,8 +445,8 @@ def check_options(spec: FunctionSpec) -> None:
     Raises:
         ConfigError: one does not fit; the message names it.
     """
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
-    from jsonschema.exceptions import best_match  # noqa: PLC0415
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
 
     kind = FUNCTIONS[spec.kind]
     for name, value in spec.options.items():
@@ -505,6 +505,8 @@ def _key(name: str) -> str:
 
 def _toml(value: Any) -> str:
     """A value as TOML; there is no writer in the standard library, and this is all that is needed."""
+    import json
+
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
-import html
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from virtnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
 __all__ = ["Event", "Events"]
 
@@ -78,6 +77,8 @@ class Event:
     @property
     def time(self) -> datetime:
         """When, by the system's clock and in its time zone."""
+        from datetime import datetime
+
         return datetime.fromtimestamp(self.wall_ns / 1e9).astimezone()
 
     def __str__(self) -> str:
@@ -128,6 +129,8 @@ class Events:
 
     def _repr_html_(self) -> str:
         """The same as a table for notebooks."""
+        import html
+
         rows = "".join(
             "<tr>"
             + "".join(f"<td>{html.escape(cell)}</td>" for cell in (str(event)[:12], event.kind, event.text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,8 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
+        import html
+
         facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in self.facts)
         remedy = f"<p>To do: {html.escape(self.remedy)}</p>" if self.remedy else ""
         return f"<p><b>{html.escape(self.state)}</b></p><ul>{facts}</ul>{remedy}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ LOOK_S = 0.001
 
 #: How long an iterable may take for its last frame before it is left behind.
 SETTLE_S = 1.0
-
-log = logging.getLogger("virtnet")
 
 
 class IterablePort(PortNode):
@@ -86,6 +83,8 @@ class IterablePort(PortNode):
             self._thread.join(SETTLE_S)
 
     def _run(self) -> None:
+        import logging
+
         frames: Any = None
         try:
             frames = iter(self._frames)
@@ -98,7 +97,7 @@ class IterablePort(PortNode):
                 raise
         except BaseException as error:
             self.error = error  # the user's, who is told by wait() as well
-            log.exception("the iterable of %r raised", self.name)
+            logging.getLogger("virtnet").exception("the iterable of %r raised", self.name)
         finally:
             self._over.set()
             if hasattr(frames, "close"):
@@ -117,7 +116,7 @@ class IterablePort(PortNode):
 
     def _play(self, item: Frame | Burst) -> bool:
         """Sends a frame, or a burst of them, when there is room; whether it could."""
-        from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+        from virtnet.burst import Burst
 
         burst = item if isinstance(item, Burst) else Burst([item])
         at = 0

@@ -7,7 +7,6 @@ run by virtnet itself.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 
 from virtnet.errors import ConfigError
@@ -60,7 +59,9 @@ def compile_filter(text: str) -> list[tuple[int, int, int, int]]:
 
 @functools.cache
 def _libpcap() -> ctypes.CDLL:
-    name = ctypes.util.find_library("pcap")
+    from ctypes.util import find_library
+
+    name = find_library("pcap")
     if name is None:
         raise ConfigError(
             "packet filters are compiled by libpcap, which was not found: install it (Debian: apt install libpcap0.8)"

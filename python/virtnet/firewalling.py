@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from virtnet.errors import ConfigError
-from virtnet.filters import compile_filter
 from virtnet.spec import meant
 
 if TYPE_CHECKING:
@@ -301,6 +300,8 @@ def _ports(line: _Line) -> tuple[int, int]:
 
 
 def _match(line: _Line, rule: _Rule) -> None:
+    from virtnet.filters import compile_filter
+
     word = line.take()
     if not (len(word) > len('""') and word.startswith('"') and word.endswith('"')):
         line.fail('a filter in quotation marks, such as "tcp[13] & 2 != 0"', back=1)

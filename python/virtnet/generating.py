@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from virtnet.analysing import AnalyserReport, Latency, StreamReport
 from virtnet.errors import StateError
 from virtnet.nodes import Function
 from virtnet.streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from virtnet.analysing import AnalyserReport
 
 __all__ = ["Analyser", "Generator"]
 
@@ -100,6 +101,8 @@ class Analyser(Function):
             >>> report.received, report.lost, report.streams[0].latency.count
             (1000, 0, 1000)
         """
+        from virtnet.analysing import AnalyserReport, Latency, StreamReport
+
         # First what was sent: what is sent meanwhile is not lost.
         sent = {stream["id"]: stream["sent"] for one in generators for stream in one._counted()}  # noqa: SLF001
         names = {id_: name for node in self.net if isinstance(node, Generator) for id_, name in node._names().items()}  # noqa: SLF001

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -36,8 +35,6 @@ LOOK_S = 0.1
 
 #: How long what is in Python's hands may take to come back before it is left behind.
 SETTLE_S = 5.0
-
-log = logging.getLogger("virtnet")
 
 
 class BurstHandler:
@@ -145,7 +142,7 @@ class BurstHandler:
 
     def _answer(self, burst: Burst, end: MemoryPort) -> None:
         """Has the function decide, and does what it says."""
-        import numpy as np  # noqa: PLC0415 - not needed by a network without Python in its path
+        import numpy as np
 
         n = len(burst)
         try:
@@ -170,7 +167,7 @@ class BurstHandler:
 
     def _decoded(self, answer: Any, n: int) -> NDArray[np.intp]:
         """The number of the way of each packet."""
-        import numpy as np  # noqa: PLC0415
+        import numpy as np
 
         if answer is None:
             return np.ones(n, np.intp)
@@ -203,7 +200,10 @@ class BurstHandler:
 
     def _complain(self, error: Exception) -> None:
         """Tells of an error once, not for every burst."""
+        import logging
+
         if type(error) is not type(self.error) or str(error) != str(self.error):
+            log = logging.getLogger("virtnet")
             log.error("on_burst: the function of %r raised", self.function.name, exc_info=error)
         self.error = error
 

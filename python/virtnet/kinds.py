@@ -5,12 +5,10 @@ Every kind is one entry of :data:`FUNCTIONS`; files, :class:`~virtnet.Spec` and 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from virtnet.errors import ConfigError
-from virtnet.filters import compile_filter
 from virtnet.firewalling import ACTIONS, TIMEOUTS, check_firewall, prepare_firewall
 from virtnet.routing import (
     BALANCER_OPTIONS,
@@ -110,6 +108,8 @@ class FunctionKind:
 
 def _element(options: dict[str, Any]) -> dict[str, Any]:
     """Checks nothing: the engine does."""
+    import json
+
     try:
         program = json.loads(options["program"])
         steps = [(str(op), str(dtype), list(args)) for op, dtype, args in program["steps"]]
@@ -124,6 +124,8 @@ def _element(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filtered(options: dict[str, Any]) -> dict[str, Any]:
+    from virtnet.filters import compile_filter
+
     return options | {"program": compile_filter(options["filter"])}
 
 

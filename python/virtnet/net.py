@@ -21,7 +21,6 @@ loses no packet. Changes that belong together go into a ``with net.change():`` b
 
 from __future__ import annotations
 
-import html
 import signal
 import threading
 import time
@@ -39,10 +38,11 @@ from virtnet.plans import Plans, planned
 from virtnet.remote.place import Listener, check_name
 from virtnet.remote.server import Server
 from virtnet.spec import PortSpec
-from virtnet.stats import NetStats, PortStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from virtnet.stats import NetStats
 
 __all__ = ["Net"]
 
@@ -70,6 +70,8 @@ class Net(Composing):
 
     def __init__(self, *, cpus: Sequence[int] = (), poll: Poll = "adaptive", name: str | None = None) -> None:
         """Begins a description; nothing is opened."""
+        from virtnet.stats import NetStats
+
         if poll not in POLLS:
             raise ConfigError(f"poll is adaptive, busy or interrupt, found {poll!r}")
         super().__init__()
@@ -182,6 +184,8 @@ class Net(Composing):
 
     def stop(self) -> None:
         """Stops the workers and closes the ports. The last counters stay readable; again does nothing."""
+        from virtnet.stats import NetStats
+
         server, self._server = self._server, None
         if server is not None:
             server.close()  # before the lock, which those that are being answered may need
@@ -277,6 +281,8 @@ class Net(Composing):
 
     def stats(self) -> NetStats:
         """The counters now; of a network that was stopped, those at its end."""
+        from virtnet.stats import NetStats
+
         with self._lock:
             return NetStats.from_dict(self._engine.stats()) if self._engine is not None else self._last
 
@@ -316,6 +322,10 @@ class Net(Composing):
 
     def _repr_html_(self) -> str:
         """A table of the ports, for notebooks."""
+        import html
+
+        from virtnet.stats import PortStats
+
         stats = self.stats()
         heads = ["port", "", "state", "received", "sent", "dropped"]
         rows = [
@@ -397,6 +407,8 @@ def _cpu(number: int) -> int:
 
 
 def _html_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    import html
+
     def row(tag: str, cells: Iterable[Any]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 

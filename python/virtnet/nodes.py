@@ -17,7 +17,6 @@ from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.ports import describe, listening
 from virtnet.spec import is_path
-from virtnet.stats import FunctionStats, PortStats, RingState, RuleStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from virtnet.net import Net
     from virtnet.ports import MemoryPort
     from virtnet.spec import PortSpec
-    from virtnet.stats import Lease
+    from virtnet.stats import FunctionStats, Lease, PortStats, RingState, RuleStats
 
     Other = TypeVar("Other", bound="Node")
 
@@ -111,6 +110,8 @@ class Function(Node):
 
     def stats(self) -> FunctionStats:
         """What it did so far."""
+        from virtnet.stats import FunctionStats
+
         return self.net.stats().functions.get(self.name, FunctionStats(self.kind))
 
 
@@ -199,6 +200,8 @@ class Firewall(Function):
     @property
     def rules(self) -> tuple[RuleStats, ...]:
         """What each rule has counted, in order; last, without a text, what none matched."""
+        from virtnet.stats import RuleStats
+
         return tuple(RuleStats(**rule) for rule in self.stats().detail.get("rules", ()))
 
     def add(self, name: str, *addresses: str) -> None:
@@ -276,6 +279,8 @@ class PortNode(Node):
 
     def stats(self) -> PortStats:
         """What has passed so far, and what was agreed with the other end."""
+        from virtnet.stats import PortStats
+
         return self.net.stats().ports.get(self.name, PortStats(self.kind))
 
     @property
@@ -351,6 +356,8 @@ class PortNode(Node):
     @property
     def rings(self) -> tuple[RingState, ...]:
         """How its rings stand, in order of their numbers; none where there are no rings."""
+        from virtnet.stats import RingState
+
         return tuple(RingState(**ring) for ring in self.net._rings(self.name))  # noqa: SLF001 - the same
 
     def explain(self) -> Explanation:

@@ -21,7 +21,6 @@ from virtnet.errors import ConfigError, StateError
 from virtnet.events import events_of, wait_for_event
 from virtnet.explaining import Explanation, explain
 from virtnet.spec import PortSpec
-from virtnet.stats import PortStats, RingState, UserNetStats
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from virtnet.burst import Burst, Frame
     from virtnet.events import Event, Events
     from virtnet.features import NetFeature, RingFeature
-    from virtnet.stats import Lease
+    from virtnet.stats import Lease, PortStats, RingState, UserNetStats
 
     Features = NetFeature | RingFeature | str | Iterable[NetFeature | RingFeature | str]
 
@@ -89,7 +88,7 @@ class Port:
             raise ConfigError(f"timeout_s is a number of seconds from 0, or None for ever, found {timeout_s!r}")
         if max_packets < 1:
             raise ConfigError(f"max_packets is at least 1, found {max_packets!r}")
-        from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+        from virtnet.burst import Burst
 
         return Burst._rx(self._open(), max_packets, timeout_s)  # noqa: SLF001 - how bursts are made
 
@@ -104,7 +103,7 @@ class Port:
             StateError: the port is closed, or the burst released.
             ConfigError: a frame is empty or longer than any network carries.
         """
-        from virtnet.burst import Burst  # noqa: PLC0415
+        from virtnet.burst import Burst
 
         burst = packets if isinstance(packets, Burst) else Burst(packets)
         return burst._tx(self._open())  # noqa: SLF001 - the same
@@ -115,6 +114,8 @@ class Port:
 
     def stats(self) -> PortStats:
         """What has passed, and what was agreed with the other end. Stays readable after the port is closed."""
+        from virtnet.stats import PortStats
+
         return PortStats(**self._native.stats())
 
     @property
@@ -141,6 +142,8 @@ class Port:
     @property
     def rings(self) -> tuple[RingState, ...]:
         """How its rings stand, in order of their numbers; none where there are no rings."""
+        from virtnet.stats import RingState
+
         return tuple(RingState(**ring) for ring in self._native.rings())
 
     def explain(self) -> Explanation:
@@ -537,6 +540,8 @@ class UserNetPort(Port):
 
     @property
     def _user_net(self) -> UserNetStats:
+        from virtnet.stats import UserNetStats
+
         return self.stats().user_net or UserNetStats()
 
 

@@ -11,7 +11,6 @@ Interfaces are a table by the node at the far end of the cable, routes one by pr
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Network, ip_interface
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +187,8 @@ def _stations(interfaces: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[by
 
 def _mac(address: str) -> bytes:
     """A MAC address of its own for who has an address: the same every time."""
+    from hashlib import blake2b
+
     return b"\x02" + blake2b(address.encode(), digest_size=5).digest()
 
 

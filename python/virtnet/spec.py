@@ -20,7 +20,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from virtnet import usernet
@@ -157,6 +156,8 @@ def _listed(names: Iterable[str]) -> str:
 
 def meant(name: str, names: Iterable[str]) -> str:
     """A hint at the name that was probably meant."""
+    from difflib import get_close_matches
+
     close = get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

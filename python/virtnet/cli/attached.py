@@ -10,8 +10,6 @@ from pathlib import Path  # noqa: TC003 - Typer reads the annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
 from virtnet.cli.file import read_spec
 from virtnet.cli.options import Seconds  # noqa: TC001 - Typer reads the annotations
@@ -71,6 +69,8 @@ def show(
     toml: Annotated[bool, typer.Option("--toml", help="Print it as the file that `virtnet run` takes.")] = False,
 ) -> None:
     """Show how a network's ports and their rings stand."""
+    from rich.console import Console
+
     lab = attach(net)
     if toml:
         print(lab.spec.to_toml(), end="")
@@ -109,6 +109,8 @@ def stats(
     ] = False,
 ) -> None:
     """Show what has passed a network's ports, and whether it adds up."""
+    from rich.console import Console
+
     lab = attach(net)
     if watch:
         _watch(lab, as_json=json)
@@ -198,6 +200,9 @@ def _told(node: PortNode) -> dict[str, Any]:
 
 
 def _watch(lab: AttachedNet, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
     meter = Meter()
     console = Console()
     with interruptible(), contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:

@@ -9,20 +9,17 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from virtnet import __version__
-from virtnet.analysing import SHOWN, microseconds
 from virtnet.cli.options import Cpu, Json, Poll, PortText, parse_cpus
 from virtnet.cli.running import interruptible
 from virtnet.errors import ConfigError, VirtnetError
 from virtnet.ports import PcapPort
-from virtnet.searching import RFC_SIZES, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.table import Table
 
     from virtnet.analysing import Latency
     from virtnet.searching import Throughput, Trial
@@ -69,6 +66,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Send from one port to another, and tell what was lost, reordered and repeated, and how long it took."""
+    from virtnet.searching import RFC_SIZES, Path
+
     for port in (port_a, port_b):
         if port.startswith("memory:"):
             raise ConfigError(f"{port} has its other end in a Python program: the command line has no use for it")
@@ -119,6 +118,8 @@ def bench(
 def _print(
     result: dict[str, Any], trials: list[Trial], found: list[Throughput], *, is_cut_short: bool, as_json: bool
 ) -> None:
+    from rich.console import Console
+
     if as_json:
         print(json_.dumps({"virtnet": __version__, "command": "bench", "cut_short": is_cut_short, **result}))
         return
@@ -159,6 +160,8 @@ def _sizes(text: str) -> list[int]:
 @contextlib.contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Shows lines in place on a terminal; otherwise says that it runs, and the outcomes."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         print("running; Ctrl-C ends it", file=sys.stderr, flush=True)
@@ -169,6 +172,8 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _trial_tables(trial: Trial) -> tuple[str, Table, Table]:
+    from virtnet.analysing import SHOWN
+
     rate = "as fast as possible" if trial.rate_pps is None else f"{trial.rate_pps:,.0f} packets/s each way"
     title = (
         f"{trial.size} bytes, {rate}, {trial.seconds:.1f} s: loss {trial.loss:.4%}, "
@@ -185,6 +190,8 @@ def _trial_tables(trial: Trial) -> tuple[str, Table, Table]:
 
 
 def _throughput_tables(found: list[Throughput]) -> tuple[str, Table, Table]:
+    from virtnet.analysing import SHOWN
+
     rates = _table("bytes", "packets/s", "Mbit/s", "loss", "trials")
     times = _table("latency in us", "min", *(f"p{percent}" for percent in SHOWN), "max")
     for one in found:
@@ -196,6 +203,9 @@ def _throughput_tables(found: list[Throughput]) -> tuple[str, Table, Table]:
 
 
 def _table(first: str, *heads: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     table = Table(box=SIMPLE)
     table.add_column(first)
     for head in heads:
@@ -204,4 +214,6 @@ def _table(first: str, *heads: str) -> Table:
 
 
 def _times(latency: Latency) -> list[str]:
+    from virtnet.analysing import SHOWN, microseconds
+
     return [*map(microseconds, [latency.min, *map(latency.percentile, SHOWN), latency.max])]

@@ -9,16 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json as json_
-import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
 from virtnet import __version__
 from virtnet.cli.hosts import Host, ipv4, resolve_all
@@ -31,6 +27,8 @@ from virtnet.ports import VirtioUserPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import Console
 
     from virtnet.nodes import PortNode
     from virtnet.stats import NetStats
@@ -51,6 +49,10 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a switch with virtual machines that ping and push bulk traffic, and account for every packet."""
+    import tempfile
+
+    from rich.console import Console
+
     console = Console(stderr=json)
     say = console.print
     with interruptible(), tempfile.TemporaryDirectory(prefix="virtnet-") as folder, Net() as net:
@@ -153,6 +155,8 @@ def _hosts(ports: list[PortNode], ring: Ring) -> Iterator[list[Host]]:
 @contextlib.contextmanager
 def _table(net: Net, console: Console, *, quiet: bool) -> Iterator[tuple[Meter, Any]]:
     """A live table of the switch's ports on a terminal."""
+    from rich.live import Live
+
     meter = Meter()
     if quiet or not console.is_terminal:
         yield meter, lambda: None
@@ -201,6 +205,8 @@ def _tell(console: Console, pings: dict[str, Any], bulk: list[dict[str, Any]], s
 
 
 def _percentiles(times: list[float]) -> dict[str, float]:
+    import statistics
+
     if len(times) < 2:
         return {"p50_us": 0.0, "p90_us": 0.0, "p99_us": 0.0, "max_us": 0.0}
     cuts = statistics.quantiles(times, n=100, method="inclusive")

@@ -12,9 +12,6 @@ from errno import EACCES
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from virtnet import ConfigError, PortError, build_info, line_cost_ns
 from virtnet._virtnet import try_af_xdp
 from virtnet.cli.options import Json  # noqa: TC001 - Typer reads the annotations
@@ -55,6 +52,9 @@ class Finding:
 
 def doctor(json: Json = False) -> None:
     """Show what this host has for virtual networks, and what follows."""
+    from rich.console import Console
+    from rich.table import Table
+
     findings = examine()
     if json:
         print(json_.dumps({"findings": [asdict(finding) for finding in findings]}))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json as json_
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
-from rich.table import Table
-from rich.text import Text
 
-from virtnet.checking import MARKS, CheckReport, CheckResult, check_back_end
 from virtnet.cli.options import Json  # noqa: TC001 - Typer reads the annotations
-from virtnet.probing import Offer
-from virtnet.probing import probe as probe_back_end
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from virtnet.checking import CheckReport, CheckResult
+    from virtnet.probing import Offer
 
 __all__ = ["probe"]
 
@@ -36,6 +35,10 @@ def probe(
     json: Json = False,
 ) -> None:
     """Attach to a vhost-user back-end as a front-end and show what it offers, or check how it behaves."""
+    from rich.console import Console
+
+    from virtnet.probing import probe as probe_back_end
+
     if check:
         _check(socket, timeout, only or [], hostile=not polite, json=json)
         return
@@ -47,6 +50,8 @@ def probe(
 
 
 def _offer_table(socket: str, offer: Offer) -> Table:
+    from rich.table import Table
+
     table = Table(title=socket, title_justify="left", show_header=False)
     table.add_row("network device", " ".join(offer.net_features.names()) or "nothing")
     table.add_row("rings, transport", " ".join(offer.ring_features.names()) or "nothing")
@@ -66,6 +71,11 @@ def _told(number: int | None) -> str:
 
 
 def _check(socket: str, timeout: float, only: list[str], *, hostile: bool, json: bool) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from virtnet.checking import check_back_end
+
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
     ) as bar:
@@ -85,6 +95,11 @@ def _check(socket: str, timeout: float, only: list[str], *, hostile: bool, json:
 
 
 def _check_table(report: CheckReport) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from virtnet.checking import MARKS
+
     table = Table("", "check", "expected", "found", "source", title=report.path, title_justify="left")
     for one in report.results:
         style = "yellow" if one.outcome == "failed" and one.level == "should" else STYLES[one.outcome]

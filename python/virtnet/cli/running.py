@@ -10,9 +10,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-
 from virtnet import __version__
 from virtnet.cli.tables import ports_table, totals_line
 from virtnet.nodes import PortNode
@@ -114,6 +111,8 @@ def run(
     reload: Callable[[], None] | None = None,
 ) -> None:
     """Runs a network until Ctrl-C or for a time, and reports; ``reload`` is called for every SIGHUP."""
+    from rich.console import Console
+
     meter = Meter()
     told: dict[str, int] = {}
     with interruptible(), _hangups(heard=reload is not None) as hangups:
@@ -232,6 +231,9 @@ def _ignore_interrupts() -> None:
 @contextlib.contextmanager
 def _shown(net: Net, meter: Meter, *, quiet: bool) -> Iterator[Callable[[], bool]]:
     """A live table on a terminal, otherwise one line that says what runs; gives what shows it, and tells if it does."""
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         ports = ", ".join(f"{name} {port.kind}" for name, port in net.stats().ports.items())

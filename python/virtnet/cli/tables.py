@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from rich.table import Table
+    from rich.text import Text
 
     from virtnet.stats import NetStats, PortStats, RingState
 
@@ -18,6 +17,8 @@ __all__ = ["drops_text", "ports_table", "rate", "rings_table", "totals_line"]
 
 def ports_table(stats: NetStats, pps: Callable[[str, str], float] | None, *, title: str) -> Table:
     """One row a port: what it is, what passed, what was dropped. ``pps`` tells a port's rate by counter."""
+    from rich.table import Table
+
     columns = ["received", "pps", "sent", "pps", "dropped"] if pps else ["received", "sent", "dropped"]
     table = Table(title=title, title_justify="left", title_style="dim")
     for head in ("port", "state", "rings"):
@@ -42,6 +43,9 @@ def ports_table(stats: NetStats, pps: Callable[[str, str], float] | None, *, tit
 
 def rings_table(rings: Mapping[str, Iterable[RingState]]) -> Table:
     """One row a ring, by queue and number of its pair: where it stands, and how often who notified whom."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for head in ("port", "ring", "state", "size"):
         table.add_column(head, no_wrap=True)
@@ -61,6 +65,8 @@ def rings_table(rings: Mapping[str, Iterable[RingState]]) -> Table:
 
 
 def _ring_state(ring: RingState) -> Text:
+    from rich.text import Text
+
     if ring.broken is not None:
         return Text("given up", "red")
     if not ring.started:
@@ -94,6 +100,8 @@ def drops_text(drops: Mapping[str, int]) -> str:
 
 
 def _state(port: PortStats) -> Text:
+    from rich.text import Text
+
     if port.kind not in {"vhost-user", "virtio-user"}:
         is_well = port.kind != "pcap" or port.state in {None, "writing"}
         return Text(port.kind, "green") if is_well else Text(f"{port.kind}: {port.state}", "yellow")

@@ -17,13 +17,13 @@ from virtnet.nodes import Function, Node, PortNode
 from virtnet.remote.captures import LOOK_S, AttachedCapture, AttachedColumns
 from virtnet.remote.lines import Answers, request
 from virtnet.remote.place import find
-from virtnet.stats import NetStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from virtnet.capturing import Target
     from virtnet.net import Net
+    from virtnet.stats import NetStats
 
 __all__ = ["AttachedNet", "attach"]
 
@@ -101,6 +101,8 @@ class AttachedNet:
 
     def stats(self) -> NetStats:
         """The counters now."""
+        from virtnet.stats import NetStats
+
         return NetStats.from_dict(self._ask("stats"))
 
     @overload

@@ -158,7 +158,7 @@ class AttachedColumns(AttachedCapture):
 
     @staticmethod
     def _burst(parts: list[bytes]) -> Burst:
-        from virtnet.burst import Burst  # noqa: PLC0415 - see virtnet.__getattr__
+        from virtnet.burst import Burst
 
         data, starts, lengths, offloads, times, wire_lengths = parts
         return Burst._recorded(  # noqa: SLF001 - a constructor of it

@@ -40,7 +40,7 @@ ASKED_S = 5.0
 
 
 def _about(net: Net, *_rest: object) -> dict[str, Any]:
-    from virtnet import __version__  # noqa: PLC0415 - imported by it
+    from virtnet import __version__
 
     try:
         directory = os.getcwd()  # noqa: PTH109 - a text
