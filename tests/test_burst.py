@@ -50,6 +50,17 @@ def test_columns_hold_what_scapy_put_in(column, expected):
     assert mixed().columns[column].tolist() == expected
 
 
+def test_usual_packets_have_the_same_columns_alone_and_among_others():
+    usual = [
+        ETHER / IP(src="10.0.0.1", dst="10.0.0.2", ttl=7) / UDP(sport=53, dport=4000) / Raw(b"abc"),
+        ETHER / IP(src="10.0.0.3", dst="10.0.0.4") / TCP(sport=80, dport=81, flags="SA", options=[("MSS", 1460)]),
+        ETHER / IP(src="10.0.0.5", dst="10.0.0.6") / ICMP() / Raw(bytes(30)),
+    ]
+    alone, among_others = vn.Burst(usual).columns, vn.Burst([*usual, ETHER / ARP()]).columns
+    for name in alone:
+        assert alone[name].tolist() == among_others[name][:3].tolist(), name
+
+
 def test_ipv6_addresses_are_two_numbers():
     assert mixed().columns.ip6_dst[2].tolist() == [0x20010DB8 << 32, 2]
 
@@ -86,6 +97,22 @@ def test_a_part_shares_the_bytes_of_the_whole():
     burst = vn.Burst([bytes(60), bytes(60)])
     burst[1:][0][:6] = 0xFF
     assert burst.columns.eth_dst.tolist() == [0, (1 << 48) - 1]
+
+
+def test_a_slice_shares_what_is_left_to_be_done_and_a_choice_has_its_own():
+    burst = vn.Burst([bytes(60), bytes(60), bytes(60)])
+    burst[1:][1:].columns.offload["csum_start"] = 34
+    assert burst.columns.offload["csum_start"].tolist() == [0, 0, 34]
+    burst[[2, 0]].columns.offload["csum_start"] = 14
+    assert burst.columns.offload["csum_start"].tolist() == [0, 0, 34]
+    assert burst[[-1, 0]].columns.offload["csum_start"].tolist() == [34, 0]
+    assert burst.heads(20).columns.offload["csum_start"].tolist() == [0, 0, 34]
+
+
+@pytest.mark.parametrize("key", [[3], [-4], [[0, 1]], ["a"], np.array([True])])
+def test_what_names_no_packets_is_an_index_error(key):
+    with pytest.raises(IndexError):
+        vn.Burst([bytes(60)] * 3)[key]
 
 
 def test_views_compute_like_arrays():

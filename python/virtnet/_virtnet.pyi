@@ -8,6 +8,7 @@ every 100 ms to answer Ctrl-C. Objects may be used from any thread.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
+import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
@@ -17,12 +18,12 @@ __all__ = [
     "Engine",
     "GuestMemory",
     "Headers",
+    "Packets",
     "Port",
     "Recorder",
     "__version__",
     "build_info",
     "check_router",
-    "edit",
     "line_cost_ns",
     "memory_pair",
     "probe",
@@ -35,10 +36,6 @@ __version__: Final[str]
 #: Name, kind and options of a port or function in a graph. A port's options hold ``where`` beside those of its kind;
 #: a memory port's hold ``port``, one end of a `memory_pair`, which the engine takes over.
 _Node: TypeAlias = tuple[str, str, Mapping[str, Any]]
-
-#: Packets as they cross the border: their bytes end to end; where each starts and its length as uint32; ten bytes of
-#: offload metadata each, laid out as the first ten of the virtio-net header; six bytes of hash each, or none at all.
-_Packets: TypeAlias = tuple[bytearray, bytes, bytes, bytearray, bytes]
 
 def check_router(
     interfaces: Mapping[str, tuple[bytes, int, Sequence[tuple[str, int]]]], routes: Mapping[str, str]
@@ -70,23 +67,71 @@ def line_cost_ns(cpu: int, other: int) -> float:
 class Headers:
     """The headers of packets, parsed."""
 
-    def __new__(cls, data: bytearray, starts: NDArray[Any], lengths: NDArray[Any]) -> Self: ...
+    def __new__(cls, packets: Packets) -> Self: ...
     def column(self, name: str) -> bytes:
-        """A column of `virtnet.Columns` but for ``length`` and ``offload``, as a packed native-endian array."""
+        """A column of `virtnet.Columns` that is parsed, as a packed native-endian array."""
 
-def edit(
-    data: bytearray,
-    starts: NDArray[Any],
-    lengths: NDArray[Any],
-    offloads: bytes,
-    field: str,
-    values: NDArray[Any],
-) -> int:
-    """Writes a field of packets, whose values are ``uint64[n]``, or ``uint64[2 * n]`` of an IPv6 address.
+@final
+class Packets:
+    """The packets of a burst: bytes that Python may write, and what is known of each packet."""
 
-    Returns:
-        How many packets have it.
-    """
+    def __new__(
+        cls,
+        data: bytearray,
+        starts: bytes,
+        lengths: bytes,
+        offloads: bytes | bytearray | None = None,
+        times: bytes | None = None,
+        wire_lengths: bytes | None = None,
+    ) -> Self:
+        """Packets in ``data``: where each starts and its length as uint32, and perhaps of each ten bytes of offload
+        metadata (the first ten of the virtio-net header), its time as int64 and its length on the wire as uint32.
+        """
+
+    def __len__(self) -> int: ...
+    @property
+    def data(self) -> bytearray:
+        """The bytes, which parts share."""
+
+    def n_bytes(self) -> int:
+        """Bytes of all packets."""
+
+    def span(self, i: int) -> tuple[int, int]:
+        """Where packet ``i`` starts, and its length."""
+
+    def lengths(self) -> bytes:
+        """The length of each as uint32."""
+
+    def offloads(self) -> tuple[bytearray, int]:
+        """The offload metadata, which may be written, and the row of the first packet."""
+
+    def hashes(self) -> bytes:
+        """Six bytes of hash each, or none at all."""
+
+    def times(self) -> bytes:
+        """When each passed as int64, or nothing."""
+
+    def wire_lengths(self) -> bytes:
+        """The length of each on the wire as uint32, or nothing."""
+
+    def pick(self, numbers: NDArray[np.int64]) -> Packets:
+        """Some of the packets, by number; negative ones count from the end."""
+
+    def part(self, first: int, n: int) -> Packets:
+        """The ``n`` packets from number ``first`` on."""
+
+    def cut(self, length: int) -> Packets:
+        """The packets cut after some bytes."""
+
+    def usual_column(self, name: str) -> bytes | None:
+        """What `Headers.column` gives, faster, if all packets are plain IPv4."""
+
+    def edit(self, field: str, values: NDArray[np.uint64]) -> int:
+        """Writes a field of packets, whose values are ``uint64[n]``, or ``uint64[2 * n]`` of an IPv6 address.
+
+        Returns:
+            How many packets have it.
+        """
 
 def probe(path: str, timeout_s: float) -> dict[str, Any]:
     """Attaches to a back-end as a front-end and tells what it offers, then leaves.
@@ -132,10 +177,10 @@ class Port:
     def __new__(cls, kind: str, where: str, options: Mapping[str, Any]) -> Port:
         """Opens it: binds or connects the socket, attaches the interface, opens the file."""
 
-    def rx(self, max_packets: int, timeout_s: float | None) -> _Packets:
+    def rx(self, max_packets: int, timeout_s: float | None) -> Packets:
         """Waits until packets are there, for ``timeout_s`` at most (``None``: for ever), and takes them."""
 
-    def tx(self, data: bytearray, starts: NDArray[Any], lengths: NDArray[Any], offloads: NDArray[Any]) -> int:
+    def tx(self, packets: Packets) -> int:
         """Sends packets; how many were accepted, counted from the front."""
 
     def wait_connected(self, timeout_s: float | None) -> bool:

@@ -19,8 +19,8 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, SupportsBytes, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsBytes, overload
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -67,32 +67,6 @@ class _Lease:
     def check(self) -> None:
         if not self.held:
             raise StateError("the burst is released: copy what you keep with np.array(view) before that")
-
-
-@dataclass(frozen=True, slots=True)
-class _Packets:
-    """Packets end to end in ``data``, with where each starts, its length and its offload metadata."""
-
-    data: bytearray
-    starts: NDArray[np.uint32]
-    lengths: NDArray[np.uint32]
-    offloads: NDArray[np.void]
-    lease: _Lease
-    #: Of all packets, or ``None`` where they came without.
-    hashes: NDArray[np.void] | None = None
-    #: When they passed and how long they were, of packets that were captured.
-    times: NDArray[np.int64] | None = None
-    wire_lengths: NDArray[np.uint32] | None = None
-
-    def pick(self, key: Any) -> _Packets:
-        if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == self.starts.shape:
-            key = key.nonzero()[0]  # looked through once, not once an array
-        if isinstance(key, slice):
-            picked = self.starts[key], self.lengths[key], self.offloads[key]
-        else:
-            picked = self.starts.take(key), self.lengths.take(key), self.offloads.take(key)
-        rest = (None if one is None else one[key] for one in (self.hashes, self.times, self.wire_lengths))
-        return _Packets(self.data, *picked, self.lease, *rest)
 
 
 class View(NDArrayOperatorsMixin):
@@ -155,6 +129,27 @@ class View(NDArrayOperatorsMixin):
     def __bytes__(self) -> bytes:
         """The bytes, copied."""
         return self._checked().tobytes()
+
+    # What programs do most, without the detour over numpy's dispatch.
+
+    def __eq__(self, other: object) -> Any:
+        """Item by item, as numpy does; the other comparisons likewise."""
+        return self._checked() == _plain(other)
+
+    def __ne__(self, other: object) -> Any:  # noqa: D105
+        return self._checked() != _plain(other)
+
+    def __lt__(self, other: Any) -> Any:  # noqa: D105
+        return self._checked() < _plain(other)
+
+    def __le__(self, other: Any) -> Any:  # noqa: D105
+        return self._checked() <= _plain(other)
+
+    def __gt__(self, other: Any) -> Any:  # noqa: D105
+        return self._checked() > _plain(other)
+
+    def __ge__(self, other: Any) -> Any:  # noqa: D105
+        return self._checked() >= _plain(other)
 
     def __repr__(self) -> str:
         """What an array shows, or that the burst is gone."""
@@ -285,51 +280,62 @@ class Columns:
     wire_length: View
     hash: View
 
-    _DTYPES = {  # noqa: RUF012 - never changed
-        "eth_dst": "u8",
-        "eth_src": "u8",
-        "eth_type": "u2",
-        "vlan": "i2",
-        "ip_version": "u1",
-        "ip_proto": "u1",
-        "ip_ttl": "u1",
-        "ip_src": "u4",
-        "ip_dst": "u4",
-        "ip6_src": "(2,)u8",
-        "ip6_dst": "(2,)u8",
-        "l4_src": "u2",
-        "l4_dst": "u2",
-        "tcp_flags": "u1",
-        "payload": "u4",
+    _DTYPES: ClassVar[dict[str, np.dtype[Any]]] = {
+        "eth_dst": np.dtype("u8"),
+        "eth_src": np.dtype("u8"),
+        "eth_type": np.dtype("u2"),
+        "vlan": np.dtype("i2"),
+        "ip_version": np.dtype("u1"),
+        "ip_proto": np.dtype("u1"),
+        "ip_ttl": np.dtype("u1"),
+        "ip_src": np.dtype("u4"),
+        "ip_dst": np.dtype("u4"),
+        "ip6_src": np.dtype("(2,)u8"),
+        "ip6_dst": np.dtype("(2,)u8"),
+        "l4_src": np.dtype("u2"),
+        "l4_dst": np.dtype("u2"),
+        "tcp_flags": np.dtype("u1"),
+        "payload": np.dtype("u4"),
     }
 
-    def __init__(self, packets: _Packets) -> None:
+    __slots__ = ("_headers", "_lease", "_packets", "_parsed")
+
+    def __init__(self, packets: _virtnet.Packets, lease: _Lease) -> None:
         """Used by bursts."""
         self._packets = packets
+        self._lease = lease
         self._headers: _virtnet.Headers | None = None
         self._parsed: dict[str, NDArray[Any]] = {}
 
     def __getattr__(self, name: str) -> View:
         """The column of that name."""
-        if name not in self.NAMES:
-            raise AttributeError(f"there is no column {name!r}: there are {', '.join(self.NAMES)}")
+        self._lease.check()
+        array = self._parsed.get(name)
+        if array is None:
+            array = self._column(name)
+        return View(array, self._lease)
+
+    def _column(self, name: str) -> NDArray[Any]:
         packets = self._packets
-        packets.lease.check()
-        if name == "length":
-            return View(_read_only(packets.lengths), packets.lease)
+        if name in self._DTYPES:
+            # Each by itself where packets are usual ones, all of a packet at once where they are not.
+            found = packets.usual_column(name) if self._headers is None else None
+            if found is None:
+                self._headers = self._headers or _virtnet.Headers(packets)
+                found = self._headers.column(name)
+            self._parsed[name] = np.frombuffer(found, self._DTYPES[name])
+            return self._parsed[name]
         if name == "offload":
-            return View(packets.offloads, packets.lease)
+            data, first = packets.offloads()
+            return np.frombuffer(data, OFFLOAD, len(packets), first * OFFLOAD.itemsize)
         if name == "time_ns":
-            times = np.zeros(len(packets.lengths), np.int64) if packets.times is None else packets.times
-            return View(_read_only(times), packets.lease)
-        if name == "wire_length":
-            return View(
-                _read_only(packets.lengths if packets.wire_lengths is None else packets.wire_lengths), packets.lease
-            )
+            return np.frombuffer(packets.times() or bytes(8 * len(packets)), np.int64)
         if name == "hash":
-            hashes = np.zeros(len(packets.lengths), HASH) if packets.hashes is None else packets.hashes
-            return View(_read_only(hashes), packets.lease)
-        return View(self._parse(name), packets.lease)
+            return np.frombuffer(packets.hashes() or bytes(HASH.itemsize * len(packets)), HASH)
+        if name in {"length", "wire_length"}:
+            lengths = packets.wire_lengths() if name == "wire_length" else b""
+            return np.frombuffer(lengths or packets.lengths(), np.uint32)
+        raise AttributeError(f"there is no column {name!r}: there are {', '.join(self.NAMES)}")
 
     def __getitem__(self, name: str) -> View:
         """The column of that name, as an attribute gives it."""
@@ -370,26 +376,19 @@ class Columns:
                 table[name] = array
         return table
 
-    def _parse(self, name: str) -> NDArray[Any]:
-        if name not in self._parsed:
-            packets = self._packets
-            if self._headers is None:
-                self._headers = _virtnet.Headers(packets.data, packets.starts, packets.lengths)
-            self._parsed[name] = np.frombuffer(self._headers.column(name), np.dtype(self._DTYPES[name]))
-        return self._parsed[name]
-
 
 class Frames(Sequence[View]):
     """The packets of a burst as bytes: ``frames[i]`` is ``uint8[length]`` and can be written."""
 
-    def __init__(self, packets: _Packets) -> None:
+    def __init__(self, packets: _virtnet.Packets, lease: _Lease) -> None:
         """Used by bursts."""
         self._packets = packets
+        self._lease = lease
 
     def __len__(self) -> int:
         """Number of packets."""
-        self._packets.lease.check()
-        return len(self._packets.lengths)
+        self._lease.check()
+        return len(self._packets)
 
     @overload
     def __getitem__(self, key: int) -> View: ...
@@ -397,12 +396,15 @@ class Frames(Sequence[View]):
     def __getitem__(self, key: slice) -> list[View]: ...
     def __getitem__(self, key: int | slice) -> View | list[View]:
         """The bytes of a packet, or of some."""
+        self._lease.check()
         packets = self._packets
-        packets.lease.check()
         if isinstance(key, slice):
-            return [self[i] for i in range(*key.indices(len(self)))]
-        start, length = int(packets.starts[key]), int(packets.lengths[key])
-        return View(np.frombuffer(packets.data, np.uint8, length, start), packets.lease)
+            return [self[i] for i in range(*key.indices(len(packets)))]
+        number = int(key)
+        if not -len(packets) <= number < len(packets):
+            raise IndexError(f"there is no packet {number} in a burst of {len(packets)}")
+        start, length = packets.span(number % len(packets))
+        return View(np.frombuffer(packets.data, np.uint8, length, start), self._lease)
 
     def __repr__(self) -> str:
         """How many there are."""
@@ -432,35 +434,37 @@ class Burst:
                 raise ConfigError(f"a frame has 1 to {FRAME_MAX} bytes, frame {i} has {len(part)}")
         lengths = np.array([len(part) for part in parts], np.uint32)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.uint32) if parts else lengths
-        self._packets = _Packets(bytearray(b"".join(parts)), starts, lengths, np.zeros(len(parts), OFFLOAD), _Lease())
+        self._packets = _virtnet.Packets(bytearray(b"".join(parts)), starts.tobytes(), lengths.tobytes())
+        self._lease = _Lease()
         self._columns: Columns | None = None
 
     @classmethod
-    def _of(cls, packets: _Packets) -> Burst:
+    def _of(cls, packets: _virtnet.Packets, lease: _Lease) -> Burst:
         burst = cls.__new__(cls)
         burst._packets = packets  # noqa: SLF001 - a constructor
+        burst._lease = lease  # noqa: SLF001
         burst._columns = None  # noqa: SLF001
         return burst
 
     @property
     def columns(self) -> Columns:
         """The header fields, one array each."""
-        self._packets.lease.check()
+        self._lease.check()
         if self._columns is None:
-            self._columns = Columns(self._packets)
+            self._columns = Columns(self._packets, self._lease)
         return self._columns
 
     @property
     def frames(self) -> Frames:
         """The packets' bytes."""
-        self._packets.lease.check()
-        return Frames(self._packets)
+        self._lease.check()
+        return Frames(self._packets, self._lease)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all packets."""
-        self._packets.lease.check()
-        return int(self._packets.lengths.sum())
+        self._lease.check()
+        return self._packets.n_bytes()
 
     @overload
     def __getitem__(self, key: int) -> View: ...
@@ -468,20 +472,35 @@ class Burst:
     def __getitem__(self, key: slice | ArrayLike | View) -> Burst: ...
     def __getitem__(self, key: Any) -> View | Burst:
         """One packet's bytes (a number), or a burst of some (a slice, a mask, numbers) that shares the memory."""
-        self._packets.lease.check()
+        self._lease.check()
         if isinstance(key, int | np.integer):
             return self.frames[int(key)]
-        picks = key if isinstance(key, slice) else np.asarray(key)
-        if isinstance(picks, np.ndarray) and picks.size == 0:
-            picks = picks.astype(np.intp)  # an empty list has no type to tell masks from numbers by
-        return self._of(self._packets.pick(picks))
+        return self._of(self._part(key), self._lease)
+
+    def _part(self, key: Any) -> _virtnet.Packets:
+        packets = self._packets
+        if isinstance(key, slice):
+            numbers = range(*key.indices(len(packets)))
+            if numbers.step == 1:
+                return packets.part(numbers.start, len(numbers))
+            return packets.pick(np.array(numbers, np.int64))
+        picks = np.asarray(key)
+        if picks.size == 0:
+            return packets.part(0, 0)  # an empty list has no type to tell masks from numbers by
+        if picks.ndim != 1 or picks.dtype.kind not in "biu":
+            raise IndexError(
+                f"packets are chosen by a mask, by numbers or by a slice, found {picks.dtype}{picks.shape}"
+            )
+        if picks.dtype == bool:
+            if len(picks) != len(packets):
+                raise IndexError(f"a mask for {len(packets)} packets was expected, found one for {len(picks)}")
+            return packets.pick(picks.nonzero()[0])
+        return packets.pick(picks.astype(np.int64, copy=False))
 
     def heads(self, length: int) -> Burst:
         """The packets cut after some bytes; shares the memory."""
-        packets = self._packets
-        packets.lease.check()
-        cut = np.minimum(packets.lengths, np.uint32(length))
-        return self._of(replace(packets, lengths=cut))
+        self._lease.check()
+        return self._of(self._packets.cut(length), self._lease)
 
     def edit(self, where: ArrayLike | View | None = None, /, **fields: Any) -> int:
         """Writes header fields of all packets, or of those chosen by a mask or by numbers, and keeps checksums right.
@@ -512,22 +531,18 @@ class Burst:
             >>> burst.columns.eth_dst.tolist()
             [2199023255553, 0, 2199023255553]
         """
-        chosen = self if where is None else self[np.atleast_1d(np.asarray(where))]
-        packets = chosen._packets  # noqa: SLF001 - a burst like this one
-        packets.lease.check()
+        self._lease.check()
+        packets = self._packets if where is None else self._part(np.atleast_1d(np.asarray(where)))
         written = 0
         for field, value in fields.items():
-            numbers = _field_values(field, value, len(packets.lengths))
-            written += _virtnet.edit(
-                packets.data, packets.starts, packets.lengths, packets.offloads.tobytes(), field, numbers
-            )
+            written += packets.edit(field, _field_values(field, value, len(packets)))
         self._columns = None
         return written
 
     def __len__(self) -> int:
         """Number of packets."""
-        self._packets.lease.check()
-        return len(self._packets.lengths)
+        self._lease.check()
+        return len(self._packets)
 
     def __iter__(self) -> Iterator[View]:
         """The packets' bytes."""
@@ -535,10 +550,8 @@ class Burst:
 
     def release(self) -> None:
         """Lets go of the memory: from now on the burst, its parts and their views raise. Again does nothing."""
-        lease = self._packets.lease
-        lease.held = False
-        empty = np.empty(0, np.uint32)
-        self._packets = _Packets(bytearray(), empty, empty, np.empty(0, OFFLOAD), lease)
+        self._lease.held = False
+        self._packets = _NOTHING
         self._columns = None
 
     def __enter__(self) -> Self:
@@ -551,47 +564,29 @@ class Burst:
 
     def __repr__(self) -> str:
         """How many packets of how many bytes."""
-        if not self._packets.lease.held:
+        if not self._lease.held:
             return "<Burst, released>"
         return f"<Burst of {len(self)} packets, {self.n_bytes} bytes>"
 
     @classmethod
     def _rx(cls, port: _virtnet.Port, max_packets: int, timeout_s: float | None) -> Burst:
         """What has arrived at a port."""
-        data, starts, lengths, offloads, hashes = port.rx(max_packets, timeout_s)
-        return cls._of(
-            _Packets(
-                data,
-                np.frombuffer(starts, np.uint32),
-                np.frombuffer(lengths, np.uint32),
-                np.frombuffer(offloads, OFFLOAD),
-                _Lease(),
-                np.frombuffer(hashes, HASH) if hashes else None,
-            )
-        )
+        return cls._of(port.rx(max_packets, timeout_s), _Lease())
 
     @classmethod
     def _recorded(cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]) -> Burst:
         """What a capture has kept."""
         data, starts, lengths, offloads, times, wire_lengths = recorded
-        return cls._of(
-            _Packets(
-                data,
-                np.frombuffer(starts, np.uint32),
-                np.frombuffer(lengths, np.uint32),
-                np.frombuffer(offloads, OFFLOAD),
-                _Lease(),
-                None,
-                np.frombuffer(times, np.int64),
-                np.frombuffer(wire_lengths, np.uint32),
-            )
-        )
+        return cls._of(_virtnet.Packets(data, starts, lengths, bytes(offloads), times, wire_lengths), _Lease())
 
     def _tx(self, port: _virtnet.Port) -> int:
         """Gives the packets to a port; how many it took."""
-        packets = self._packets
-        packets.lease.check()
-        return port.tx(packets.data, packets.starts, packets.lengths, packets.offloads)
+        self._lease.check()
+        return port.tx(self._packets)
+
+
+#: What a burst has that was released.
+_NOTHING = _virtnet.Packets(bytearray(), b"", b"")
 
 
 def _field_values(field: str, value: Any, n: int) -> NDArray[np.uint64]:
@@ -614,9 +609,3 @@ def _field_values(field: str, value: Any, n: int) -> NDArray[np.uint64]:
     if given.size and (int(given.min()) < 0 or int(given.max()) > largest):
         raise ConfigError(f"{field}: expected numbers from 0 to {largest}, found {given.min()} to {given.max()}")
     return np.ascontiguousarray(np.broadcast_to(given, (n, *per_packet)), np.uint64).reshape(-1)
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view

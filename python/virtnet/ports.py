@@ -13,6 +13,7 @@ A port opens when it is made and closes with its block, or by :meth:`Port.close`
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnet import _virtnet
@@ -54,6 +55,14 @@ __all__ = [
 RX_MAX = 256
 
 
+@functools.cache
+def _burst_class() -> type[Burst]:
+    """Imported when packets pass first, because it needs numpy, and looked up once: a burst is soon over."""
+    from virtnet.burst import Burst
+
+    return Burst
+
+
 class Port:
     """A place where packets enter and leave; made by its subclasses, :func:`open_port` and :func:`memory_pair`.
 
@@ -88,9 +97,7 @@ class Port:
             raise ConfigError(f"timeout_s is a number of seconds from 0, or None for ever, found {timeout_s!r}")
         if max_packets < 1:
             raise ConfigError(f"max_packets is at least 1, found {max_packets!r}")
-        from virtnet.burst import Burst
-
-        return Burst._rx(self._open(), max_packets, timeout_s)  # noqa: SLF001 - how bursts are made
+        return _burst_class()._rx(self._open(), max_packets, timeout_s)  # noqa: SLF001 - how bursts are made
 
     def tx(self, packets: Burst | Iterable[Frame]) -> int:
         """Sends packets: a burst, or anything that has their bytes.
@@ -103,9 +110,8 @@ class Port:
             StateError: the port is closed, or the burst released.
             ConfigError: a frame is empty or longer than any network carries.
         """
-        from virtnet.burst import Burst
-
-        burst = packets if isinstance(packets, Burst) else Burst(packets)
+        burst_class = _burst_class()
+        burst = packets if isinstance(packets, burst_class) else burst_class(packets)
         return burst._tx(self._open())  # noqa: SLF001 - the same
 
     def wait_connected(self, timeout_s: float | None = None) -> bool:

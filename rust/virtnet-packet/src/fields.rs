@@ -54,9 +54,11 @@ impl Fields {
         Self::of_usual(frame).unwrap_or_else(|| Self::step_by_step(frame))
     }
 
-    /// What most packets are: IPv4 without tags, options or fragments, which has everything in its place.
-    #[inline]
-    fn of_usual(frame: &[u8]) -> Option<Self> {
+    /// The same of what most packets are: IPv4 without tags, options or fragments, which has everything in its place. In line, so that
+    /// who needs one field reads one.
+    #[must_use]
+    #[inline(always)]
+    pub fn of_usual(frame: &[u8]) -> Option<Self> {
         const IP: usize = 14;
         const L4: usize = 34;
         let head = frame.first_chunk::<54>()?;

@@ -5,13 +5,14 @@
 //!
 //! It works on the copy that Python holds, after a burst has left the engine; the packet path does not use it.
 
-use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::PyBytes;
 use virtnet_packet::Fields;
 
-/// The headers of a burst's packets. A column is made when it is asked for: most programs look at two or three.
+use crate::packets::Packets;
+
+/// The headers of a burst's packets, whatever these are: all of a packet's are found on one way through it.
 #[pyclass(frozen, module = "virtnet._virtnet")]
 #[derive(Debug)]
 pub(crate) struct Headers {
@@ -20,65 +21,69 @@ pub(crate) struct Headers {
 
 #[pymethods]
 impl Headers {
-    /// Parses the packets that lie in `data` at `starts` with `lengths`.
+    /// Parses packets.
     #[new]
-    fn parse(
-        py: Python<'_>,
-        data: &Bound<'_, PyByteArray>,
-        starts: PyBuffer<u32>,
-        lengths: PyBuffer<u32>,
-    ) -> PyResult<Self> {
-        let data = data.to_vec();
-        let (starts, lengths) = (starts.to_vec(py)?, lengths.to_vec(py)?);
-        let rows = starts
-            .iter()
-            .zip(&lengths)
-            .map(|(&start, &len)| frame_at(&data, start, len).map(Fields::parse))
-            .collect::<PyResult<Vec<_>>>()?;
+    fn parse(py: Python<'_>, packets: &Packets) -> PyResult<Self> {
+        let data = packets.bytes(py)?;
+        let rows = packets.frames(&data).map(Fields::parse).collect();
         Ok(Self { rows })
     }
 
     /// One column as a packed native-endian array.
     fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
-        let rows = &self.rows;
-        let bytes = match name {
-            "eth_dst" => pack(rows, |row| row.eth_dst.to_ne_bytes()),
-            "eth_src" => pack(rows, |row| row.eth_src.to_ne_bytes()),
-            "eth_type" => pack(rows, |row| row.eth_type.to_ne_bytes()),
-            "vlan" => pack(rows, |row| row.vlan.to_ne_bytes()),
-            "ip_version" => pack(rows, |row| [row.ip_version]),
-            "ip_proto" => pack(rows, |row| [row.ip_proto]),
-            "ip_ttl" => pack(rows, |row| [row.ip_ttl]),
-            "ip_src" => pack(rows, |row| row.ip_src.to_ne_bytes()),
-            "ip_dst" => pack(rows, |row| row.ip_dst.to_ne_bytes()),
-            "ip6_src" => pack(rows, |row| halves(row.ip6_src)),
-            "ip6_dst" => pack(rows, |row| halves(row.ip6_dst)),
-            "l4_src" => pack(rows, |row| row.l4_src.to_ne_bytes()),
-            "l4_dst" => pack(rows, |row| row.l4_dst.to_ne_bytes()),
-            "tcp_flags" => pack(rows, |row| [row.tcp_flags]),
-            "payload" => pack(rows, |row| row.payload.to_ne_bytes()),
-            _ => return Err(PyKeyError::new_err(format!("there is no column {name:?}"))),
-        };
+        let bytes = pack(self, name)?.unwrap_or_default();
         Ok(PyBytes::new(py, &bytes))
     }
 }
 
-/// The bytes of one packet.
-pub(crate) fn frame_at(data: &[u8], start: u32, len: u32) -> PyResult<&[u8]> {
-    let (start, len) = (start as usize, len as usize);
-    data.get(start..start + len).ok_or_else(|| {
-        PyValueError::new_err(format!(
-            "a packet of {len} bytes at {start} lies outside the burst's {} bytes",
-            data.len()
-        ))
-    })
+/// Where columns come from.
+pub(crate) trait Rows {
+    /// A field of each packet, one behind the other; `None` if this is not for these packets.
+    fn pack<const N: usize>(&self, field: impl Fn(&Fields) -> [u8; N]) -> Option<Vec<u8>>;
 }
 
-fn pack<const N: usize>(rows: &[Fields], field: impl Fn(&Fields) -> [u8; N]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(rows.len() * N);
-    rows.iter()
-        .for_each(|row| bytes.extend_from_slice(&field(row)));
-    bytes
+impl Rows for Headers {
+    fn pack<const N: usize>(&self, field: impl Fn(&Fields) -> [u8; N]) -> Option<Vec<u8>> {
+        Some(self.rows.iter().flat_map(field).collect())
+    }
+}
+
+/// Packets that are of the usual kind, all of them: what they have is where it always is, and a column is read by itself. That takes
+/// a third of what it takes to parse them.
+pub(crate) struct Usual<Frames>(pub(crate) Frames);
+
+impl<'a, Frames: ExactSizeIterator<Item = &'a [u8]> + Clone> Rows for Usual<Frames> {
+    #[inline]
+    fn pack<const N: usize>(&self, field: impl Fn(&Fields) -> [u8; N]) -> Option<Vec<u8>> {
+        let mut column = vec![0; N * self.0.len()];
+        let (places, _) = column.as_chunks_mut();
+        for (place, frame) in places.iter_mut().zip(self.0.clone()) {
+            *place = field(&Fields::of_usual(frame)?);
+        }
+        Some(column)
+    }
+}
+
+/// The column of a name; `None` if the rows are not for these packets.
+pub(crate) fn pack(rows: &impl Rows, name: &str) -> PyResult<Option<Vec<u8>>> {
+    Ok(match name {
+        "eth_dst" => rows.pack(|row| row.eth_dst.to_ne_bytes()),
+        "eth_src" => rows.pack(|row| row.eth_src.to_ne_bytes()),
+        "eth_type" => rows.pack(|row| row.eth_type.to_ne_bytes()),
+        "vlan" => rows.pack(|row| row.vlan.to_ne_bytes()),
+        "ip_version" => rows.pack(|row| [row.ip_version]),
+        "ip_proto" => rows.pack(|row| [row.ip_proto]),
+        "ip_ttl" => rows.pack(|row| [row.ip_ttl]),
+        "ip_src" => rows.pack(|row| row.ip_src.to_ne_bytes()),
+        "ip_dst" => rows.pack(|row| row.ip_dst.to_ne_bytes()),
+        "ip6_src" => rows.pack(|row| halves(row.ip6_src)),
+        "ip6_dst" => rows.pack(|row| halves(row.ip6_dst)),
+        "l4_src" => rows.pack(|row| row.l4_src.to_ne_bytes()),
+        "l4_dst" => rows.pack(|row| row.l4_dst.to_ne_bytes()),
+        "tcp_flags" => rows.pack(|row| [row.tcp_flags]),
+        "payload" => rows.pack(|row| row.payload.to_ne_bytes()),
+        _ => return Err(PyKeyError::new_err(format!("there is no column {name:?}"))),
+    })
 }
 
 /// An IPv6 address as two numbers, the network's half first.

@@ -38,7 +38,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build::build_info, module)?)?;
     module.add_class::<probe::Checker>()?;
     module.add_class::<columns::Headers>()?;
-    module.add_function(wrap_pyfunction!(edit::edit, module)?)?;
+    module.add_class::<packets::Packets>()?;
     module.add_function(wrap_pyfunction!(host::line_cost_ns, module)?)?;
     module.add_function(wrap_pyfunction!(host::try_af_xdp, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;

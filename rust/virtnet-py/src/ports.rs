@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict};
 use virtnet_packet::{
     Backlog, Burst, MemoryPort, Picks, PortCounters, memory_pair as packet_memory_pair,
 };
@@ -24,7 +23,7 @@ use virtnet_virtio::net::control::Command;
 use crate::commands;
 use crate::errors::{StateError, port_error};
 use crate::open::{Opened, Owner, Watch, open};
-use crate::packets::Packets;
+use crate::packets::{Packets, Taken};
 use crate::{history, stats};
 
 /// The longest time that is waited without looking whether Ctrl-C was pressed.
@@ -65,7 +64,9 @@ pub(crate) struct Port {
 struct Hand {
     port: Option<Box<dyn virtnet_packet::Port>>,
     burst: Burst,
-    rest: Packets,
+    rest: Taken,
+    /// How much was taken at once the last time.
+    usual: (usize, usize),
     last: PortCounters,
     /// Serves the port's socket; it goes after the port.
     control: Option<Control>,
@@ -92,32 +93,19 @@ impl Port {
         Ok(Self::new(kind, port, watch, Some(control)))
     }
 
-    fn rx<'py>(
-        &self,
-        py: Python<'py>,
-        max_packets: usize,
-        timeout_s: Option<f64>,
-    ) -> PyResult<Bound<'py, PyTuple>> {
+    fn rx(&self, py: Python<'_>, max_packets: usize, timeout_s: Option<f64>) -> PyResult<Packets> {
         let deadline = Deadline::after(timeout_s);
         loop {
             let packets = py.detach(|| self.take(max_packets, deadline.slice()))?;
             if packets.len() > 0 || deadline.is_over() {
-                return packets.into_python(py);
+                return Ok(Packets::of(py, packets));
             }
             py.check_signals()?;
         }
     }
 
-    fn tx(
-        &self,
-        py: Python<'_>,
-        data: &Bound<'_, PyByteArray>,
-        starts: PyBuffer<u32>,
-        lengths: PyBuffer<u32>,
-        offloads: &Bound<'_, PyAny>,
-    ) -> PyResult<usize> {
-        let offloads: Vec<u8> = offloads.call_method0("tobytes")?.extract()?;
-        let packets = Packets::from_python(py, data, &starts, &lengths, &offloads)?;
+    fn tx(&self, py: Python<'_>, packets: &Packets) -> PyResult<usize> {
+        let packets = packets.taken(py)?;
         py.detach(|| self.give(&packets))
     }
 
@@ -202,7 +190,8 @@ impl Port {
         let hand = Hand {
             port: Some(port),
             burst: Burst::new(),
-            rest: Packets::default(),
+            rest: Taken::default(),
+            usual: (0, 0),
             last: PortCounters::default(),
             control,
         };
@@ -255,8 +244,8 @@ impl Port {
     }
 
     /// Takes packets; waits until `until` when there are none.
-    fn take(&self, max_packets: usize, until: Instant) -> PyResult<Packets> {
-        let mut packets = Packets::default();
+    fn take(&self, max_packets: usize, until: Instant) -> PyResult<Taken> {
+        let mut packets = Taken::default();
         let mut nap = NAP_MIN;
         loop {
             if self.is_closed() {
@@ -298,7 +287,7 @@ impl Port {
         bell
     }
 
-    fn give(&self, packets: &Packets) -> PyResult<usize> {
+    fn give(&self, packets: &Taken) -> PyResult<usize> {
         if self.is_closed() {
             return Err(Self::closed_error());
         }
@@ -308,7 +297,7 @@ impl Port {
 
 impl Hand {
     /// Appends packets until there are `max_packets` or no more.
-    fn take(&mut self, packets: &mut Packets, max_packets: usize) -> PyResult<()> {
+    fn take(&mut self, packets: &mut Taken, max_packets: usize) -> PyResult<()> {
         let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
         // Between two calls nobody polls, and the control side changes the port by itself.
         port.attach();
@@ -317,6 +306,9 @@ impl Hand {
         while packets.len() < max_packets {
             self.burst.clear();
             let n = port.rx(&mut self.burst);
+            if n > 0 && packets.len() == 0 {
+                packets.reserve(self.usual);
+            }
             packets.append(&self.burst);
             port.complete();
             if n == 0 {
@@ -328,10 +320,13 @@ impl Hand {
         self.burst.forget_memory();
         port.detach();
         self.rest = packets.split_off(max_packets);
+        if packets.len() > 0 {
+            self.usual = packets.size();
+        }
         Ok(())
     }
 
-    fn give(&mut self, packets: &Packets) -> PyResult<usize> {
+    fn give(&mut self, packets: &Taken) -> PyResult<usize> {
         let port = self.port.as_mut().ok_or_else(Port::closed_error)?;
         // Between two calls nobody polls, and the control side changes the port by itself.
         port.attach();
