@@ -185,3 +185,14 @@ def test_there_is_no_such_column():
         _ = mixed().columns.ip_source
     with pytest.raises(KeyError, match="ip_source"):
         mixed().columns["ip_source"]
+
+
+def test_columns_are_a_table_of_what_there_is_to_see():
+    shown = vn.Burst(
+        [ETHER / IP(src="10.0.0.1") / UDP(dport=53), ETHER / IPv6(dst="fe80::2")] * 15
+    ).columns._repr_html_()
+    for cell in ("ip6_dst", "10.0.0.1", "fe80::2", "52:54:00:00:00:02", "0x86dd", "and 10 more"):
+        assert cell in shown
+    assert "vlan" not in shown
+    assert "wire_length" not in shown
+    assert vn.Burst().columns._repr_html_() == "<table><tr><th></th></tr></table>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -63,3 +64,13 @@ def test_the_example_runs(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # it keeps its fonts open; without it there is a table
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     assert capsys.readouterr().out
+
+
+def test_the_notebook_runs(tmp_path):
+    command = [Path(sys.executable).with_name("jupyter-execute"), ROOT / "examples" / "tour.ipynb"]
+    subprocess.run([*command, f"--output={tmp_path / 'ran.ipynb'}"], check=True, timeout=120)
+    cells = json.loads((tmp_path / "ran.ipynb").read_text())["cells"]
+    shown = [output for cell in cells for output in cell.get("outputs", ())]
+    tables = [output for output in shown if "text/html" in output.get("data", ())]
+    assert len(tables) >= 6
+    assert not any("stderr" in output.get("name", "") for output in shown)

@@ -106,3 +106,12 @@ def test_statistics_are_json():
     again = json.loads(json.dumps(stats.to_dict()))
     assert again["ports"]["vm1"]["features"] == ["csum"]
     assert again["balance"]["exact"] is True
+
+
+def test_statistics_are_a_table_that_takes_nothing_for_html():
+    stats = vn.NetStats(
+        {"<b>": vn.PortStats("tap", received=3, rx_drops={"no_room": 1})}, {"s": vn.FunctionStats(copied=2)}
+    )
+    shown = stats._repr_html_()
+    assert "<td>&lt;b&gt;</td><td>tap</td><td>3</td><td>0</td><td>1 no_room</td>" in shown
+    assert "<td>s</td><td>switch</td><td>0</td><td>0</td><td>2</td><td>0</td>" in shown

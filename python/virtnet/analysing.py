@@ -237,8 +237,8 @@ class AnalyserReport:
             "streams": streams,
         }
 
-    def __str__(self) -> str:
-        """A table with a row for each stream; times in us."""
+    def _lines(self) -> list[list[str]]:
+        """Heads, and a row for each stream."""
         heads = ["stream", "received", "lost", "reordered", "twice", "late", "min us"]
         heads += [f"p{percent}" for percent in SHOWN] + ["max"]
         rows = [(stream.name, stream) for stream in self.streams]
@@ -249,7 +249,12 @@ class AnalyserReport:
             percentiles = [one.latency.percentile(percent) for percent in SHOWN]
             times = [one.latency.min, *percentiles, one.latency.max]
             lines.append([name, *map(str, counts), *map(microseconds, times)])
-        widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+        return lines
+
+    def __str__(self) -> str:
+        """A table with a row for each stream; times in us."""
+        lines = self._lines()
+        widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
         texts = [
             "  ".join(
                 [
@@ -264,3 +269,10 @@ class AnalyserReport:
     def __repr__(self) -> str:
         """The same, since a prompt is where it is read."""
         return str(self)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        from virtnet.showing import table
+
+        heads, *rows = self._lines()
+        return f"{table(heads, rows)}<p>foreign {self.foreign}, corrupted {self.corrupted}</p>"

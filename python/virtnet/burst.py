@@ -27,12 +27,15 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from virtnet import _virtnet
 from virtnet.errors import ConfigError, StateError
-from virtnet.writing import WRITABLE, address_number
+from virtnet.writing import WRITABLE, address_number, address_text
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["Burst", "Columns", "Frames", "View"]
+
+#: Packets of a table in a notebook.
+_SHOWN_MAX = 20
 
 #: The longest frame: headers and tags before 65,535 bytes of IPv6 payload.
 FRAME_MAX = 65_589
@@ -359,6 +362,21 @@ class Columns:
     def __repr__(self) -> str:
         """Names of the columns."""
         return f"Columns({', '.join(self.NAMES)})"
+
+    def _repr_html_(self) -> str:
+        """The first packets and those of the usual columns that say something of them, for notebooks."""
+        from virtnet.showing import table
+
+        n = min(len(self._packets), _SHOWN_MAX)
+        shown = {name: self[name][:n].tolist() for name in self.NAMES if name not in {"offload", "hash", "payload"}}
+        nothing: dict[str, Any] = {"vlan": -1, "ip6_src": [0, 0], "ip6_dst": [0, 0], "wire_length": None}
+        shown["wire_length"] = [
+            None if a == b else a for a, b in zip(shown["wire_length"], shown["length"], strict=True)
+        ]
+        names = [name for name in shown if any(value != nothing.get(name, 0) for value in shown[name])]
+        rows = zip(range(n), *([address_text(name, value) for value in shown[name]] for name in names), strict=True)
+        more = f"<p>and {len(self._packets) - n} more</p>" if n < len(self._packets) else ""
+        return table(["", *names], rows) + more
 
     def to_dict(self) -> dict[str, NDArray[Any]]:
         """Every column as an array of its own, for a table: ``pandas.DataFrame(burst.columns.to_dict())``.

@@ -102,14 +102,10 @@ class CheckReport:
 
     def _repr_html_(self) -> str:
         """The same as a table for notebooks."""
-        import html
+        from virtnet.showing import escape, table
 
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-            for cells in ((MARKS[one.outcome], one.id, one.demand, one.found, one.source) for one in self.results)
-        )
-        head = "<tr><th></th><th>check</th><th>expected</th><th>found</th><th>source</th></tr>"
-        return f"<p><b>{html.escape(self.summary())}</b></p><table>{head}{rows}</table>"
+        rows = [(MARKS[one.outcome], one.id, one.demand, one.found, one.source) for one in self.results]
+        return f"<p><b>{escape(self.summary())}</b></p>{table(['', 'check', 'expected', 'found', 'source'], rows)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -305,6 +305,12 @@ class Plan:
         lines += [f"touches {', '.join(self.touched)}"] if self.touched else []
         return "\n".join(lines) or "nothing changes"
 
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        from virtnet.showing import text
+
+        return text(self)
+
     @staticmethod
     def _nodes(spec: Spec) -> dict[str, PortSpec | FunctionSpec]:
         return {**spec.ports, **spec.functions}

@@ -129,16 +129,11 @@ class Events:
 
     def _repr_html_(self) -> str:
         """The same as a table for notebooks."""
-        import html
+        from virtnet.showing import table
 
-        rows = "".join(
-            "<tr>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in (str(event)[:12], event.kind, event.text))
-            + "</tr>"
-            for event in self.items
-        )
+        rows = [(str(event)[:12], event.kind, event.text) for event in self.items]
         before = f"<p>{self.dropped} older ones are not kept.</p>" if self.dropped else ""
-        return f"{before}<table>{rows}</table>"
+        return f"{before}{table(['time', 'event', 'what happened'], rows)}"
 
 
 def events_of(read: Callable[[int], tuple[list[dict[str, Any]], int]], first: int = 0) -> Events:

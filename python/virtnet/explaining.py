@@ -35,11 +35,11 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
-        import html
+        from virtnet.showing import escape
 
-        facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in self.facts)
-        remedy = f"<p>To do: {html.escape(self.remedy)}</p>" if self.remedy else ""
-        return f"<p><b>{html.escape(self.state)}</b></p><ul>{facts}</ul>{remedy}"
+        facts = "".join(f"<li>{escape(fact)}</li>" for fact in self.facts)
+        remedy = f"<p>To do: {escape(self.remedy)}</p>" if self.remedy else ""
+        return f"<p><b>{escape(self.state)}</b></p><ul>{facts}</ul>{remedy}"
 
 
 SHARED = (

@@ -145,6 +145,13 @@ class ImpairmentReport:
                 lines += [f"{name:<14}{asked:>22}{achieved:>22}" for name, asked, achieved in line.rows()]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        from virtnet.showing import table
+
+        lines = [(title, line) for title, line in (("from", self.from_a), ("to", self.to_a)) if line is not None]
+        return "".join(table([title, "asked", "achieved"], line.rows()) for title, line in lines)
+
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with arrays as lists of numbers, as a file has them."""

@@ -40,7 +40,7 @@ from virtnet.remote.server import Server
 from virtnet.spec import PortSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from virtnet.stats import NetStats
 
@@ -322,8 +322,7 @@ class Net(Composing):
 
     def _repr_html_(self) -> str:
         """A table of the ports, for notebooks."""
-        import html
-
+        from virtnet.showing import table
         from virtnet.stats import PortStats
 
         stats = self.stats()
@@ -334,7 +333,7 @@ class Net(Composing):
             if isinstance(node, PortNode)
             for port in [stats.ports.get(node.name, PortStats())]
         ]
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>{_html_table(heads, rows)}"
+        return f"<p>{repr(self)[1:-1]}</p>{table(heads, rows)}"
 
     # Inside.
 
@@ -404,12 +403,3 @@ def _cpu(number: int) -> int:
     if type(number) is not int or number < 0:
         raise ConfigError(f"cpus are numbers of processors from 0, found {number!r}")
     return number
-
-
-def _html_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    import html
-
-    def row(tag: str, cells: Iterable[Any]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>"

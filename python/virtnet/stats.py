@@ -38,6 +38,11 @@ def _sum(*drops: Mapping[str, int]) -> dict[str, int]:
     return {reason: n for reason, n in sorted(total.items()) if n}
 
 
+def _reasons(drops: Mapping[str, int]) -> str:
+    """Counts by reason, as text."""
+    return ", ".join(f"{n} {reason}" for reason, n in drops.items()) or "0"
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """An address that a guest of a user-mode network has by DHCP.
@@ -475,6 +480,22 @@ class NetStats:
             consumed=gone.consumed + sum(function.consumed for function in functions),
             dropped=gone.dropped + sum(self.drops.values()),
             in_transit=self.in_transit,
+        )
+
+    def _repr_html_(self) -> str:
+        """What passed each node, and whether it adds up, for notebooks."""
+        from virtnet.showing import table
+
+        ports = [(name, one.kind, one.received, one.sent, _reasons(one.drops)) for name, one in self.ports.items()]
+        functions = [
+            (name, one.kind, one.generated, one.consumed, one.copied, _reasons(one.drops))
+            for name, one in self.functions.items()
+        ]
+        balance = self.balance().to_dict()
+        return (
+            table(["port", "", "received", "sent", "dropped"], ports)
+            + table(["function", "", "generated", "consumed", "copied", "dropped"], functions)
+            + table(balance, [balance.values()])
         )
 
     @classmethod
