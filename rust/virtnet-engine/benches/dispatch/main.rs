@@ -21,7 +21,9 @@ use virtnet_engine::{
 };
 use virtnet_packet::BURST_MAX;
 
-use networks::{FakePort, datagrams, firewall, flows, frame, of_case, switch, switch_with, worker};
+use networks::{
+    FakePort, datagrams, firewall_of_flows, flows, frame, of_case, switch, switch_with, worker,
+};
 
 /// One breath: a function of its own, so that a profile names it.
 #[inline(never)]
@@ -167,7 +169,7 @@ fn main() {
     for flows in [10, 1_000, 100_000, 1_000_000] {
         report(
             &format!("firewall, {flows} flows"),
-            worker(firewall(), datagrams(flows), 1),
+            worker(firewall_of_flows(), datagrams(flows), 1),
         );
     }
     let broadcast = vec![frame(usize::MAX, 1); BURST_MAX];

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtnet_engine::{
-    Action, BridgeRules, CableRules, Change, ERRORS_PPS, Element, Ends, Filter, Firewall,
-    FirewallOrders, ImpairOrders, Impairment, Node, NodeId, Place, Program, Route, Router,
-    RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Service, Step, Switch,
-    SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire, Worker,
+    Action, AddressSet, BridgeRules, CableRules, Change, ERRORS_PPS, Element, Ends, Filter,
+    Firewall, FirewallOrders, ImpairOrders, Impairment, Node, NodeId, Place, Prefix, Program,
+    Route, Router, RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Service, Step,
+    Switch, SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire, Worker,
 };
 use virtnet_packet::checksum::Sum;
+use virtnet_packet::flow::IpVersion;
 use virtnet_packet::header::Mac;
 use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks, Port, PortCounters};
 
@@ -164,26 +165,69 @@ pub(crate) fn datagrams(flows: usize) -> Vec<[u8; 64]> {
     (0..flows.max(BURST_MAX)).map(datagram).collect()
 }
 
-/// A firewall that lets everything begin.
-pub(crate) fn firewall() -> Firewall {
-    let rule = Rule {
-        action: Action::Pass,
+/// A rule about UDP to some ports; none: to any.
+fn rule(action: Action, ports: &[u16]) -> Rule {
+    let ports = ports.iter().map(|&port| (port, port)).collect();
+    Rule {
+        action,
         came_in_by: None,
         version: None,
         protocols: vec![17],
         ethertype: None,
         from: Ends::default(),
-        to: Ends::default(),
+        to: Ends {
+            ports,
+            ..Ends::default()
+        },
         filter: None,
-        keep_state: true,
+        keep_state: false,
         text: String::new(),
-    };
-    let rules = RuleSet::new(vec![rule], Vec::new(), Action::Drop, true);
+    }
+}
+
+fn firewall(rules: Vec<Rule>, sets: Vec<Arc<AddressSet>>) -> Firewall {
+    let rules = RuleSet::new(rules, sets, Action::Drop, true);
     let orders = FirewallOrders {
         rules: Arc::new(rules),
         timeouts: Timeouts::default(),
     };
     Firewall::new(orders, 2_000_000)
+}
+
+/// A firewall that lets everything begin.
+pub(crate) fn firewall_of_flows() -> Firewall {
+    let rule = Rule {
+        keep_state: true,
+        ..rule(Action::Pass, &[])
+    };
+    firewall(vec![rule], Vec::new())
+}
+
+/// One of so many rules, of which the last lets everything pass and no other matches.
+fn firewall_of_rules(n: u16) -> Firewall {
+    let others = (1..n).map(|number| rule(Action::Drop, &[1_000 + number]));
+    firewall(
+        others.chain([rule(Action::Pass, &[])]).collect(),
+        Vec::new(),
+    )
+}
+
+/// One with a set of 100 000 addresses, of which nobody is one.
+fn firewall_of_addresses() -> Firewall {
+    let address = |n: u128| Prefix {
+        version: IpVersion::V4,
+        address: 0x0b00_0000 + n,
+        len: 32,
+    };
+    let blocked = Rule {
+        from: Ends {
+            sets: vec![0],
+            ..Ends::default()
+        },
+        ..rule(Action::Drop, &[])
+    };
+    let rules = vec![blocked, rule(Action::Pass, &[])];
+    firewall(rules, vec![Arc::new((0..100_000).map(address).collect())])
 }
 
 /// Datagrams for a router at gate 0 to so many destinations from so many ports, finished but for what they say.
@@ -351,8 +395,16 @@ pub(crate) fn of_case(name: &str) -> Worker {
         "element" => worker(element(), datagrams(1_000), 1),
         "cable that loses packets" => worker(cable(None), datagrams(1_000), 1),
         "cable with a rate" => worker(cable(Some(1e15)), datagrams(1_000), 1),
-        "firewall, 1 flow" => worker(firewall(), datagrams(1), 1),
-        "firewall, 1000 flows" => worker(firewall(), datagrams(1_000), 1),
+        "firewall, 1 flow" => worker(firewall_of_flows(), datagrams(1), 1),
+        "firewall, 1000 flows" => worker(firewall_of_flows(), datagrams(1_000), 1),
+        "firewall of 10 rules, 1 flow" => worker(firewall_of_rules(10), datagrams(1), 1),
+        "firewall of 10 rules, 1000 flows" => worker(firewall_of_rules(10), datagrams(1_000), 1),
+        "firewall of 1000 rules, 1000 flows" => {
+            worker(firewall_of_rules(1_000), datagrams(1_000), 1)
+        }
+        "firewall of 100000 addresses, 1000 flows" => {
+            worker(firewall_of_addresses(), datagrams(1_000), 1)
+        }
         "router, 1 destination" => router(0, None, routed(1, 1)),
         "router, 1000 destinations of 1000000 routes" => router(ROUTES, None, routed(1_000, 1)),
         "NAT, 1 flow" => nat(1),

@@ -49,13 +49,19 @@ impl Counts {
 
     #[inline]
     pub(super) fn count(&mut self, place: u32, bytes: usize) {
+        self.count_all(place, 1, bytes as u64);
+    }
+
+    /// Counts several packets.
+    #[inline]
+    pub(super) fn count_all(&mut self, place: u32, packets: u64, bytes: u64) {
         let mut place = place as usize;
         if !self.all[place].is_there {
             place = NOBODY as usize;
         }
         let count = &mut self.all[place];
-        count.packets += 1;
-        count.bytes += bytes as u64;
+        count.packets += packets;
+        count.bytes += bytes;
     }
 
     /// A flow has begun by the rule of a place.

@@ -10,7 +10,9 @@ mod counts;
 mod packet;
 mod rules;
 mod sets;
+mod shortly;
 mod states;
+mod table;
 mod tcp;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use virtnet_packet::{BURST_MAX, Burst, DropReason, Offload, Picks};
 
 use self::counts::NOBODY;
 use self::packet::{Echo, Packet, Piece, Seen, TCP, UDP, complaint, echo, look_at};
+use self::shortly::Shortly;
 use self::states::{Key, State, States, Usual};
 use self::tcp::{Connection, Phase, Segment};
 use super::fragments::{Early, Fragments};
@@ -89,8 +92,9 @@ pub struct Firewall {
     refused: u64,
     /// What is to be sent back by each gate.
     answers: [Option<Box<Burst>>; 2],
-    /// Room for what is read of a burst.
+    /// Room for what is read of a burst, and of those of its packets that are not usual ones.
     looked: Vec<Looked>,
+    close: Vec<Close>,
     swept: u64,
 }
 
@@ -140,19 +144,10 @@ impl InNs {
 /// What was read of a packet.
 #[derive(Clone, Copy, Debug)]
 enum Looked {
-    /// One of those that most are: 200 instructions instead of 500 where its flow is known.
+    /// One of those that most are, with the hash of its flow.
     Usual(Usual, u64),
-    Closely(Close),
-}
-
-impl Looked {
-    #[inline]
-    fn hash(&self) -> u64 {
-        match self {
-            Self::Usual(_, hash) => *hash,
-            Self::Closely(close) => close.hash,
-        }
-    }
+    /// Another: its number among these.
+    Closely(usize),
 }
 
 /// All that was read of a packet, and what its flow is called.
@@ -161,6 +156,15 @@ struct Close {
     seen: Seen,
     key: Key,
     hash: u64,
+}
+
+/// Whether a packet belongs to a flow.
+enum Known {
+    Yes,
+    /// There is no flow of its ends.
+    No,
+    /// There is one, and it is not clear at once what the packet is to it.
+    Doubtful,
 }
 
 /// What a packet is to a flow.
@@ -187,6 +191,7 @@ impl Firewall {
             refused: 0,
             answers: [None, None],
             looked: Vec::with_capacity(BURST_MAX),
+            close: Vec::with_capacity(BURST_MAX),
             swept: 0,
         }
     }
@@ -227,42 +232,72 @@ impl Firewall {
         fates: &mut Fates,
     ) -> Verdict {
         self.sweep(now, SWEEP_PART_NS);
-        let on = Fate::To(gate ^ 1);
-        let mut all_pass = true;
-        let mut looked = std::mem::take(&mut self.looked);
-        looked.clear();
-        looked.extend(
-            picks
-                .iter()
-                .map(|i| self.look(burst.head(i), burst.frame_len(i))),
-        );
-        if self.states.is_large() {
-            self.fetch(&looked);
-        }
-        for ((fate, looked), i) in fates.iter_mut().zip(&looked).zip(picks.iter()) {
-            *fate = on;
-            let (head, frame_len) = (burst.head(i), burst.frame_len(i));
-            let close = match looked {
-                Looked::Usual(usual, hash)
-                    if self.is_known(usual, *hash, head, frame_len, gate, now) =>
-                {
-                    continue;
-                }
-                Looked::Usual(..) => &self.look_closely(head),
-                Looked::Closely(close) => close,
-            };
-            if let Err(reason) = self.judge(close, head, frame_len, gate, now) {
-                all_pass = false;
-                *fate = self.leave_out(close, burst, i, gate, reason, now);
-            }
-        }
-        self.looked = looked;
+        let verdict = if self.states.len() == 0 && !self.rules.keeps_state() {
+            self.classify_by_rules(burst, picks, gate, now, fates)
+        } else {
+            self.classify_by_flows(burst, picks, gate, now, fates)
+        };
         if self.pieces.has_released() {
             for piece in self.pieces.take_released() {
                 let gate = piece.gate ^ 1;
                 self.outbox.push(gate, &piece.frame, piece.offload);
             }
         }
+        verdict
+    }
+
+    /// Judges packets by the flows that they belong to, and others by rules.
+    fn classify_by_flows(
+        &mut self,
+        burst: &Burst,
+        picks: &Picks,
+        gate: Gate,
+        now: u64,
+        fates: &mut Fates,
+    ) -> Verdict {
+        let on = Fate::To(gate ^ 1);
+        let mut all_pass = true;
+        let mut looked = std::mem::take(&mut self.looked);
+        let mut close = std::mem::take(&mut self.close);
+        looked.clear();
+        close.clear();
+        looked.extend(picks.iter().map(|i| {
+            let (head, frame_len) = (burst.head(i), burst.frame_len(i));
+            self.look(head, frame_len, &mut close)
+        }));
+        if self.states.is_large() {
+            self.fetch(&looked, &close);
+        }
+        let mut run = None;
+        for ((fate, looked), i) in fates.iter_mut().zip(&looked).zip(picks.iter()) {
+            *fate = on;
+            let (head, frame_len) = (burst.head(i), burst.frame_len(i));
+            let close = match looked {
+                Looked::Usual(usual, hash) => {
+                    let verdict = match self.know(usual, *hash, head, frame_len, gate, now) {
+                        Known::Yes => continue,
+                        Known::No => self.judge_shortly(usual, &mut run, head, frame_len, gate),
+                        Known::Doubtful => Shortly::AskedMore,
+                    };
+                    match verdict {
+                        Shortly::Passes => continue,
+                        Shortly::IsDropped(reason) => {
+                            all_pass = false;
+                            *fate = Fate::Drop(reason);
+                            continue;
+                        }
+                        Shortly::AskedMore => &self.look_closely(head),
+                    }
+                }
+                Looked::Closely(number) => &close[*number],
+            };
+            if let Err(reason) = self.judge(close, head, frame_len, gate, now) {
+                all_pass = false;
+                *fate = self.leave_out(close, burst, i, gate, reason, now);
+            }
+        }
+        self.finish(run);
+        (self.looked, self.close) = (looked, close);
         if all_pass {
             Verdict::All(on)
         } else {
@@ -270,12 +305,14 @@ impl Firewall {
         }
     }
 
+    /// Reads a frame, and hashes what its flow is called.
     #[inline]
-    fn look(&self, head: &[u8], frame_len: usize) -> Looked {
-        match Usual::of(head, frame_len) {
-            Some(usual) => Looked::Usual(usual, self.states.hash(&usual.key)),
-            None => Looked::Closely(self.look_closely(head)),
+    fn look(&self, head: &[u8], frame_len: usize, close: &mut Vec<Close>) -> Looked {
+        if let Some(usual) = Usual::of(head, frame_len) {
+            return Looked::Usual(usual, self.states.hash(&usual.key()));
         }
+        close.push(self.look_closely(head));
+        Looked::Closely(close.len() - 1)
     }
 
     #[inline(never)]
@@ -291,7 +328,7 @@ impl Firewall {
 
     /// Whether a usual packet belongs to a flow and is where that is; otherwise nothing has come of it yet.
     #[inline]
-    fn is_known(
+    fn know(
         &mut self,
         usual: &Usual,
         hash: u64,
@@ -299,21 +336,21 @@ impl Firewall {
         frame_len: usize,
         gate: Gate,
         now: u64,
-    ) -> bool {
-        let Some(state) = self.states.find(&usual.key, hash, now) else {
-            return false;
+    ) -> Known {
+        let Some(state) = self.states.find(&usual.key(), hash, now) else {
+            return Known::No;
         };
         let began = gate == state.gate;
-        if began != (usual.is_low == state.low_began) && !usual.is_to_itself {
-            return false;
+        if began != (usual.is_low() == state.low_began) && !usual.is_to_itself() {
+            return Known::Doubtful;
         }
         if let Some(connection) = &mut state.tcp {
-            let Some(segment) = Segment::of(usual.above, usual.end, head) else {
-                return false;
+            let Some(segment) = Segment::of(Usual::ABOVE, usual.end, head) else {
+                return Known::Doubtful;
             };
             let begins_anew = connection.is_over() && segment.begins();
             if begins_anew || !connection.take(usize::from(!began), &segment) {
-                return false;
+                return Known::Doubtful;
             }
         } else {
             state.answered |= !began;
@@ -322,15 +359,18 @@ impl Firewall {
         let rule = state.rule;
         self.known += 1;
         self.states.counts.count(rule, frame_len);
-        true
+        Known::Yes
     }
 
     /// Reads where the flows of a burst are in a table that no cache holds, all misses beside each other.
     #[cold]
-    fn fetch(&self, looked: &[Looked]) {
+    fn fetch(&self, looked: &[Looked], close: &[Close]) {
         let mut slots = [0; BURST_MAX];
         for (slot, looked) in slots.iter_mut().zip(looked) {
-            *slot = self.states.peek(looked.hash());
+            *slot = self.states.peek(match looked {
+                Looked::Usual(_, hash) => *hash,
+                Looked::Closely(number) => close[*number].hash,
+            });
         }
         let slots = slots[..looked.len()].iter();
         let seen = slots.fold(0, |seen, &slot| seen ^ self.states.peek_at(slot));

@@ -41,23 +41,28 @@ fn width(version: IpVersion) -> u8 {
 /// A set of prefixes.
 #[derive(Clone, Debug, Default)]
 pub struct AddressSet {
-    /// By length, longest first.
-    v4: Vec<(u8, HashSet<u128, RandomState>)>,
-    v6: Vec<(u8, HashSet<u128, RandomState>)>,
+    v4: Lengths<u32>,
+    v6: Lengths<u128>,
 }
+
+/// By length, longest first.
+type Lengths<Address> = Vec<(u8, HashSet<Address, RandomState>)>;
 
 impl AddressSet {
     /// Whether an address is in it.
     #[inline]
     #[must_use]
     pub fn contains(&self, version: IpVersion, address: u128) -> bool {
-        let lengths = match version {
-            IpVersion::V4 => &self.v4,
-            IpVersion::V6 => &self.v6,
-        };
-        lengths
-            .iter()
-            .any(|(len, set)| set.contains(&cut(version, address, *len)))
+        match version {
+            IpVersion::V4 => {
+                let mut lengths = self.v4.iter();
+                lengths.any(|(len, set)| set.contains(&low(cut(version, address, *len))))
+            }
+            IpVersion::V6 => {
+                let mut lengths = self.v6.iter();
+                lengths.any(|(len, set)| set.contains(&cut(version, address, *len)))
+            }
+        }
     }
 }
 
@@ -65,22 +70,37 @@ impl FromIterator<Prefix> for AddressSet {
     fn from_iter<I: IntoIterator<Item = Prefix>>(prefixes: I) -> Self {
         let mut set = Self::default();
         for prefix in prefixes {
-            let lengths = match prefix.version {
-                IpVersion::V4 => &mut set.v4,
-                IpVersion::V6 => &mut set.v6,
-            };
             let len = prefix.len.min(width(prefix.version));
-            let at = match lengths.binary_search_by(|(there, _)| len.cmp(there)) {
-                Ok(at) => at,
-                Err(at) => {
-                    lengths.insert(at, (len, HashSet::default()));
-                    at
-                }
+            let address = cut(prefix.version, prefix.address, len);
+            match prefix.version {
+                IpVersion::V4 => of_length(&mut set.v4, len).insert(low(address)),
+                IpVersion::V6 => of_length(&mut set.v6, len).insert(address),
             };
-            lengths[at]
-                .1
-                .insert(cut(prefix.version, prefix.address, len));
         }
         set
     }
+}
+
+/// Those of one length, which may be the first.
+fn of_length<Address>(
+    lengths: &mut Lengths<Address>,
+    len: u8,
+) -> &mut HashSet<Address, RandomState> {
+    let at = match lengths.binary_search_by(|(there, _)| len.cmp(there)) {
+        Ok(at) => at,
+        Err(at) => {
+            lengths.insert(at, (len, HashSet::default()));
+            at
+        }
+    };
+    &mut lengths[at].1
+}
+
+/// An IPv4 address: a table of them takes a quarter.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "IPv4's are in the low 32 bits"
+)]
+fn low(address: u128) -> u32 {
+    address as u32
 }

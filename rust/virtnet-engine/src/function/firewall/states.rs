@@ -11,7 +11,7 @@ use virtnet_packet::flow::IpVersion;
 use virtnet_packet::header::ETHERNET_LEN;
 
 use super::counts::Counts;
-use super::packet::{Packet, TCP, UDP};
+use super::packet::{End, Packet, Piece, TCP, UDP};
 use super::rules::RuleSet;
 use super::tcp::{Connection, Phase};
 use crate::graph::Gate;
@@ -85,54 +85,121 @@ impl Key {
     }
 }
 
-/// A packet of the kind that most are: IPv4 without tags, options or fragments, TCP or UDP. What it takes to find its flow.
+/// A packet of the kind that most are: IPv4 without tags, options or fragments, TCP or UDP. What it takes to judge it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usual {
-    pub(super) key: Key,
-    /// Whether it comes from the lower of its ends, and whether both are one.
-    pub(super) is_low: bool,
-    pub(super) is_to_itself: bool,
+    /// An address and the port below it, which are in order as their ends are.
+    from: u64,
+    to: u64,
     pub(super) protocol: u8,
-    /// Where what is above IP starts, and where the packet ends, in bytes of the frame.
-    pub(super) above: usize,
+    /// Where the packet ends, in bytes of the frame.
     pub(super) end: usize,
 }
 
 impl Usual {
+    /// Where what is above IP starts, in bytes of the frame.
+    pub(super) const ABOVE: usize = ETHERNET_LEN + Self::IP_LEN;
+
+    const IP_LEN: usize = 20;
+
     /// Reads a frame of `frame_len` bytes; none: it is another, or makes no sense.
     #[inline]
     pub(super) fn of(head: &[u8], frame_len: usize) -> Option<Self> {
-        const IP_LEN: usize = 20;
         let (ethernet, rest) = head.split_first_chunk::<ETHERNET_LEN>()?;
-        let ip: &[u8; IP_LEN + 4] = rest.first_chunk()?;
+        let ip: &[u8; Self::IP_LEN + 4] = rest.first_chunk()?;
         let end = ETHERNET_LEN + usize::from(u16::from_be_bytes([ip[2], ip[3]]));
         let is_usual = ethernet[12..] == [0x08, 0x00]
             && ip[0] == 0x45
             && ip[6] & 0x3f | ip[7] == 0
             && matches!(ip[9], TCP | UDP)
-            && (ETHERNET_LEN + IP_LEN..=frame_len).contains(&end);
+            && (Self::ABOVE..=frame_len).contains(&end);
         if !is_usual {
             return None;
         }
         let &[.., a, b, c, d, e, f, g, h, p, q, r, s] = ip;
-        // Addresses with their ports, which are in order as their ends are.
-        let from = u64::from_be_bytes([0, 0, a, b, c, d, p, q]);
-        let to = u64::from_be_bytes([0, 0, e, f, g, h, r, s]);
-        let (low, high) = (from.min(to), from.max(to));
         Some(Self {
-            key: Key {
-                low: (low >> 16).into(),
-                high: (high >> 16).into(),
-                ports: u32::try_from((low & 0xffff) << 16 | high & 0xffff).unwrap_or_default(),
-                kind: u32::from(ip[9]) << 8,
-            },
-            is_low: from <= to,
-            is_to_itself: from == to,
+            from: u64::from_be_bytes([0, 0, a, b, c, d, p, q]),
+            to: u64::from_be_bytes([0, 0, e, f, g, h, r, s]),
             protocol: ip[9],
-            above: ETHERNET_LEN + IP_LEN,
             end,
         })
     }
+
+    /// What its flow is called.
+    #[inline]
+    pub(super) fn key(&self) -> Key {
+        let (low, high) = (self.from.min(self.to), self.from.max(self.to));
+        Key {
+            low: (low >> 16).into(),
+            high: (high >> 16).into(),
+            ports: u32::from(port(low)) << 16 | u32::from(port(high)),
+            kind: u32::from(self.protocol) << 8,
+        }
+    }
+
+    /// Whether it comes from the lower of its ends.
+    #[inline]
+    pub(super) fn is_low(&self) -> bool {
+        self.from <= self.to
+    }
+
+    /// Whether both ends are one.
+    #[inline]
+    pub(super) fn is_to_itself(&self) -> bool {
+        self.from == self.to
+    }
+
+    /// Whether it is from the same end to the same other one, by the same protocol.
+    #[inline]
+    pub(super) fn goes_like(&self, other: &Self) -> bool {
+        (self.from, self.to, self.protocol) == (other.from, other.to, other.protocol)
+    }
+
+    /// The address and the port that it comes from.
+    #[inline]
+    pub(super) fn source(&self) -> (u32, u16) {
+        (address(self.from), port(self.from))
+    }
+
+    /// And that it goes to.
+    #[inline]
+    pub(super) fn destination(&self) -> (u32, u16) {
+        (address(self.to), port(self.to))
+    }
+
+    /// The same as it is seen of any packet.
+    pub(super) fn packet(&self) -> Packet {
+        let end = |end: u64| End {
+            address: address(end).into(),
+            port: port(end),
+        };
+        Packet {
+            version: IpVersion::V4,
+            vlan: 0,
+            protocol: self.protocol,
+            from: end(self.from),
+            to: end(self.to),
+            has_ports: true,
+            piece: Piece::Whole,
+            identification: 0,
+            ip: ETHERNET_LEN,
+            above: Self::ABOVE,
+            end: self.end,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the 32 bits above the port"
+)]
+fn address(end: u64) -> u32 {
+    (end >> 16) as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+fn port(end: u64) -> u16 {
+    end as u16
 }
 
 /// A flow: what every packet of it needs in one line of the cache, and what TCP needs beside it in the next.
@@ -475,13 +542,13 @@ mod tests {
                         panic!("{head:?} is usual, and not IP");
                     };
                     assert_eq!(packet.piece, Piece::Whole);
-                    assert_eq!(usual.key, Key::of(&packet));
+                    assert_eq!(usual.key(), Key::of(&packet));
                     assert_eq!(
-                        (usual.is_low, usual.is_to_itself),
+                        (usual.is_low(), usual.is_to_itself()),
                         (packet.is_low(), packet.from == packet.to)
                     );
                     let end = (packet.protocol, packet.above, packet.end);
-                    assert_eq!((usual.protocol, usual.above, usual.end), end);
+                    assert_eq!((usual.protocol, Usual::ABOVE, usual.end), end);
                     assert!(packet.end <= len);
                     found += 1;
                 }
