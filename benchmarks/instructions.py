@@ -38,6 +38,7 @@ FUNCTIONS = (
     "element",
     "cable that loses packets",
     "cable with a rate",
+    "cable that delays packets",
     "firewall, 1 flow",
     "firewall, 1000 flows",
     "firewall of 10 rules, 1 flow",

@@ -61,8 +61,16 @@ pub struct Summary {
 impl Histogram {
     /// Counts one value.
     pub fn record(&mut self, value: u64) {
-        self.counts[bucket(value)] += 1;
-        self.sum += u128::from(value);
+        self.record_many(value, 1);
+    }
+
+    /// Counts a value that came `n` times; 0 is none.
+    pub fn record_many(&mut self, value: u64, n: u64) {
+        if n == 0 {
+            return;
+        }
+        self.counts[bucket(value)] += n;
+        self.sum += u128::from(value) * u128::from(n);
         self.min = self.min.min(value);
         self.max = self.max.max(value);
     }

@@ -287,9 +287,21 @@ impl Burst {
     ///
     /// # Panics
     /// When the burst is full, which is a caller's defect.
+    #[inline]
     pub fn push_bytes(&mut self, frame: &[u8], offload: Offload) {
-        let (head, rest) = frame.split_at(frame.len().min(HEAD_MAX));
-        self.rows[self.n].0[..head.len()].copy_from_slice(head);
+        match self.rows[self.n].0.get_mut(..frame.len()) {
+            Some(room) => {
+                room.copy_from_slice(frame);
+                self.finish_push(len_u32(frame.len()), offload, Body::default());
+            }
+            None => self.push_long_bytes(frame, offload),
+        }
+    }
+
+    #[inline(never)]
+    fn push_long_bytes(&mut self, frame: &[u8], offload: Offload) {
+        let (head, rest) = frame.split_at(HEAD_MAX);
+        self.rows[self.n].0.copy_from_slice(head);
         let body = self.own_body(rest.len(), |own| own.copy_from_slice(rest));
         self.finish_push(len_u32(frame.len()), offload, body);
     }

@@ -348,14 +348,29 @@ fn element() -> Element {
     Element::new(Program::new(&steps, Vec::new()).unwrap())
 }
 
-/// A cable with faults that hardly ever show, and with a limit that is not reached if `rate_bps` says so.
-fn cable(rate_bps: Option<f64>) -> Impairment {
+/// A cable with faults that hardly ever show.
+fn cable(orders: ImpairOrders) -> Impairment {
     let orders = ImpairOrders {
         loss: Track::constant(1e-9),
-        rate_bps: rate_bps.map(Track::constant),
-        ..ImpairOrders::default()
+        ..orders
     };
     Impairment::new(&orders, [true, false], 1).unwrap()
+}
+
+/// Limits that are not reached.
+fn with_rate() -> ImpairOrders {
+    ImpairOrders {
+        rate_bps: Some(Track::constant(1e15)),
+        ..ImpairOrders::default()
+    }
+}
+
+/// A delay of a tenth of a millisecond: some 2000 packets are on their way.
+fn with_delay() -> ImpairOrders {
+    ImpairOrders {
+        delay_ns: Track::constant(1e5),
+        ..ImpairOrders::default()
+    }
 }
 
 /// A switch with VLANs that knows `stations` stations behind as many gates as there are `receivers`, all of one VLAN. The last
@@ -393,8 +408,9 @@ pub(crate) fn of_case(name: &str) -> Worker {
         "mirror, 2 stations" => vlan_switch(1, 1, true),
         "tee" => worker(Tee::new(Filter::default()), flows(1, 1 << 20), 2),
         "element" => worker(element(), datagrams(1_000), 1),
-        "cable that loses packets" => worker(cable(None), datagrams(1_000), 1),
-        "cable with a rate" => worker(cable(Some(1e15)), datagrams(1_000), 1),
+        "cable that loses packets" => worker(cable(ImpairOrders::default()), datagrams(1_000), 1),
+        "cable with a rate" => worker(cable(with_rate()), datagrams(1_000), 1),
+        "cable that delays packets" => worker(cable(with_delay()), datagrams(1_000), 1),
         "firewall, 1 flow" => worker(firewall_of_flows(), datagrams(1), 1),
         "firewall, 1000 flows" => worker(firewall_of_flows(), datagrams(1_000), 1),
         "firewall of 10 rules, 1 flow" => worker(firewall_of_rules(10), datagrams(1), 1),

@@ -58,9 +58,30 @@ pub struct LineCounters {
     pub late: Histogram,
 }
 
+/// The times of a packet that has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Times {
+    queued: u64,
+    asked: u64,
+    achieved: u64,
+    late: u64,
+}
+
+impl LineCounters {
+    /// Counts times that packets have in common.
+    fn note(&mut self, times: Times, packets: u64) {
+        self.queued.record_many(times.queued, packets);
+        self.asked.record_many(times.asked, packets);
+        self.achieved.record_many(times.achieved, packets);
+        self.late.record_many(times.late, packets);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Line {
     orders: ImpairOrders,
+    /// The delay of all packets, if that is all that becomes of those that are not lost.
+    only_delay: Option<u64>,
     /// When the orders were given: their values over time count from here.
     since: Option<u64>,
     chances: Chances,
@@ -79,6 +100,8 @@ pub(super) struct Line {
     last_due: u64,
     resolver: Resolver,
     counters: LineCounters,
+    /// Packets with the same times that left last: these are counted when others come.
+    alike: (Times, u64),
     numbers: u64,
     latest: u64,
     /// Drops that nobody else counts, and copies.
@@ -122,6 +145,7 @@ impl Chances {
 impl Line {
     pub(super) fn new(orders: ImpairOrders, seed: u64, gate: u64) -> Self {
         Self {
+            only_delay: orders.only_delay(),
             orders,
             since: None,
             chances: Chances::new(seed, gate),
@@ -137,6 +161,7 @@ impl Line {
             last_due: 0,
             resolver: Resolver::default(),
             counters: LineCounters::default(),
+            alike: (Times::default(), 0),
             numbers: 0,
             latest: 0,
             flushed: 0,
@@ -152,6 +177,7 @@ impl Line {
         let moved = |done: Moment| Moment::at((since + done.reached()).saturating_sub(now));
         self.bytes_done = moved(self.bytes_done);
         self.packets_done = moved(self.packets_done);
+        self.only_delay = orders.only_delay();
         self.orders = orders;
         self.since = Some(now);
         self.head = None;
@@ -159,10 +185,13 @@ impl Line {
     }
 
     pub(super) fn counters(&self) -> LineCounters {
-        LineCounters {
+        let mut counters = LineCounters {
             held: self.store.len() as u64,
             ..self.counters.clone()
-        }
+        };
+        let (times, packets) = self.alike;
+        counters.note(times, packets);
+        counters
     }
 
     pub(super) fn add_books(&self, books: &mut FunctionCounters) {
@@ -195,16 +224,11 @@ impl Line {
             self.counters.lost += 1;
             return Some(Fate::Drop(DropReason::Lost));
         }
+        if let Some(delay) = self.only_delay.filter(|_| self.queue.is_empty()) {
+            return self.take_plainly(burst, i, now, delay);
+        }
         let is_double = self.chances.duplicate.happens(self.orders.duplicate);
         let is_corrupt = self.chances.corrupt.happens(self.orders.corrupt);
-        let is_plain = !is_double && !is_corrupt && !self.is_limited();
-        if is_plain && self.store.len() == 0 && self.has_no_delay() {
-            self.numbers += 1;
-            self.latest = self.numbers;
-            self.counters.queued.record(0);
-            self.note_sent(len, 0, 0, now, now);
-            return None;
-        }
         self.serve(now);
         if !self.has_room(len * (1 + usize::from(is_double))) {
             self.counters.queue_full += 1;
@@ -216,15 +240,38 @@ impl Line {
                 return Some(Fate::Drop(DropReason::BadOffload));
             }
         } else {
-            let key = self.store.keep(burst, i);
+            let (key, _) = self.store.keep(burst, i);
             self.enter(key, now);
         }
         if is_double {
             self.counters.duplicated += 1;
             self.copied += 1;
-            let key = self.store.keep(burst, i);
+            let (key, _) = self.store.keep(burst, i);
             self.enter(key, now);
         }
+        Some(Fate::Held)
+    }
+
+    /// The same for a packet that is delayed, or not even that.
+    #[inline]
+    fn take_plainly(&mut self, burst: &Burst, i: usize, now: u64, delay: u64) -> Option<Fate> {
+        let len = burst.frame_len(i);
+        if delay == 0 && self.store.len() == 0 {
+            self.numbers += 1;
+            self.latest = self.numbers;
+            self.note_sent(len, Times::default(), now);
+            return None;
+        }
+        if !self.has_memory(len) {
+            self.counters.queue_full += 1;
+            return Some(Fate::Drop(DropReason::QueueFull));
+        }
+        self.numbers += 1;
+        let (key, packet) = self.store.keep(burst, i);
+        (packet.number, packet.came, packet.went) = (self.numbers, now, now);
+        packet.delay = delay;
+        self.wheel
+            .insert(key, now.saturating_add(delay), self.numbers);
         Some(Fate::Held)
     }
 
@@ -249,17 +296,17 @@ impl Line {
         self.orders.rate_bps.is_some() || self.orders.rate_pps.is_some()
     }
 
-    fn has_no_delay(&self) -> bool {
-        self.orders.delay_ns.is_zero() && self.orders.jitter_ns.is_zero()
+    #[inline]
+    fn has_memory(&self, len: usize) -> bool {
+        let memory = self.store.bytes() + self.store.len() * PACKET_COST;
+        memory + len + 2 * PACKET_COST <= MEMORY_MAX
     }
 
     fn has_room(&self, len: usize) -> bool {
-        let memory = self.store.bytes() + self.store.len() * PACKET_COST;
-        let in_memory = memory + len + 2 * PACKET_COST <= MEMORY_MAX;
         let in_queue = !self.is_limited()
             || (self.queue.len() < self.orders.queue_packets
                 && self.queue_bytes + len <= self.orders.queue_bytes);
-        in_memory && in_queue
+        self.has_memory(len) && in_queue
     }
 
     /// Keeps a packet with one bit turned over. What its sender left to be done is done first: a checksum made afterwards would
@@ -423,20 +470,23 @@ impl Line {
                 out.set_hash(at, packet.hash);
             }
             let (len, number) = (packet.frame.len(), packet.number);
-            let (went, delay) = (packet.went, packet.delay);
-            self.counters
-                .queued
-                .record(went.saturating_sub(packet.came));
+            let times = Times {
+                queued: packet.went.saturating_sub(packet.came),
+                asked: packet.delay,
+                achieved: now.saturating_sub(packet.went),
+                late: now.saturating_sub(due),
+            };
             if number < self.latest {
                 self.counters.reordered += 1;
             }
             self.latest = self.latest.max(number);
             self.store.free(key);
-            self.note_sent(len, delay, now.saturating_sub(went), due, now);
+            self.note_sent(len, times, now);
         }
     }
 
-    fn note_sent(&mut self, len: usize, asked: u64, achieved: u64, due: u64, now: u64) {
+    #[inline]
+    fn note_sent(&mut self, len: usize, times: Times, now: u64) {
         let counters = &mut self.counters;
         if counters.first_sent.is_none() {
             (counters.first_sent, counters.first_bytes) = (Some(now), len as u64);
@@ -444,8 +494,11 @@ impl Line {
         counters.sent += 1;
         counters.sent_bytes += len as u64;
         counters.last_sent = now;
-        counters.asked.record(asked);
-        counters.achieved.record(achieved);
-        counters.late.record(now.saturating_sub(due));
+        let (alike, packets) = &mut self.alike;
+        if *alike != times {
+            counters.note(*alike, *packets);
+            (*alike, *packets) = (times, 0);
+        }
+        *packets += 1;
     }
 }

@@ -84,6 +84,17 @@ impl Default for ImpairOrders {
 }
 
 impl ImpairOrders {
+    /// The delay, if packets that are not lost are only delayed, all alike and always.
+    fn only_delay(&self) -> Option<u64> {
+        let [delay] = *self.delay_ns.values() else {
+            return None;
+        };
+        let others = self.duplicate + self.reorder + self.corrupt;
+        let is_limited = self.rate_bps.is_some() || self.rate_pps.is_some();
+        let is_only = others == 0.0 && !is_limited && !self.keep_order && self.jitter_ns.is_zero();
+        is_only.then(|| track::whole(delay))
+    }
+
     pub(super) fn check(&self) -> Result<(), EngineError> {
         let chances = [self.duplicate, self.reorder, self.corrupt];
         let burst = self.burst_loss.map_or([0.0; 4], |model| model.chances());

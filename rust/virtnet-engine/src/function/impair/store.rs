@@ -40,14 +40,19 @@ impl Store {
     }
 
     /// Keeps a copy of packet `i`.
-    pub(super) fn keep(&mut self, burst: &Burst, i: usize) -> u32 {
+    #[inline]
+    pub(super) fn keep(&mut self, burst: &Burst, i: usize) -> (u32, &mut Packet) {
         let key = self.place();
         let packet = &mut self.packets[key as usize];
-        packet.frame.resize(burst.frame_len(i), 0);
-        burst.copy_frame(i, &mut packet.frame);
+        let (len, head) = (burst.frame_len(i), burst.head(i));
+        packet.frame.extend_from_slice(head);
+        if len > head.len() {
+            packet.frame.resize(len, 0);
+            burst.copy_frame(i, &mut packet.frame);
+        }
         (packet.offload, packet.hash) = (burst.offload(i), burst.hash(i));
-        self.bytes += packet.frame.len();
-        key
+        self.bytes += len;
+        (key, packet)
     }
 
     /// Keeps a copy of a frame with nothing left to do.
@@ -60,6 +65,7 @@ impl Store {
         key
     }
 
+    #[inline]
     fn place(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             self.packets.push(Packet::default());
@@ -68,11 +74,13 @@ impl Store {
         })
     }
 
+    #[inline]
     pub(super) fn get(&mut self, key: u32) -> &mut Packet {
         &mut self.packets[key as usize]
     }
 
     /// Lets a packet go.
+    #[inline]
     pub(super) fn free(&mut self, key: u32) {
         let frame = &mut self.packets[key as usize].frame;
         self.bytes -= frame.len();

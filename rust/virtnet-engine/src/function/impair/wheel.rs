@@ -2,9 +2,12 @@
 //!
 //! Time is cut into ticks. A packet lies in the slot of its tick, or in a coarser slot that is spread over finer ones when its
 //! time begins, so each is moved a few times at most. Those of the tick that has begun lie in a heap by their exact time.
+//!
+//! A packet that is due behind the one that came in before it, which is each where delays do not vary, waits in a queue beside the
+//! wheel instead.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 /// A tick is 2^13 ns, some 8 µs: how many packets share one is what the heap is about.
 const TICK_BITS: u32 = 13;
@@ -21,9 +24,12 @@ pub(super) struct Wheel {
     tick: u64,
     levels: Box<[Level; LEVELS]>,
     begun: BinaryHeap<Reverse<(u64, u64, u32)>>,
-    /// What is known of each key.
+    /// What is known of each key in the wheel.
     waits: Vec<Wait>,
+    /// How many are in it.
     len: usize,
+    /// Those that came in order: when they are due, their order, their keys.
+    queue: VecDeque<(u64, u64, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +74,7 @@ impl Default for Wheel {
             begun: BinaryHeap::new(),
             waits: Vec::new(),
             len: 0,
+            queue: VecDeque::new(),
         }
     }
 }
@@ -76,11 +83,21 @@ impl Wheel {
     /// How many packets wait.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.len + self.queue.len()
     }
 
     /// Puts `key` in. Of several that are due at once the one with the least `order` comes first.
+    #[inline]
     pub(super) fn insert(&mut self, key: u32, due: u64, order: u64) {
+        let last = self.queue.back();
+        if last.is_none_or(|&(last, before, _)| (last, before) <= (due, order)) {
+            self.queue.push_back((due, order, key));
+        } else {
+            self.insert_between(key, due, order);
+        }
+    }
+
+    fn insert_between(&mut self, key: u32, due: u64, order: u64) {
         let at = key as usize;
         if self.waits.len() <= at {
             self.waits.resize(at + 1, Wait::default());
@@ -120,13 +137,35 @@ impl Wheel {
     }
 
     /// The next packet that is due by `now`, with the time at which it was. Time must not go back.
+    #[inline]
     pub(super) fn pop(&mut self, now: u64) -> Option<(u32, u64)> {
-        if self.len == 0 {
-            self.tick = self.tick.max(now >> TICK_BITS);
+        if self.len > 0 {
+            return self.pop_first(now);
+        }
+        self.tick = self.tick.max(now >> TICK_BITS);
+        self.pop_queue(now)
+    }
+
+    #[inline]
+    fn pop_queue(&mut self, now: u64) -> Option<(u32, u64)> {
+        let &(due, _, key) = self.queue.front()?;
+        if due > now {
             return None;
         }
+        self.queue.pop_front();
+        Some((key, due))
+    }
+
+    /// The first of what is in the wheel and what is in the queue.
+    fn pop_first(&mut self, now: u64) -> Option<(u32, u64)> {
         self.advance(now >> TICK_BITS);
-        let &Reverse((due, _, key)) = self.begun.peek()?;
+        let queued = self.queue.front().map(|&(due, order, _)| (due, order));
+        let begun = self.begun.peek().map(|Reverse(first)| *first);
+        let Some((due, _, key)) =
+            begun.filter(|&(due, order, _)| queued.is_none_or(|queued| (due, order) < queued))
+        else {
+            return self.pop_queue(now);
+        };
         if due > now {
             return None;
         }
@@ -155,14 +194,15 @@ impl Wheel {
     }
 
     /// When something is due next, or a moment before that.
+    #[inline]
     pub(super) fn next(&self) -> Option<u64> {
+        let queued = self.queue.front().map(|&(due, ..)| due);
         if self.len == 0 {
-            return None;
+            return queued;
         }
-        if let Some(&Reverse((due, ..))) = self.begun.peek() {
-            return Some(due);
-        }
-        self.first_slot().map(|(.., begins)| begins << TICK_BITS)
+        let begun = self.begun.peek().map(|Reverse((due, ..))| *due);
+        let in_wheel = begun.or_else(|| self.first_slot().map(|(.., begins)| begins << TICK_BITS));
+        queued.into_iter().chain(in_wheel).min()
     }
 
     /// Takes all out.
