@@ -276,13 +276,7 @@ impl Program {
                         table.entries.get(&a).copied().unwrap_or(table.default)
                     });
                 }
-                Does::Write(field, a) => {
-                    let packets = picks.iter().zip(fields.iter());
-                    for (&value, (i, fields)) in before[a].iter().zip(packets) {
-                        let (offload, value) = (burst.offload(i), u128::from(value));
-                        field.write_to(burst.head_mut(i), fields, &offload, value);
-                    }
-                }
+                Does::Write(field, a) => write(field, &before[a], burst, picks, fields),
                 Does::Answer(_) => {}
             }
         }
@@ -405,6 +399,30 @@ fn read(column: Column, fields: &[Fields], burst: &Burst, picks: &Picks, out: &m
         Column::L4Dst => fill(fields, out, |of| of.l4_dst.into()),
         Column::TcpFlags => fill(fields, out, |of| of.tcp_flags.into()),
         Column::Payload => fill(fields, out, |of| of.payload.into()),
+    }
+}
+
+/// Writes a field of each packet that has it: a loop of its own for each.
+fn write(field: Writable, values: &Lane, burst: &mut Burst, picks: &Picks, fields: &[Fields]) {
+    match field {
+        Writable::EthDst => write_one(Writable::EthDst, values, burst, picks, fields),
+        Writable::EthSrc => write_one(Writable::EthSrc, values, burst, picks, fields),
+        Writable::Vlan => write_one(Writable::Vlan, values, burst, picks, fields),
+        Writable::IpTtl => write_one(Writable::IpTtl, values, burst, picks, fields),
+        Writable::IpSrc => write_one(Writable::IpSrc, values, burst, picks, fields),
+        Writable::IpDst => write_one(Writable::IpDst, values, burst, picks, fields),
+        Writable::L4Src => write_one(Writable::L4Src, values, burst, picks, fields),
+        Writable::L4Dst => write_one(Writable::L4Dst, values, burst, picks, fields),
+        // No program has 128 bits.
+        Writable::Ip6Src | Writable::Ip6Dst => {}
+    }
+}
+
+#[inline(always)]
+fn write_one(field: Writable, values: &Lane, burst: &mut Burst, picks: &Picks, fields: &[Fields]) {
+    for ((&value, i), fields) in values.iter().zip(picks.iter()).zip(fields) {
+        let offload = burst.offload(i);
+        field.write_to(burst.head_mut(i), fields, &offload, value.into());
     }
 }
 
