@@ -35,6 +35,7 @@ FUNCTIONS = (
     "switch with VLANs, 1000 flows",
     "mirror, 2 stations",
     "tee",
+    "tee that copies nothing",
     "element",
     "cable that loses packets",
     "cable with a rate",

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use virtnet_engine::{
     Action, AddressSet, BridgeRules, CableRules, Change, ERRORS_PPS, Element, Ends, Filter,
-    Firewall, FirewallOrders, ImpairOrders, Impairment, Node, NodeId, Place, Prefix, Program,
-    Route, Router, RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Service, Step,
-    Switch, SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire, Worker,
+    Firewall, FirewallOrders, ImpairOrders, Impairment, Instruction, Node, NodeId, Place, Prefix,
+    Program, Route, Router, RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Service,
+    Step, Switch, SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire, Worker,
 };
 use virtnet_packet::checksum::Sum;
 use virtnet_packet::flow::IpVersion;
@@ -327,6 +327,25 @@ fn load_balancer(flows: usize) -> Worker {
 }
 
 /// An element that lets pass what two comparisons say, and counts down the time to live.
+/// `tcp port 80`, as libpcap compiles it for IPv4.
+fn tcp_port_80() -> Filter {
+    let program = [
+        (0x28, 0, 0, 12),
+        (0x15, 0, 8, 0x0800),
+        (0x30, 0, 0, 23),
+        (0x15, 0, 6, 6),
+        (0x28, 0, 0, 20),
+        (0x45, 4, 0, 0x1fff),
+        (0xb1, 0, 0, 14),
+        (0x48, 0, 0, 16),
+        (0x15, 0, 1, 80),
+        (0x06, 0, 0, 262_144),
+        (0x06, 0, 0, 0),
+    ];
+    let program = program.map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
+    Filter::new(&program).unwrap()
+}
+
 fn element() -> Element {
     let step = |op: &str, dtype: &str, args: &[i128]| Step {
         op: op.to_owned(),
@@ -407,6 +426,7 @@ pub(crate) fn of_case(name: &str) -> Worker {
         "switch with VLANs, 1000 flows" => vlan_switch(1_000, 4, false),
         "mirror, 2 stations" => vlan_switch(1, 1, true),
         "tee" => worker(Tee::new(Filter::default()), flows(1, 1 << 20), 2),
+        "tee that copies nothing" => worker(Tee::new(tcp_port_80()), datagrams(1), 2),
         "element" => worker(element(), datagrams(1_000), 1),
         "cable that loses packets" => worker(cable(ImpairOrders::default()), datagrams(1_000), 1),
         "cable with a rate" => worker(cable(with_rate()), datagrams(1_000), 1),

@@ -59,6 +59,8 @@ enum Step {
     Negate,
     Jump(usize),
     JumpIf(Condition, Operand, usize, usize),
+    /// Most of what filters do, in one: loads from a place, and jumps if that is equal to a number.
+    LoadAndJumpIfEqual(Size, u32, u32, u16, u16),
     Return(u32),
     ReturnAccumulator,
     ToIndex,
@@ -132,6 +134,7 @@ impl Filter {
                 code: last.code,
             });
         }
+        join(&mut steps);
         Ok(Self {
             steps: steps.into(),
         })
@@ -173,6 +176,10 @@ impl Filter {
                         no
                     };
                 }
+                Step::LoadAndJumpIfEqual(size, place, number, yes, no) => {
+                    a = load(head, size, Place::At(place), x)?;
+                    at = usize::from(if a == number { yes } else { no });
+                }
                 Step::Return(k) => return Some(k),
                 Step::ReturnAccumulator => return Some(a),
                 Step::ToIndex => x = a,
@@ -182,7 +189,22 @@ impl Filter {
     }
 }
 
+/// Makes one step of a load and the comparison behind it. The comparison stays where it is, for those who jump there.
+fn join(steps: &mut [Step]) {
+    for at in 1..steps.len() {
+        if let (
+            Step::Load(size, Place::At(place)),
+            Step::JumpIf(Condition::Equal, Operand::Number(number), yes, no),
+        ) = (steps[at - 1], steps[at])
+            && let (Ok(yes), Ok(no)) = (u16::try_from(yes), u16::try_from(no))
+        {
+            steps[at - 1] = Step::LoadAndJumpIfEqual(size, place, number, yes, no);
+        }
+    }
+}
+
 impl Operand {
+    #[inline]
     fn value(self, x: u32) -> u32 {
         match self {
             Self::Number(k) => k,
@@ -202,6 +224,7 @@ impl Condition {
     }
 }
 
+#[inline]
 fn load(head: &[u8], size: Size, place: Place, x: u32) -> Option<u32> {
     let start = match place {
         Place::At(k) => k,

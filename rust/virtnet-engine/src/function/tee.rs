@@ -37,6 +37,7 @@ impl Tee {
             // To every other gate: that is the other end and the branch.
             *fate = if is_wanted { Fate::Flood } else { past };
         }
-        Verdict::Each
+        // Mostly all are wanted, or none.
+        Verdict::of(&fates[..picks.len()])
     }
 }
