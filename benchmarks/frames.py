@@ -15,3 +15,12 @@ def between(port: int, ports: int, size: int, *, stations: int = 1) -> list[byte
     other = ports - 1 - port
     body = discard_frame(size)[12:]
     return [mac(other, station) + mac(port, station) + body for station in range(stations)]
+
+
+def flows(size: int, n: int) -> list[bytes]:
+    """What the first of two ports sends if each packet belongs to another of ``n`` flows than the one before."""
+    (frame,) = between(0, 2, size)
+    # UDP without a checksum, which IPv4 allows.
+    return [
+        frame[:34] + (10_000 + number).to_bytes(2, "big") + frame[36:40] + bytes(2) + frame[42:] for number in range(n)
+    ]

@@ -72,6 +72,7 @@ class Lab:
         join: Callable[[vn.Net, vn.PortNode, vn.PortNode], object] = lambda _net, a, b: a >> b,
         rate_pps: float | None = None,
         queue_size: int = 256,
+        packets: list[bytes] | None = None,
     ) -> None:
         """Attach, and let the first guest send."""
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -79,7 +80,7 @@ class Lab:
         self.a, self.b = (self.net.vhost_user(directory / f"{n}.sock", name=n) for n in "ab")
         join(self.net, self.a, self.b)
         self.guests = stack.enter_context(vn.Net(cpus=[bench.front_core], poll="busy"))
-        self.source = self.guests.source(frames.between(0, 2, 64), rate_pps=rate_pps, name="source")
+        self.source = self.guests.source(packets or frames.between(0, 2, 64), rate_pps=rate_pps, name="source")
         self.sink = self.guests.sink(name="sink")
         left, right = (self.guests.virtio_user(directory / f"{n}.sock", name=n, queue_size=queue_size) for n in "ab")
         self.source >> left
