@@ -111,16 +111,19 @@ impl PipeEnd {
         }
     }
 
-    /// Writes all of it at once, or nothing. A pipe that is empty has room for 4096 bytes.
+    /// Writes all of it without waiting. An empty pipe has room for 4096 bytes in any case, and for more where its user has not too
+    /// many pipes.
     ///
     /// # Errors
-    /// There is no room for all of it ([`io::ErrorKind::WouldBlock`]), it is too long, or nobody reads any more.
-    pub fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        const ATOMIC: usize = 4096;
-        if bytes.len() > ATOMIC {
-            return Err(io::ErrorKind::InvalidInput.into());
+    /// There is no room for all of it ([`io::ErrorKind::WouldBlock`]; a part may have been written), or nobody reads any more.
+    pub fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = match self.write_some(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                written => written?,
+            };
+            bytes = bytes.get(n..).unwrap_or_default();
         }
-        write(&self.fd, bytes)?;
         Ok(())
     }
 
@@ -172,13 +175,9 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let reader = PipeEnd::reader(reader.into()).unwrap();
         let writer = PipeEnd::writer(writer.into()).unwrap();
-        writer.write_all(&[7; 4096]).unwrap();
-        let full = (0..1000).find_map(|_| writer.write_all(&[7; 4096]).err());
+        writer.write_all(&[7; 8192]).unwrap();
+        let full = (0..1000).find_map(|_| writer.write_all(&[7; 5000]).err());
         assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(
-            writer.write_all(&[7; 4097]).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
         drop(writer);
         assert_eq!(
             reader.read_all(5000).unwrap_err().kind(),

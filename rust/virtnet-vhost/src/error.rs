@@ -342,6 +342,21 @@ pub enum SessionError {
         /// How many came.
         found: usize,
     },
+    /// An answer to `POSTCOPY_ADVISE` without what it is for.
+    #[error(
+        "the answer to POSTCOPY_ADVISE came with {found} descriptors and one was expected, the back-end's userfaultfd: may its \
+         process have one (sysctl vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd)?"
+    )]
+    NoUserfault {
+        /// How many came.
+        found: usize,
+    },
+    /// An answer about other memory than was told.
+    #[error(
+        "the answer to SET_MEM_TABLE names other regions than it was told: the same were expected, each with the address at which \
+         the back-end has it"
+    )]
+    ReplyRegions,
     /// The back-end refused what cannot be done without.
     #[error("the back-end refused {request} (it answered {code})")]
     Refused {

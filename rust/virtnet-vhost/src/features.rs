@@ -82,8 +82,12 @@ impl ProtocolFeatures {
         .union(Self::DEVICE_STATE)
         .union(Self::GPA_ADDRESSES);
 
-    /// The features this crate's front-end implements, and takes where it is not told otherwise. It also implements
-    /// [`INBAND_NOTIFICATIONS`](Self::INBAND_NOTIFICATIONS), for drivers that want it.
+    /// The features that this crate's front-end takes only where its owner asks for them: notifications by message, and memory whose
+    /// pages come later.
+    pub const ON_REQUEST: Self = Self::INBAND_NOTIFICATIONS.union(Self::PAGEFAULT);
+
+    /// The features this crate's front-end implements, and takes where it is not told otherwise; beside these there are those
+    /// [on request](Self::ON_REQUEST).
     pub const FRONTEND: Self = Self::MQ
         .union(Self::LOG_SHMFD)
         .union(Self::RARP)

@@ -11,6 +11,7 @@
 //!
 //! Spec: vhost-user, Starting and stopping rings; the order is that of DPDK's virtio-user
 
+mod postcopy;
 mod rings;
 mod state;
 
@@ -26,10 +27,12 @@ use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
 use crate::payload::{
-    Config, InflightArea, Iotlb, Length, MemoryTable, Payload, SingleRegion, VringState,
+    Config, InflightArea, Iotlb, Length, MemoryRegion, MemoryTable, Payload, SingleRegion,
+    VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
+use postcopy::Postcopy;
 use rings::RingMessages;
 
 /// Status bits. Spec: virtio 1.4, 2.1, Device Status Field.
@@ -125,6 +128,12 @@ pub enum FrontendEvent {
     StatePipe,
     /// All of the device's state has gone through the pipe, and the back-end is content with it.
     StateDone,
+    /// The back-end has the memory whose pages are to come later, each region at its `user_addr`, and waits: serve the faults of
+    /// [`Frontend::take_userfault`](crate::Frontend::take_userfault), and say so by
+    /// [`Frontend::memory_is_served`](crate::Frontend::memory_is_served).
+    MemoryMapped(Vec<MemoryRegion>),
+    /// Post-copy is over: the back-end waits for no page any more.
+    PostcopyEnded,
     /// A ring has stopped, here.
     RingStopped {
         /// Which ring.
@@ -165,6 +174,9 @@ pub struct FrontendSession {
     inflight: Option<InflightFile>,
     /// The pipe that the back-end wants to use for its device's state instead of ours.
     state_pipe: Option<OwnedFd>,
+    postcopy: Postcopy,
+    /// The back-end's userfaultfd, until somebody takes it.
+    userfault: Option<OwnedFd>,
     phase: Phase,
     events: VecDeque<FrontendEvent>,
 }
@@ -193,7 +205,7 @@ impl FrontendSession {
 
     fn begin(wanted: ProtocolFeatures, channel: Option<OwnedFd>) -> Self {
         let mut session = Self {
-            wanted: wanted & (ProtocolFeatures::FRONTEND | ProtocolFeatures::INBAND_NOTIFICATIONS),
+            wanted: wanted & (ProtocolFeatures::FRONTEND | ProtocolFeatures::ON_REQUEST),
             queue: VecDeque::new(),
             channel,
             awaited: None,
@@ -204,6 +216,8 @@ impl FrontendSession {
             logging: None,
             inflight: None,
             state_pipe: None,
+            postcopy: Postcopy::Off,
+            userfault: None,
             phase: Phase::Asking,
             events: VecDeque::new(),
         };
@@ -300,6 +314,7 @@ impl FrontendSession {
             self.ask(Request::SetStatus(0));
         }
         self.phase = Phase::Asking;
+        self.postcopy = Postcopy::Off;
         Ok(())
     }
 
@@ -446,15 +461,18 @@ impl FrontendSession {
 
     /// Returns the next message to send and the descriptors that go with it, if the answer before it has come.
     pub fn next_message(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
-        if self.awaited.is_some() {
+        if self.awaited.is_some() || self.postcopy == Postcopy::Mapped {
             return None;
         }
         let Some((request, fds)) = self.queue.pop_front() else {
             self.queue_is_empty();
             return None;
         };
-        let own_reply = request.kind().reply() != Reply::Ack;
-        let acknowledged = !own_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        let own_reply =
+            request.kind().reply() != Reply::Ack || self.is_answered_with_places(&request);
+        let acknowledged = !own_reply
+            && !Self::is_served_note(&request)
+            && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
         let mut bytes = Vec::new();
         request.encode(acknowledged, &mut bytes);
         if let Request::SetProtocolFeatures(accepted) = request {
@@ -495,6 +513,9 @@ impl FrontendSession {
         }
         if matches!(request, Request::SetDeviceStateFd(_)) {
             return self.take_state_answer(&request, message);
+        }
+        if matches!(request, Request::PostcopyAdvise) {
+            return self.take_advice(message);
         }
         if !message.fds.is_empty() || message.misplaced {
             return Err(SessionError::ReplyDescriptors {
@@ -587,6 +608,9 @@ impl FrontendSession {
             }
             // Back-ends answer this with what they were told, with a number, or with nothing.
             Request::SetLogBase(_) => {}
+            Request::SetMemTable(_) if self.is_answered_with_places(request) => {
+                self.take_places(request, payload)?;
+            }
             Request::GetProtocolFeatures => {
                 self.offered.protocol_features =
                     ProtocolFeatures::from_bits_retain(parse(request, payload)?);
@@ -646,6 +670,10 @@ impl FrontendSession {
                 0 => self.events.extend(match request {
                     Request::IotlbMsg(told) => Some(FrontendEvent::Translated(*told)),
                     Request::CheckDeviceState => Some(FrontendEvent::StateDone),
+                    Request::PostcopyEnd => {
+                        self.postcopy = Postcopy::Off;
+                        Some(FrontendEvent::PostcopyEnded)
+                    }
                     _ => None,
                 }),
                 code => self.refused(request.kind(), code)?,
@@ -660,6 +688,10 @@ impl FrontendSession {
         let needs = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::BACKEND_REQ;
         if !accepted.contains(needs) {
             accepted -= ProtocolFeatures::INBAND_NOTIFICATIONS;
+        }
+        // Spec: vhost-user, CONFIGURE_MEM_SLOTS: with it there are no messages of post-copy.
+        if accepted.contains(ProtocolFeatures::PAGEFAULT) {
+            accepted -= ProtocolFeatures::CONFIGURE_MEM_SLOTS;
         }
         let questions = [
             (ProtocolFeatures::MQ, Request::GetQueueNum),

@@ -236,6 +236,38 @@ impl Frontend {
         self.send()
     }
 
+    /// Tells that the memory's pages will come later, as [`FrontendSession::advise_postcopy`].
+    ///
+    /// # Errors
+    /// Not between the offer and the memory; PAGEFAULT was not negotiated; the connection is gone.
+    pub fn advise_postcopy(&mut self) -> Result<(), SessionError> {
+        self.session.advise_postcopy()?;
+        self.send()
+    }
+
+    /// The back-end's userfaultfd, after [`FrontendEvent::MemoryMapped`].
+    pub fn take_userfault(&mut self) -> Option<OwnedFd> {
+        self.session.take_userfault()
+    }
+
+    /// Says that faults are served from now on, as [`FrontendSession::memory_is_served`].
+    ///
+    /// # Errors
+    /// The back-end has not said where it has the memory; the connection is gone.
+    pub fn memory_is_served(&mut self) -> Result<(), SessionError> {
+        self.session.memory_is_served()?;
+        self.send()
+    }
+
+    /// Tells that all pages have arrived; [`FrontendEvent::PostcopyEnded`] says that it is over.
+    ///
+    /// # Errors
+    /// Nobody serves faults; the connection is gone.
+    pub fn end_postcopy(&mut self) -> Result<(), SessionError> {
+        self.session.end_postcopy()?;
+        self.send()
+    }
+
     /// Hands out the record of buffers in flight, if there is one: for the back-end after this one.
     pub fn take_inflight(&mut self) -> Option<InflightFile> {
         self.session.take_inflight()

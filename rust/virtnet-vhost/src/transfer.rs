@@ -12,7 +12,7 @@ use virtnet_sys::{PipeEnd, SysError};
 
 use crate::device::{BackendDevice, DeviceError};
 
-/// The most bytes that a state has: what an empty pipe has room for in any case.
+/// The most bytes that a state has. An empty pipe has room for as much, unless its user has very many.
 pub const MAX_STATE_LEN: usize = 8192;
 
 /// The answer to SET_DEVICE_STATE_FD that says: it is done with the pipe that came.

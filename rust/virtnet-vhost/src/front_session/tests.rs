@@ -9,6 +9,9 @@ use crate::payload::MemoryRegion;
 
 const VERSION_1: u64 = 1 << 32;
 
+/// All but memory that comes later, which does not go together with memory slots.
+const WANTED: ProtocolFeatures = ProtocolFeatures::all().difference(ProtocolFeatures::PAGEFAULT);
+
 /// A back-end as a function from a request to its answer; everything is acknowledged with zero unless it says otherwise.
 struct Scripted<'a> {
     features: u64,
@@ -139,7 +142,7 @@ fn setup(regions: u64, rings: usize, mtu: Option<u16>) -> FrontendSetup {
 
 /// A session whose back-end has said what it offers.
 fn offered(backend: &mut Scripted<'_>) -> FrontendSession {
-    let mut session = FrontendSession::new(ProtocolFeatures::all());
+    let mut session = FrontendSession::new(WANTED);
     let events = backend.serve(&mut session).unwrap();
     assert!(matches!(events[..], [FrontendEvent::Offered(_)]));
     backend.asked.clear();
@@ -149,8 +152,7 @@ fn offered(backend: &mut Scripted<'_>) -> FrontendSession {
 #[test]
 fn everything_a_back_end_offers_is_found_out() {
     let mut backend = Scripted::new(ProtocolFeatures::all());
-    let mut session =
-        FrontendSession::with_channel(ProtocolFeatures::all(), Stream::pair().unwrap().0.into());
+    let mut session = FrontendSession::with_channel(WANTED, Stream::pair().unwrap().0.into());
     let events = backend.serve(&mut session).unwrap();
     let expected = Offered {
         features: backend.features,
@@ -185,7 +187,7 @@ fn everything_a_back_end_offers_is_found_out() {
 #[test]
 fn a_back_end_without_protocol_features_is_asked_for_nothing_more() {
     let mut backend = Scripted::new(ProtocolFeatures::empty());
-    let mut session = FrontendSession::new(ProtocolFeatures::all());
+    let mut session = FrontendSession::new(WANTED);
     let events = backend.serve(&mut session).unwrap();
     assert_eq!(
         events,
@@ -319,7 +321,7 @@ fn many_regions_are_told_one_by_one() {
 #[test]
 fn set_up_has_one_moment() {
     let mut backend = Scripted::new(ProtocolFeatures::all());
-    let mut session = FrontendSession::new(ProtocolFeatures::all());
+    let mut session = FrontendSession::new(WANTED);
     assert!(matches!(
         session.set_up(setup(1, 1, None)),
         Err(SessionError::Misuse { .. })
@@ -475,7 +477,7 @@ fn tc6_configuration_has_the_length_that_was_asked_for_or_none() {
             })),
             _ => None,
         };
-        let mut session = FrontendSession::new(ProtocolFeatures::all());
+        let mut session = FrontendSession::new(WANTED);
         let outcome = Scripted::with(ProtocolFeatures::all(), &config).serve(&mut session);
         let found = outcome.ok().map(|_| session.offered().config.clone());
         assert_eq!(found, expected, "{len} bytes");
@@ -484,7 +486,7 @@ fn tc6_configuration_has_the_length_that_was_asked_for_or_none() {
 
 /// A session that awaits the answer to GET_FEATURES.
 fn awaiting() -> FrontendSession {
-    let mut session = FrontendSession::new(ProtocolFeatures::all());
+    let mut session = FrontendSession::new(WANTED);
     while session.next_message().is_some() {}
     assert_eq!(
         session.awaited().map(|(name, _)| name),

@@ -19,6 +19,9 @@ pub const RING_PACKED: u64 = 1 << 34;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const LOG_ALL: u64 = 1 << 26;
 
+/// Where the fake device has memory that comes later, above where the guest has it.
+pub const MAPPED_AT: u64 = 1 << 45;
+
 /// All that a back-end can do, with events for all notifications.
 pub const BY_EVENTS: ProtocolFeatures =
     ProtocolFeatures::BACKEND.difference(ProtocolFeatures::INBAND_NOTIFICATIONS);
@@ -38,6 +41,8 @@ pub struct FakeDevice {
     pub dirty_log: Option<LogFile>,
     /// The rings that run, as they are now.
     pub rings: BTreeMap<usize, RingSetup>,
+    /// To be given away for post-copy: a stand-in, nobody here looks what it is.
+    pub userfault: Option<OwnedFd>,
     pub disconnected: u32,
 }
 
@@ -186,6 +191,25 @@ impl BackendDevice for FakeDevice {
 
     fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
         self.note(format!("rarp {mac:02x?}"))
+    }
+
+    fn advise_postcopy(&mut self) -> Result<OwnedFd, DeviceError> {
+        self.note("advise".to_owned())?;
+        self.userfault
+            .take()
+            .ok_or_else(|| "none was prepared".into())
+    }
+
+    fn mapped_at(&self, region: &MemoryRegion) -> u64 {
+        MAPPED_AT + region.guest_addr
+    }
+
+    fn catch_faults(&mut self) -> Result<(), DeviceError> {
+        self.note("catch".to_owned())
+    }
+
+    fn end_postcopy(&mut self) {
+        drop(self.note("end".to_owned()));
     }
 
     fn read_config(&mut self, offset: u32, buffer: &mut [u8]) {

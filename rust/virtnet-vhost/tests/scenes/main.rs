@@ -12,6 +12,7 @@ mod fake;
 mod framing;
 mod handshakes;
 mod orders;
+mod postcopy;
 mod random;
 mod requests;
 mod rust_vmm;

@@ -17,15 +17,15 @@ const SIZE: u64 = 0x2_0000;
 /// Where rings stop.
 const STOPS_AT: u32 = 77;
 
-struct Pair {
-    frontend: Frontend,
-    backend: Backend,
-    device: FakeDevice,
+pub struct Pair {
+    pub frontend: Frontend,
+    pub backend: Backend,
+    pub device: FakeDevice,
     events: Vec<FrontendEvent>,
 }
 
 impl Pair {
-    fn new(offer: Offer, wanted: ProtocolFeatures) -> Self {
+    pub fn new(offer: Offer, wanted: ProtocolFeatures) -> Self {
         let (front, back) = Stream::pair().unwrap();
         Self {
             frontend: Frontend::start_with(front, wanted).unwrap(),
@@ -40,7 +40,7 @@ impl Pair {
     }
 
     /// Lets both speak until both are silent; what the front-end has to say.
-    fn run(&mut self) -> Result<Vec<FrontendEvent>, SessionError> {
+    pub fn run(&mut self) -> Result<Vec<FrontendEvent>, SessionError> {
         loop {
             let (served, _) = self.backend.counters();
             self.backend.on_readable(&mut self.device)?;
@@ -51,7 +51,7 @@ impl Pair {
         }
     }
 
-    fn offered(&mut self) -> Offered {
+    pub fn offered(&mut self) -> Offered {
         match &self.run().unwrap()[..] {
             [FrontendEvent::Offered(offered)] => offered.clone(),
             other => panic!("{other:?}"),
@@ -76,7 +76,7 @@ fn ring(number: u64, base: u32) -> FrontendRing {
 }
 
 /// Memory in this many pieces, and rings in it.
-fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
+pub fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
     let piece = SIZE / regions;
     let region = |number| {
         let layout = MemoryRegion {
@@ -97,7 +97,7 @@ fn setup(features: u64, regions: u64, rings: u64) -> FrontendSetup {
     }
 }
 
-fn offer(protocol: ProtocolFeatures) -> Offer {
+pub fn offer(protocol: ProtocolFeatures) -> Offer {
     Offer::new(VERSION_1 | RING_PACKED, protocol, 2)
 }
 
