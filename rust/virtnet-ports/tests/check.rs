@@ -37,6 +37,7 @@ fn our_own_back_end_passes_every_check() {
     let mut options = VhostUserOptions::new(&path);
     options.queue_pairs = 2;
     options.in_band = true;
+    options.postcopy = true;
     let echo = Echo::start(VhostUserPort::new(options, &control).unwrap());
     let findings = run(&path, PATIENCE, |_| true);
     for finding in &findings {

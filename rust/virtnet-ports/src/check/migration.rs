@@ -335,7 +335,7 @@ fn logged_everywhere(bench: &Bench, format: RingFormat) -> Verdict {
 }
 
 /// All memory of a driver, region by region.
-fn memory(rig: &Rig) -> Vec<(u64, Vec<u8>)> {
+pub(super) fn memory(rig: &Rig) -> Vec<(u64, Vec<u8>)> {
     let regions = rig.memory.regions().iter();
     regions
         .map(|region| {

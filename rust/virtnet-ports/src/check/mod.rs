@@ -8,8 +8,8 @@
 //! memory files are as long as they are said to be, and stay so.
 //!
 //! Reading order: `talk` has the messages, `device` what is told of the whole device, `memory` where it is, `rings` the states of a
-//! ring, `traffic` the packets, `in_band` notifications without events, `in_flight` crashes, `migration` moves to other hosts,
-//! `iommu` translated addresses, `hostile` what no driver does.
+//! ring, `traffic` the packets, `in_band` notifications without events, `in_flight` crashes, `migration` and `postcopy` moves to
+//! other hosts, `iommu` translated addresses, `hostile` what no driver does.
 
 mod device;
 mod hostile;
@@ -18,6 +18,7 @@ mod in_flight;
 mod iommu;
 mod memory;
 mod migration;
+mod postcopy;
 mod rig;
 mod rings;
 mod session;
@@ -148,6 +149,7 @@ pub fn checks() -> Vec<&'static Check> {
         in_band::CHECKS,
         in_flight::CHECKS,
         migration::CHECKS,
+        postcopy::CHECKS,
         iommu::CHECKS,
         hostile::CHECKS,
     ];

@@ -29,7 +29,7 @@ pub(super) const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
 pub(super) const HEADER: usize = 12;
 
 /// Bytes kept for one buffer.
-const SLOT: u64 = 2048;
+pub(super) const SLOT: u64 = 2048;
 
 /// What no one has written yet.
 const FRESH: u8 = 0xa5;

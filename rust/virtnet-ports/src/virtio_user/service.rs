@@ -302,7 +302,10 @@ impl FrontendService {
                     request: RequestKind::SetDeviceStateFd | RequestKind::CheckDeviceState,
                     ..
                 } => self.transferred = session.end_transfer(false, &self.slot)?,
-                FrontendEvent::Translated(_)
+                // A driver that is its own guest neither moves nor logs.
+                FrontendEvent::MemoryMapped(_)
+                | FrontendEvent::PostcopyEnded
+                | FrontendEvent::Translated(_)
                 | FrontendEvent::Logging(_)
                 | FrontendEvent::Refused { .. } => {}
             }
