@@ -31,7 +31,7 @@ def probe(*arguments):
 
 
 def test_our_own_back_end_passes_from_another_process(sockets):
-    with echo_behind(sockets / "a", queue_pairs=2, in_band=True):
+    with echo_behind(sockets / "a", queue_pairs=2, in_band=True, postcopy=True):
         done = probe(sockets / "a", "--json", "--timeout", "20")
         report = json.loads(done.stdout)
         assert done.returncode == 0, [one for one in report["checks"] if one["outcome"] == "failed"]
@@ -41,6 +41,7 @@ def test_our_own_back_end_passes_from_another_process(sockets):
     by_id = {one["id"]: one for one in report["checks"]}
     assert by_id["returns-mergeable-packed"]["outcome"] == "passed"
     assert by_id["gives-descriptors-back"]["outcome"] == "passed"
+    assert by_id["postcopy-returns"]["outcome"] == "passed"
     assert by_id["takes-split"]["source"] == "virtio 1.4, 2.7.8"
 
 

@@ -42,7 +42,7 @@ def findings(path):
 def test_dpdk_vhost(directory, running):
     if not testpmd.program():
         missing("dpdk-testpmd: run tests/peers/install.sh")
-    vdev = testpmd.vhost(0, directory / "a", queue_pairs=2)
+    vdev = testpmd.vhost(0, directory / "a", queue_pairs=2, extra=",postcopy-support=1")
     args = ["--no-flush-rx", "--rxq=2", "--txq=2"]
     process = running.enter_context(Testpmd([vdev], mode="io", log=directory / "testpmd.log", args=args))
     process.ready(timeout_s=30).start()

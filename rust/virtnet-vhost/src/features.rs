@@ -82,9 +82,11 @@ impl ProtocolFeatures {
         .union(Self::DEVICE_STATE)
         .union(Self::GPA_ADDRESSES);
 
-    /// The features that this crate's front-end takes only where its owner asks for them: notifications by message, and memory whose
-    /// pages come later.
-    pub const ON_REQUEST: Self = Self::INBAND_NOTIFICATIONS.union(Self::PAGEFAULT);
+    /// The features that this crate's front-end takes only where its owner asks for them: notifications by message, memory whose pages
+    /// come later, and guest addresses (some back-ends mean something else by that bit).
+    pub const ON_REQUEST: Self = Self::INBAND_NOTIFICATIONS
+        .union(Self::PAGEFAULT)
+        .union(Self::GPA_ADDRESSES);
 
     /// The features this crate's front-end implements, and takes where it is not told otherwise; beside these there are those
     /// [on request](Self::ON_REQUEST).

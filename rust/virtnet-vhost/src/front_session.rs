@@ -11,6 +11,7 @@
 //!
 //! Spec: vhost-user, Starting and stopping rings; the order is that of DPDK's virtio-user
 
+mod addresses;
 mod postcopy;
 mod rings;
 mod state;
@@ -174,6 +175,8 @@ pub struct FrontendSession {
     inflight: Option<InflightFile>,
     /// The pipe that the back-end wants to use for its device's state instead of ours.
     state_pipe: Option<OwnedFd>,
+    /// Where memory lies, if the back-end is told guest addresses.
+    by_guest_address: Vec<MemoryRegion>,
     postcopy: Postcopy,
     /// The back-end's userfaultfd, until somebody takes it.
     userfault: Option<OwnedFd>,
@@ -216,6 +219,7 @@ impl FrontendSession {
             logging: None,
             inflight: None,
             state_pipe: None,
+            by_guest_address: Vec::new(),
             postcopy: Postcopy::Off,
             userfault: None,
             phase: Phase::Asking,
@@ -236,15 +240,17 @@ impl FrontendSession {
                 "the back-end has not said yet what it offers, or was told already".to_owned(),
             ));
         }
+        let with_protocol = self.offered.features & bits::PROTOCOL_FEATURES;
+        self.features = setup.features | with_protocol;
+        let regions = self.told_regions(setup.regions);
+        let memory = self.memory(regions)?;
         let in_band = self.is_in_band();
         let rings = setup
             .rings
-            .into_iter()
+            .iter()
             .enumerate()
-            .map(|(index, ring)| RingMessages::new(index, &ring, in_band));
+            .map(|(index, ring)| RingMessages::new(index, &self.told_ring(ring), in_band));
         let rings = rings.collect::<Result<Vec<_>, _>>()?;
-        let memory = self.memory(setup.regions)?;
-        let with_protocol = self.offered.features & bits::PROTOCOL_FEATURES;
         let status = self.protocol.contains(ProtocolFeatures::STATUS);
 
         if status {
@@ -256,7 +262,6 @@ impl FrontendSession {
             .map(|ring| (ring.call, ring.others))
             .unzip();
         self.queue.extend(calls.into_iter().flatten());
-        self.features = setup.features | with_protocol;
         self.ask(Request::SetFeatures(self.features));
         if status {
             self.ask(Request::SetStatus(ACKNOWLEDGE_AND_DRIVER | FEATURES_OK));
@@ -356,7 +361,7 @@ impl FrontendSession {
 
     /// Tells a translation, or takes one back; [`FrontendEvent::Translated`] says that it was done.
     pub fn translate(&mut self, translation: Iotlb) {
-        self.ask(Request::IotlbMsg(translation));
+        self.ask(Request::IotlbMsg(self.told_translation(translation)));
     }
 
     /// Asks the back-end to stop a ring; [`FrontendEvent::RingStopped`] says where.
@@ -373,7 +378,7 @@ impl FrontendSession {
     /// There can be no such ring; out of descriptors. Nothing was sent.
     pub fn start_ring(&mut self, index: u32, ring: &FrontendRing) -> Result<(), SessionError> {
         let number = usize::try_from(index).unwrap_or(usize::MAX);
-        let messages = RingMessages::new(number, ring, self.is_in_band())?;
+        let messages = RingMessages::new(number, &self.told_ring(ring), self.is_in_band())?;
         self.queue.extend(messages.call);
         self.queue.extend(messages.others);
         Ok(())
@@ -412,7 +417,7 @@ impl FrontendSession {
             Request::SetVringAddr(
                 RingAddresses {
                     log_guest_addr,
-                    ..*ring
+                    ..self.told_addresses(*ring)
                 }
                 .of_ring(index),
             )

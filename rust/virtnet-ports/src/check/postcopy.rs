@@ -176,12 +176,13 @@ fn sent(number: u32) -> Vec<u8> {
 
 /// A guest that arrives: its rings and frames are in the memory that it comes from.
 struct Arrival {
+    /// Before the session, which ends when nobody waits for a page any more: a back-end may not get over that.
+    source: Source,
     rig: Rig,
     /// Its memory here, in which there is nothing at first.
     here: OwnMemory,
     /// Where the back-end has that.
     places: Vec<MemoryRegion>,
-    source: Source,
 }
 
 impl Arrival {
@@ -221,10 +222,10 @@ impl Arrival {
         check_places(&rig.regions(), &places)?;
         let source = Source::new(userfault, &places, memory(&rig));
         Ok(Self {
+            source,
             rig,
             here,
             places,
-            source,
         })
     }
 
@@ -434,6 +435,9 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.bring_all();
+        }
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // It has nothing to say.

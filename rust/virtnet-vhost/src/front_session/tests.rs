@@ -165,7 +165,7 @@ fn everything_a_back_end_offers_is_found_out() {
     assert_eq!(events, [FrontendEvent::Offered(expected)]);
     assert_eq!(
         session.protocol_features(),
-        ProtocolFeatures::FRONTEND | ProtocolFeatures::INBAND_NOTIFICATIONS,
+        (ProtocolFeatures::FRONTEND | ProtocolFeatures::ON_REQUEST) & WANTED,
         "no more than is implemented"
     );
     assert_eq!(

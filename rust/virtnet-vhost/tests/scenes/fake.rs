@@ -7,7 +7,7 @@ use std::sync::Arc;
 use virtnet_sys::{EventFd, Stream, memfd};
 use virtnet_vhost::message::{Request, RequestKind};
 use virtnet_vhost::payload::{
-    Config, MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState,
+    Config, Iotlb, MemoryRegion, MemoryTable, VringAddresses, VringFd, VringState,
 };
 use virtnet_vhost::{
     Backend, BackendDevice, DeviceError, LogFile, Offer, ProtocolFeatures, Region, RingAddresses,
@@ -198,6 +198,13 @@ impl BackendDevice for FakeDevice {
         self.userfault
             .take()
             .ok_or_else(|| "none was prepared".into())
+    }
+
+    fn translate(&mut self, change: Iotlb) -> Result<(), DeviceError> {
+        self.note(format!(
+            "translate {:#x} to {:#x}",
+            change.iova, change.user_addr
+        ))
     }
 
     fn mapped_at(&self, region: &MemoryRegion) -> u64 {

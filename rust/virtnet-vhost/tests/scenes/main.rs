@@ -7,6 +7,7 @@
     reason = "tests choose their numbers and fail loudly"
 )]
 
+mod addresses;
 mod descriptors;
 mod fake;
 mod framing;

@@ -59,7 +59,7 @@ impl Pair {
     }
 }
 
-fn ring(number: u64, base: u32) -> FrontendRing {
+pub fn ring(number: u64, base: u32) -> FrontendRing {
     let start = (1 << 40) + number * 0x4000;
     FrontendRing {
         size: 128,
