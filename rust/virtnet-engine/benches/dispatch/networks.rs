@@ -165,6 +165,19 @@ pub(crate) fn datagrams(flows: usize) -> Vec<[u8; 64]> {
     (0..flows.max(BURST_MAX)).map(datagram).collect()
 }
 
+/// The same of IPv6.
+fn datagrams_v6(flows: usize) -> Vec<[u8; 64]> {
+    let datagram = |n: usize| {
+        let mut frame = frame(1, 2);
+        frame[12..22].copy_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 10, 17, 64]);
+        let flow = u32::try_from(n.wrapping_mul(0x9e37_79b1) % flows).unwrap();
+        frame[34..38].copy_from_slice(&(flow / 1_000).to_be_bytes());
+        frame[54..58].copy_from_slice(&(flow % 1_000 * 0x10000 + 53).to_be_bytes());
+        frame
+    };
+    (0..flows.max(BURST_MAX)).map(datagram).collect()
+}
+
 /// A rule about UDP to some ports; none: to any.
 fn rule(action: Action, ports: &[u16]) -> Rule {
     let ports = ports.iter().map(|&port| (port, port)).collect();
@@ -206,6 +219,25 @@ pub(crate) fn firewall_of_flows() -> Firewall {
 /// One of so many rules, of which the last lets everything pass and no other matches.
 fn firewall_of_rules(n: u16) -> Firewall {
     let others = (1..n).map(|number| rule(Action::Drop, &[1_000 + number]));
+    firewall(
+        others.chain([rule(Action::Pass, &[])]).collect(),
+        Vec::new(),
+    )
+}
+
+/// One whose first rules are about an address each, which nobody has.
+fn firewall_of_hosts(n: u16) -> Firewall {
+    let others = (1..n).map(|number| Rule {
+        from: Ends {
+            prefixes: vec![Prefix {
+                version: IpVersion::V4,
+                address: 0x0b00_0000 + u128::from(number),
+                len: 32,
+            }],
+            ..Ends::default()
+        },
+        ..rule(Action::Drop, &[])
+    });
     firewall(
         others.chain([rule(Action::Pass, &[])]).collect(),
         Vec::new(),
@@ -326,7 +358,6 @@ fn load_balancer(flows: usize) -> Worker {
     router(0, Some(rules), routed(1, flows))
 }
 
-/// An element that lets pass what two comparisons say, and counts down the time to live.
 /// `tcp port 80`, as libpcap compiles it for IPv4.
 fn tcp_port_80() -> Filter {
     let program = [
@@ -346,25 +377,50 @@ fn tcp_port_80() -> Filter {
     Filter::new(&program).unwrap()
 }
 
-fn element() -> Element {
-    let step = |op: &str, dtype: &str, args: &[i128]| Step {
+fn element(steps: &[(&str, &str, &[i128])]) -> Element {
+    let step = |&(op, dtype, args): &(&str, &str, &[i128])| Step {
         op: op.to_owned(),
         dtype: dtype.to_owned(),
         args: args.to_vec(),
     };
-    let steps = [
-        step("column:l4_dst", "uint16", &[]),
-        step("number", "uint16", &[53]),
-        step("equal", "bool", &[0, 1]),
-        step("column:ip_ttl", "uint8", &[]),
-        step("number", "uint8", &[1]),
-        step("greater", "bool", &[3, 4]),
-        step("bitwise_and", "bool", &[2, 5]),
-        step("subtract", "uint8", &[3, 4]),
-        step("write:ip_ttl", "uint8", &[7]),
-        step("answer", "bool", &[6]),
-    ];
+    let steps: Vec<_> = steps.iter().map(step).collect();
     Element::new(Program::new(&steps, Vec::new()).unwrap())
+}
+
+/// An element that lets pass what two comparisons say, and counts down the time to live.
+fn element_that_decides() -> Element {
+    element(&[
+        ("column:l4_dst", "uint16", &[]),
+        ("number", "uint16", &[53]),
+        ("equal", "bool", &[0, 1]),
+        ("column:ip_ttl", "uint8", &[]),
+        ("number", "uint8", &[1]),
+        ("greater", "bool", &[3, 4]),
+        ("bitwise_and", "bool", &[2, 5]),
+        ("subtract", "uint8", &[3, 4]),
+        ("write:ip_ttl", "uint8", &[7]),
+        ("answer", "bool", &[6]),
+    ])
+}
+
+/// An element that counts down the time to live and no more.
+fn element_that_counts_down() -> Element {
+    element(&[
+        ("column:ip_ttl", "uint8", &[]),
+        ("number", "uint8", &[1]),
+        ("subtract", "uint8", &[0, 1]),
+        ("write:ip_ttl", "uint8", &[2]),
+    ])
+}
+
+/// An element that sends what comes to another address and port.
+fn element_that_sends_elsewhere() -> Element {
+    element(&[
+        ("number", "uint32", &[0x0a00_0009]),
+        ("write:ip_dst", "uint32", &[0]),
+        ("number", "uint16", &[5353]),
+        ("write:l4_dst", "uint16", &[2]),
+    ])
 }
 
 /// A cable with faults that hardly ever show.
@@ -427,7 +483,11 @@ pub(crate) fn of_case(name: &str) -> Worker {
         "mirror, 2 stations" => vlan_switch(1, 1, true),
         "tee" => worker(Tee::new(Filter::default()), flows(1, 1 << 20), 2),
         "tee that copies nothing" => worker(Tee::new(tcp_port_80()), datagrams(1), 2),
-        "element" => worker(element(), datagrams(1_000), 1),
+        "element" => worker(element_that_decides(), datagrams(1_000), 1),
+        "element that counts down" => worker(element_that_counts_down(), datagrams(1_000), 1),
+        "element that writes addresses" => {
+            worker(element_that_sends_elsewhere(), datagrams(1_000), 1)
+        }
         "cable that loses packets" => worker(cable(ImpairOrders::default()), datagrams(1_000), 1),
         "cable with a rate" => worker(cable(with_rate()), datagrams(1_000), 1),
         "cable that delays packets" => worker(cable(with_delay()), datagrams(1_000), 1),
@@ -437,6 +497,12 @@ pub(crate) fn of_case(name: &str) -> Worker {
         "firewall of 10 rules, 1000 flows" => worker(firewall_of_rules(10), datagrams(1_000), 1),
         "firewall of 1000 rules, 1000 flows" => {
             worker(firewall_of_rules(1_000), datagrams(1_000), 1)
+        }
+        "firewall of 1000 rules, 1000 flows of IPv6" => {
+            worker(firewall_of_rules(1_000), datagrams_v6(1_000), 1)
+        }
+        "firewall of 32 rules with addresses, 1000 flows" => {
+            worker(firewall_of_hosts(32), datagrams(1_000), 1)
         }
         "firewall of 100000 addresses, 1000 flows" => {
             worker(firewall_of_addresses(), datagrams(1_000), 1)

@@ -41,10 +41,10 @@ impl Counts {
         }
     }
 
-    /// The place of a rule.
+    /// The place of a rule, and of what none matched.
     #[inline]
     pub(super) fn place(&self, rule: usize) -> u32 {
-        self.places[rule]
+        self.places.get(rule).copied().unwrap_or(NOBODY)
     }
 
     #[inline]

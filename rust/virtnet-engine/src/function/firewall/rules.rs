@@ -8,7 +8,7 @@ use virtnet_packet::flow::IpVersion;
 use super::packet::{Packet, Piece, Seen};
 use super::sets::{AddressSet, Prefix};
 use super::states::Usual;
-use super::table::RuleTable;
+use super::table::{Found, List, RuleTable};
 use crate::function::Filter;
 use crate::graph::Gate;
 
@@ -165,7 +165,7 @@ pub struct RuleSet {
     /// What each rule is known by, with its number, in order: worked out here, so that a worker that takes other rules finds those
     /// that stay in one pass through two lists.
     by_text: Vec<(u128, u32)>,
-    /// The same rules for usual packets.
+    /// The same rules for packets of TCP and UDP.
     table: RuleTable,
     keeps_state: bool,
 }
@@ -186,7 +186,7 @@ impl RuleSet {
             .collect();
         by_text.sort_unstable();
         Self {
-            table: RuleTable::new(&rules),
+            table: RuleTable::new(&rules, otherwise),
             keeps_state: rules.iter().any(|rule| rule.keep_state),
             rules,
             sets,
@@ -209,7 +209,7 @@ impl RuleSet {
         })
     }
 
-    /// The first rule that matches, by its number.
+    /// The first rule that matches, by its number. Of those for TCP and UDP only what the table leaves are looked at.
     pub(super) fn first(
         &self,
         seen: &Seen,
@@ -217,21 +217,50 @@ impl RuleSet {
         head: &[u8],
         frame_len: usize,
     ) -> Option<(usize, &Rule)> {
-        let mut rules = self.rules.iter().enumerate();
-        rules.find(|(_, rule)| rule.matches(&self.sets, seen, gate, head, frame_len))
+        let found = match seen {
+            Seen::Ip(packet) => self.table.find(packet, gate, |at| {
+                self.rules[at].matches(&self.sets, seen, gate, head, frame_len)
+            }),
+            _ => None,
+        };
+        let at = match found {
+            Some(found) => found.rule as usize,
+            None => self.read(seen, gate, head, frame_len)?,
+        };
+        Some((at, self.rules.get(at)?))
     }
 
-    /// The same for a usual packet, by its number. What it costs depends on how many rules there are for its protocol, an eighth of
-    /// a rule's cost for each.
-    #[inline]
-    pub(super) fn first_for(
+    /// The same by reading one after the other.
+    pub(super) fn read(
         &self,
-        usual: &Usual,
+        seen: &Seen,
         gate: Gate,
         head: &[u8],
         frame_len: usize,
     ) -> Option<usize> {
-        self.table.first(usual, gate, |rule| {
+        let mut rules = self.rules.iter();
+        rules.position(|rule| rule.matches(&self.sets, seen, gate, head, frame_len))
+    }
+
+    /// The rules for a usual packet.
+    #[inline]
+    pub(super) fn list_for(&self, usual: &Usual, gate: Gate) -> &List<1> {
+        self.table.list_for(usual, gate)
+    }
+
+    /// What the first of these says that a usual packet matches. What it costs depends on how many there are, an eighth of a rule's cost
+    /// for each.
+    #[inline]
+    pub(super) fn find(
+        &self,
+        list: &List<1>,
+        usual: &Usual,
+        gate: Gate,
+        head: &[u8],
+        frame_len: usize,
+    ) -> Found {
+        let of = |(address, port)| ([address], port);
+        list.find(of(usual.source()), of(usual.destination()), |rule| {
             let seen = Seen::Ip(usual.packet());
             self.rules[rule].matches(&self.sets, &seen, gate, head, frame_len)
         })
@@ -241,11 +270,5 @@ impl RuleSet {
     #[inline]
     pub(super) fn keeps_state(&self) -> bool {
         self.keeps_state
-    }
-
-    /// Whether usual packets of a protocol that come by a gate have the same verdict wherever their ends are the same.
-    #[inline]
-    pub(super) fn is_by_ends(&self, protocol: u8, gate: Gate) -> bool {
-        self.table.is_by_ends(protocol, gate)
     }
 }

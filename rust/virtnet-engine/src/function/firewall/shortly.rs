@@ -2,30 +2,65 @@
 
 use virtnet_packet::{Burst, DropReason, Picks};
 
-use super::counts::NOBODY;
+use super::Firewall;
+use super::counts::Counts;
 use super::packet::TCP;
+use super::rules::RuleSet;
 use super::states::Usual;
+use super::table::{Does, Found, List};
 use super::tcp::Segment;
-use super::{Action, Firewall};
 use crate::function::{Fate, Fates, Verdict};
 use crate::graph::Gate;
 
-/// Packets that go the same way, one behind the other, and what rules say of them.
+/// Packets one behind the other that match the same rule, which are counted together.
+#[derive(Default)]
 pub(super) struct Run {
-    usual: Usual,
-    /// Where they are counted.
-    place: u32,
-    passes: bool,
+    rule: u32,
     packets: u64,
     bytes: u64,
+    /// The last packet that was compared with rules, and what was found.
+    last: Option<(Usual, Found)>,
 }
 
 impl Run {
     #[inline]
-    fn verdict(&self) -> Shortly {
-        match self.passes {
-            true => Shortly::Passes,
-            false => Shortly::IsDropped(DropReason::Filtered),
+    fn count(&mut self, rule: u32, bytes: usize, counts: &mut Counts) {
+        if self.rule != rule {
+            self.finish(counts);
+            (self.rule, self.packets, self.bytes) = (rule, 0, 0);
+        }
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+
+    /// Compares a packet with rules, unless the last that was compared went the same way.
+    #[inline(never)]
+    fn compare(
+        &mut self,
+        rules: &RuleSet,
+        list: &List<1>,
+        usual: &Usual,
+        gate: Gate,
+        head: &[u8],
+        frame_len: usize,
+    ) -> Found {
+        if let Some((last, found)) = self.last
+            && list.is_by_ends()
+            && last.goes_like(usual)
+        {
+            return found;
+        }
+        let found = rules.find(list, usual, gate, head, frame_len);
+        self.last = Some((*usual, found));
+        found
+    }
+
+    /// Counts them.
+    #[inline]
+    pub(super) fn finish(&self, counts: &mut Counts) {
+        if self.packets > 0 {
+            let place = counts.place(self.rule as usize);
+            counts.count_all(place, self.packets, self.bytes);
         }
     }
 }
@@ -50,7 +85,7 @@ impl Firewall {
     ) -> Verdict {
         let on = Fate::To(gate ^ 1);
         let mut all_pass = true;
-        let mut run = None;
+        let mut run = Run::default();
         for (fate, i) in fates.iter_mut().zip(picks.iter()) {
             *fate = on;
             let (head, frame_len) = (burst.head(i), burst.frame_len(i));
@@ -73,7 +108,7 @@ impl Firewall {
             }
             all_pass = false;
         }
-        self.finish(run);
+        run.finish(&mut self.states.counts);
         if all_pass {
             Verdict::All(on)
         } else {
@@ -81,61 +116,30 @@ impl Firewall {
         }
     }
 
-    /// Judges a usual packet that belongs to no flow by the rules alone, if that is all it takes. Of packets that follow each other the
-    /// same way the first is judged: they are a run.
-    #[inline]
+    /// Judges a usual packet that belongs to no flow by the rules alone, if that is all it takes.
+    #[inline(always)]
     pub(super) fn judge_shortly(
         &mut self,
         usual: &Usual,
-        run: &mut Option<Run>,
+        run: &mut Run,
         head: &[u8],
         frame_len: usize,
         gate: Gate,
     ) -> Shortly {
-        if usual.protocol == TCP && Segment::of(Usual::ABOVE, usual.end, head).is_none() {
+        if usual.protocol == TCP && !Segment::makes_sense(Usual::ABOVE, usual.end, head) {
             return Shortly::IsDropped(DropReason::Malformed);
         }
-        if let Some(run) = run.as_mut().filter(|run| run.usual.goes_like(usual)) {
-            run.packets += 1;
-            run.bytes += frame_len as u64;
-            return run.verdict();
-        }
-        let (place, action) = match self.rules.first_for(usual, gate, head, frame_len) {
-            Some(at) => {
-                let rule = &self.rules.rules[at];
-                if rule.keep_state && rule.action == Action::Pass {
-                    return Shortly::AskedMore;
-                }
-                (self.states.counts.place(at), rule.action)
-            }
-            None => (NOBODY, self.rules.otherwise),
+        let list = self.rules.list_for(usual, gate);
+        let found = match list.for_all() {
+            Some(found) => found,
+            None => run.compare(&self.rules, list, usual, gate, head, frame_len),
         };
-        if action == Action::Reject {
-            return Shortly::AskedMore;
-        }
-        let begun = Run {
-            usual: *usual,
-            place,
-            passes: action == Action::Pass,
-            packets: 1,
-            bytes: frame_len as u64,
+        let verdict = match found.does {
+            Does::Pass => Shortly::Passes,
+            Does::Drop => Shortly::IsDropped(DropReason::Filtered),
+            Does::More => return Shortly::AskedMore,
         };
-        let verdict = begun.verdict();
-        let ended = match self.rules.is_by_ends(usual.protocol, gate) {
-            true => run.replace(begun),
-            false => Some(begun),
-        };
-        self.finish(ended);
+        run.count(found.rule, frame_len, &mut self.states.counts);
         verdict
-    }
-
-    /// Counts a run.
-    #[inline]
-    pub(super) fn finish(&mut self, run: Option<Run>) {
-        if let Some(run) = run {
-            self.states
-                .counts
-                .count_all(run.place, run.packets, run.bytes);
-        }
     }
 }

@@ -1,11 +1,15 @@
-//! Rules as a table, for the packets that most are: a packet is compared with eight rules at once, and only with those that its
-//! protocol, its gate and its destination port leave.
+//! Rules as a table, for packets of TCP and UDP: what its protocol, its gate and its destination port leave of the rules is looked up, and
+//! a packet is compared with eight of them at once. Mostly the first that is left is about any address: then there is nothing to compare.
+
+mod line;
+#[cfg(test)]
+mod tests;
 
 use virtnet_packet::flow::IpVersion;
 
-use super::packet::{TCP, UDP};
-use super::rules::{Ends, Rule};
-use super::sets::Prefix;
+use self::line::{ALL_PORTS, LINE, Line, Point, Span, words};
+use super::packet::{End, Packet, TCP, UDP};
+use super::rules::{Action, Ends, Rule};
 use super::states::Usual;
 use crate::graph::Gate;
 
@@ -15,385 +19,309 @@ const ENTRIES_MAX: usize = 64;
 /// Where there would be more entries than this in all, ports are not told apart.
 const ALL_MAX: usize = 1 << 16;
 
-/// Entries that are compared at once.
-const LINE: usize = 8;
+/// Ports of a page, and pages of all ports.
+const PAGE: usize = 256;
 
-/// All rules that a usual packet can match.
+/// 32-bit words of an address.
+const V4: usize = 1;
+const V6: usize = 4;
+
+/// All rules that a packet of TCP or UDP can match.
 #[derive(Clone, Debug)]
 pub(super) struct RuleTable {
-    /// By protocol, TCP and UDP, and by gate.
-    parts: [[Part; 2]; 2],
+    v4: Parts<V4>,
+    v6: Parts<V6>,
 }
 
-/// Those for one protocol and one gate.
+/// By protocol, TCP and UDP, and by gate.
+type Parts<const WORDS: usize> = [[Part<WORDS>; 2]; 2];
+
+/// What the rules say of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The number of the first rule that it matches; how many there are, if none.
+    pub(super) rule: u32,
+    pub(super) does: Does,
+}
+
+/// What becomes of a packet by a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Does {
+    Pass,
+    Drop,
+    /// It begins a flow, or somebody is to be told.
+    More,
+}
+
+/// Those for one protocol and one gate: a list for all ports between two that rules tell apart.
 #[derive(Clone, Debug)]
-struct Part {
-    /// The lowest of the destination ports that each of the lists is for, and those above it up to the next.
-    ports: Vec<u16>,
-    lists: Vec<List>,
-    /// Whether a verdict holds for all packets that have the same ends.
-    is_by_ends: bool,
+struct Part<const WORDS: usize> {
+    /// On which of the pages a port is, by its upper byte. Those in a row that are alike are one.
+    page_of: [u8; PAGE],
+    /// Which list is for a port, by its lower byte.
+    pages: Vec<[u16; PAGE]>,
+    lists: Vec<List<WORDS>>,
 }
 
 /// Rules in their order.
-#[derive(Clone, Debug, Default)]
-struct List {
-    lines: Vec<Line>,
-    /// Of each entry the number of its rule, and whether the rule says more than the entry.
-    rules: Vec<(usize, bool)>,
-}
-
-/// Eight entries; one that is none matches nothing.
 #[derive(Clone, Debug)]
-struct Line {
-    from: Side,
-    to: Side,
+pub(super) struct List<const WORDS: usize> {
+    lines: Vec<Line<WORDS>>,
+    /// What is found where no entry matches: by a rule that matches whatever is left.
+    otherwise: Found,
+    /// Whether the same is found for all packets that have the same ends.
+    is_by_ends: bool,
 }
 
-/// What is said of one end of a packet's way.
-#[derive(Clone, Debug)]
-struct Side {
-    address: [u32; LINE],
-    mask: [u32; LINE],
-    /// Signed, because that is what is compared at once.
-    first_port: [i32; LINE],
-    last_port: [i32; LINE],
-}
-
-/// The same of one entry.
+/// A rule, or a part of it that says the same of all packets.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    address: u32,
-    mask: u32,
-    ports: (u16, u16),
+struct Entry<const WORDS: usize> {
+    from: Span<WORDS>,
+    to: Span<WORDS>,
+    found: Found,
+    /// Whether the rule says more than the entry, and whether it is about nothing but ends.
+    more: bool,
+    is_by_ends: bool,
 }
 
 impl RuleTable {
-    pub(super) fn new(rules: &[Rule]) -> Self {
-        let part = |protocol, gate| Part::new(rules, protocol, gate);
+    pub(super) fn new(rules: &[Rule], otherwise: Action) -> Self {
+        let none = Found {
+            rule: u32::try_from(rules.len()).unwrap_or(u32::MAX),
+            does: Does::of(otherwise, false),
+        };
         Self {
-            parts: [TCP, UDP].map(|protocol| [0, 1].map(|gate| part(protocol, gate))),
+            v4: parts(rules, IpVersion::V4, none),
+            v6: parts(rules, IpVersion::V6, none),
         }
     }
 
-    /// The number of the first rule that a packet matches. `matches` tells of a rule whether it does, where that takes more than the
-    /// packet's ends.
+    /// The rules for a usual packet.
     #[inline]
-    pub(super) fn first(
+    pub(super) fn list_for(&self, usual: &Usual, gate: Gate) -> &List<V4> {
+        part(&self.v4, usual.protocol, gate).list(usual.destination().1)
+    }
+
+    /// What is found for any packet of TCP or UDP that has ports; `None` for others. `matches` tells of a rule whether it does, where
+    /// that takes more than the packet's ends.
+    pub(super) fn find(
         &self,
-        usual: &Usual,
+        packet: &Packet,
         gate: Gate,
         matches: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let list = self.part(usual.protocol, gate).list(usual.destination().1);
-        for (line, rules) in list.lines.iter().zip(list.rules.chunks(LINE)) {
-            let differs = line.differs(usual);
-            // Most lines have none.
-            if !differs.contains(&0) {
-                continue;
-            }
-            for (_, &(rule, more)) in differs
-                .iter()
-                .zip(rules)
-                .filter(|(differs, _)| **differs == 0)
-            {
-                if !more || matches(rule) {
-                    return Some(rule);
-                }
-            }
+    ) -> Option<Found> {
+        let (protocol, from, to) = (packet.protocol, packet.from, packet.to);
+        if !packet.has_ports || !matches!(protocol, TCP | UDP) {
+            return None;
         }
-        None
-    }
-
-    /// Whether all packets with these ends have one verdict.
-    #[inline]
-    pub(super) fn is_by_ends(&self, protocol: u8, gate: Gate) -> bool {
-        self.part(protocol, gate).is_by_ends
-    }
-
-    #[inline]
-    fn part(&self, protocol: u8, gate: Gate) -> &Part {
-        &self.parts[usize::from(protocol == UDP)][usize::from(gate & 1)]
+        Some(match packet.version {
+            IpVersion::V4 => part(&self.v4, protocol, gate).find(from, to, matches),
+            IpVersion::V6 => part(&self.v6, protocol, gate).find(from, to, matches),
+        })
     }
 }
 
-impl Part {
-    fn new(rules: &[Rule], protocol: u8, gate: Gate) -> Self {
-        let mut entries = Vec::new();
-        let mut is_by_ends = true;
-        for (number, rule) in rules.iter().enumerate() {
-            let is_for_it = rule.came_in_by.is_none_or(|wanted| wanted == gate)
-                && rule.version.is_none_or(|wanted| wanted == IpVersion::V4)
+fn parts<const WORDS: usize>(rules: &[Rule], version: IpVersion, none: Found) -> Parts<WORDS> {
+    let part = |protocol, gate| {
+        let is_for_it = |rule: &Rule| {
+            rule.came_in_by.is_none_or(|wanted| wanted == gate)
+                && rule.version.is_none_or(|wanted| wanted == version)
                 && (rule.protocols.is_empty() || rule.protocols.contains(&protocol))
-                && rule.ethertype.is_none();
-            if is_for_it {
-                is_by_ends &= rule.filter.is_none();
-                entries.extend(entries_of(rule).map(|(from, to, more)| (from, to, (number, more))));
-            }
-        }
-        let mut part = Self {
-            ports: ports_of(entries.iter().map(|(_, to, _)| to.ports)),
-            lists: Vec::new(),
-            is_by_ends,
+                && rule.ethertype.is_none()
         };
-        let lists_of = |part: &Self, to: &Entry| part.place(to.ports.0)..=part.place(to.ports.1);
-        let all = entries.iter().map(|(_, to, _)| lists_of(&part, to).count());
-        if all.sum::<usize>() > ALL_MAX {
-            part.ports = vec![0];
+        let rules = (0..).zip(rules).filter(|(_, rule)| is_for_it(rule));
+        let entries = rules.flat_map(|(number, rule)| entries_of(number, rule, version));
+        Part::new(entries.collect(), none)
+    };
+    [TCP, UDP].map(|protocol| [0, 1].map(|gate| part(protocol, gate)))
+}
+
+#[inline]
+fn part<const WORDS: usize>(parts: &Parts<WORDS>, protocol: u8, gate: Gate) -> &Part<WORDS> {
+    &parts[usize::from(protocol == UDP)][usize::from(gate & 1)]
+}
+
+impl Does {
+    fn of(action: Action, keep_state: bool) -> Self {
+        match action {
+            Action::Pass if keep_state => Self::More,
+            Action::Pass => Self::Pass,
+            Action::Drop => Self::Drop,
+            Action::Reject => Self::More,
         }
-        let mut lists = vec![(Vec::new(), Vec::new()); part.ports.len()];
-        for (from, to, rule) in entries {
-            for (ends, rules) in &mut lists[lists_of(&part, &to)] {
-                ends.push((from, to));
-                rules.push(rule);
+    }
+}
+
+impl<const WORDS: usize> Part<WORDS> {
+    fn new(mut entries: Vec<Entry<WORDS>>, none: Found) -> Self {
+        let mut starts = starts_of(entries.iter().map(|entry| entry.to.ports));
+        let place = |port| starts.partition_point(|&first| first <= port) - 1;
+        let lists_of = |entry: &Entry<WORDS>| place(entry.to.ports.0)..place(entry.to.ports.1) + 1;
+        let mut ranges: Vec<_> = entries.iter().map(lists_of).collect();
+        if ranges.iter().map(ExactSizeIterator::len).sum::<usize>() > ALL_MAX {
+            starts = vec![0];
+            ranges.fill(0..1);
+        } else {
+            for entry in &mut entries {
+                // Its lists say it already.
+                entry.to.ports = ALL_PORTS;
             }
         }
-        let lists = lists.into_iter().map(|(ends, rules)| List {
-            lines: ends.chunks(LINE).map(Line::new).collect(),
-            rules,
-        });
-        part.lists.extend(lists);
-        part
-    }
-
-    #[inline]
-    fn list(&self, port: u16) -> &List {
-        &self.lists[self.place(port)]
-    }
-
-    /// Which list is for a port.
-    #[inline]
-    fn place(&self, port: u16) -> usize {
-        match self.ports.len() {
-            1 => 0,
-            // The first is 0.
-            _ => self
-                .ports
-                .partition_point(|&first| first <= port)
-                .saturating_sub(1),
+        let mut lists = vec![Vec::new(); starts.len()];
+        for (entry, range) in entries.into_iter().zip(ranges) {
+            lists[range].iter_mut().for_each(|list| list.push(entry));
+        }
+        let (page_of, pages) = pages_of(&starts);
+        Self {
+            page_of,
+            pages,
+            lists: lists
+                .iter()
+                .map(|entries| List::new(entries, none))
+                .collect(),
         }
     }
+
+    #[inline]
+    fn list(&self, port: u16) -> &List<WORDS> {
+        let [upper, lower] = port.to_be_bytes().map(usize::from);
+        let page = &self.pages[usize::from(self.page_of[upper])];
+        &self.lists[usize::from(page[lower])]
+    }
+
+    fn find(&self, from: End, to: End, matches: impl Fn(usize) -> bool) -> Found {
+        let of = |end: End| (words(end.address), end.port);
+        self.list(to.port).find(of(from), of(to), matches)
+    }
 }
 
-/// Where ranges of ports begin and end, each once and in order, from 0 on.
-fn ports_of(ranges: impl Iterator<Item = (u16, u16)>) -> Vec<u16> {
+/// Where ranges of ports begin and others end, each once and in order, from 0 on.
+fn starts_of(ranges: impl Iterator<Item = (u16, u16)>) -> Vec<u16> {
     let ends = ranges.flat_map(|(first, last)| [Some(first), last.checked_add(1)]);
-    let mut ports: Vec<_> = ends.flatten().chain([0]).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+    let mut starts: Vec<_> = ends.flatten().chain([0]).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    starts
 }
 
-/// Entries of which one matches where a rule does, and whether the rule says more than they do.
-fn entries_of(rule: &Rule) -> impl Iterator<Item = (Entry, Entry, bool)> + use<> {
+/// How many of these ports, but for the first, are not above a port: for all ports, in pages.
+fn pages_of(starts: &[u16]) -> ([u8; PAGE], Vec<[u16; PAGE]>) {
+    let mut all = vec![[0; PAGE]; PAGE];
+    let firsts = starts.iter().map(|&first| usize::from(first));
+    let ends = firsts.clone().skip(1).chain([PAGE * PAGE]);
+    for ((number, first), end) in (0..).zip(firsts).zip(ends) {
+        all.as_flattened_mut()[first..end].fill(number);
+    }
+    let mut number = 0;
+    let page_of = std::array::from_fn(|page| {
+        number += u8::from(page > 0 && all[page] != all[page - 1]);
+        number
+    });
+    all.dedup();
+    all.shrink_to_fit();
+    (page_of, all)
+}
+
+impl<const WORDS: usize> List<WORDS> {
+    fn new(entries: &[Entry<WORDS>], none: Found) -> Self {
+        let last = entries.iter().position(Entry::matches_all);
+        let otherwise = last.map_or(none, |last| entries[last].found);
+        let entries = &entries[..last.unwrap_or(entries.len())];
+        Self {
+            lines: entries.chunks(LINE).map(Line::new).collect(),
+            otherwise,
+            is_by_ends: entries.iter().all(|entry| entry.is_by_ends),
+        }
+    }
+
+    /// What is found for any packet, if there is nothing to compare.
+    #[inline]
+    pub(super) fn for_all(&self) -> Option<Found> {
+        self.lines.is_empty().then_some(self.otherwise)
+    }
+
+    /// Whether the same is found for all packets that have the same ends.
+    #[inline]
+    pub(super) fn is_by_ends(&self) -> bool {
+        self.is_by_ends
+    }
+
+    /// What is found for a packet with these ends. `matches` tells of a rule whether it does, where that takes more.
+    #[inline]
+    pub(super) fn find(
+        &self,
+        from: Point<WORDS>,
+        to: Point<WORDS>,
+        matches: impl Fn(usize) -> bool,
+    ) -> Found {
+        for line in &self.lines {
+            let mut matching = line.matching(from, to);
+            // Mostly none does.
+            while matching != 0 {
+                let at = matching.trailing_zeros() as usize / 2;
+                let (found, more) = line.found[at % LINE];
+                if !more || matches(found.rule as usize) {
+                    return found;
+                }
+                matching &= !(3 << (2 * at));
+            }
+        }
+        self.otherwise
+    }
+}
+
+/// Entries of which one matches where a rule does.
+fn entries_of<const WORDS: usize>(
+    number: u32,
+    rule: &Rule,
+    version: IpVersion,
+) -> impl Iterator<Item = Entry<WORDS>> + use<WORDS> {
     let is_simple = |ends: &Ends| !ends.not && ends.sets.is_empty();
     let of = |ends: &Ends| {
-        let addresses: Vec<_> = match is_simple(ends) && !ends.prefixes.is_empty() {
-            true => ends.prefixes.iter().filter_map(address_and_mask).collect(),
-            false => vec![(0, 0)],
+        let spans: Vec<_> = match is_simple(ends) && !ends.prefixes.is_empty() {
+            true => {
+                let prefixes = ends.prefixes.iter();
+                let prefixes = prefixes.filter(|prefix| prefix.version == version);
+                prefixes.filter_map(Span::of).collect()
+            }
+            false => vec![Span::ANY],
         };
         let ports = match ends.ports.is_empty() {
-            true => vec![(0, u16::MAX)],
+            true => vec![ALL_PORTS],
             false => ends.ports.clone(),
         };
         let ports = ports.into_iter().filter(|(first, last)| first <= last);
         let with = |ports| {
-            let addresses = addresses.iter();
-            addresses.map(move |&(address, mask)| Entry {
-                address,
-                mask,
-                ports,
-            })
+            let spans = spans.iter();
+            spans.map(move |&span| Span { ports, ..span })
         };
         ports.flat_map(with).collect::<Vec<_>>()
     };
     let (mut from, mut to) = (of(&rule.from), of(&rule.to));
     let is_short = from.len() * to.len() <= ENTRIES_MAX;
     if !is_short {
-        (from, to) = (vec![Entry::ANY], vec![Entry::ANY]);
+        (from, to) = (vec![Span::ANY], vec![Span::ANY]);
     }
-    let says_all =
-        is_short && is_simple(&rule.from) && is_simple(&rule.to) && rule.filter.is_none();
+    let is_by_ends = rule.filter.is_none();
+    let says_all = is_short && is_simple(&rule.from) && is_simple(&rule.to) && is_by_ends;
+    let found = Found {
+        rule: number,
+        does: Does::of(rule.action, rule.keep_state),
+    };
     from.into_iter().flat_map(move |from| {
         let pairs = to.clone().into_iter();
-        pairs.map(move |to| (from, to, !says_all))
+        pairs.map(move |to| Entry {
+            from,
+            to,
+            found,
+            more: !says_all,
+            is_by_ends,
+        })
     })
 }
 
-fn address_and_mask(prefix: &Prefix) -> Option<(u32, u32)> {
-    let address = u32::try_from(prefix.address).ok()?;
-    let others = u32::MAX.checked_shr(prefix.len.into()).unwrap_or_default();
-    (prefix.version == IpVersion::V4).then_some((address & !others, !others))
-}
-
-impl Entry {
-    const ANY: Self = Self {
-        address: 0,
-        mask: 0,
-        ports: (0, u16::MAX),
-    };
-
-    /// No address has a bit set that does not count.
-    const NONE: Self = Self {
-        address: 1,
-        ..Self::ANY
-    };
-}
-
-impl Line {
-    fn new(entries: &[(Entry, Entry)]) -> Self {
-        let none = (Entry::NONE, Entry::NONE);
-        let at = |i: usize| entries.get(i).copied().unwrap_or(none);
-        Self {
-            from: Side::new(std::array::from_fn(|i| at(i).0)),
-            to: Side::new(std::array::from_fn(|i| at(i).1)),
-        }
-    }
-
-    /// In what a packet differs from each entry: 0 from one that it matches. (Arrays that are computed whole are a few wide
-    /// instructions: 57 for a line, where a look at each entry is 110.)
-    #[inline]
-    fn differs(&self, usual: &Usual) -> [u32; LINE] {
-        let from = self.from.differs(usual.source());
-        let to = self.to.differs(usual.destination());
-        std::array::from_fn(|i| from[i] | to[i])
-    }
-}
-
-impl Side {
-    fn new(entries: [Entry; LINE]) -> Self {
-        Self {
-            address: entries.map(|entry| entry.address),
-            mask: entries.map(|entry| entry.mask),
-            first_port: entries.map(|entry| entry.ports.0.into()),
-            last_port: entries.map(|entry| entry.ports.1.into()),
-        }
-    }
-
-    #[inline(always)]
-    fn differs(&self, (address, port): (u32, u16)) -> [u32; LINE] {
-        let port = i32::from(port);
-        std::array::from_fn(|i| {
-            let is_outside = |is: bool| u32::from(is).wrapping_neg();
-            (address & self.mask[i] ^ self.address[i])
-                | is_outside(port < self.first_port[i])
-                | is_outside(port > self.last_port[i])
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::packet::look_at;
-    use super::super::rules::{Action, RuleSet};
-    use super::super::sets::AddressSet;
-    use super::*;
-    use crate::function::{Filter, Instruction};
-
-    /// Few addresses and ports, so that rules and packets meet.
-    fn address() -> impl Strategy<Value = u32> {
-        (0_u32..4, 0_u32..4).prop_map(|(net, host)| 0x0a00_0000 | net << 8 | host)
-    }
-
-    fn prefix() -> impl Strategy<Value = Prefix> {
-        let len = prop_oneof![Just(0), Just(22), Just(24), Just(31), Just(32)];
-        (address(), len, prop::bool::weighted(0.1)).prop_map(|(address, len, is_v6)| Prefix {
-            version: if is_v6 { IpVersion::V6 } else { IpVersion::V4 },
-            address: address.into(),
-            len,
-        })
-    }
-
-    fn ends() -> impl Strategy<Value = Ends> {
-        let prefixes = prop_oneof![
-            3 => prop::collection::vec(prefix(), 0..3),
-            1 => prop::collection::vec(prefix(), 9..12),
-        ];
-        let ports = prop_oneof![
-            2 => prop::collection::vec((0_u16..6, 0_u16..8), 0..3),
-            1 => Just(vec![(u16::MAX - 1, u16::MAX)]),
-            1 => prop::collection::vec((0_u16..6, 0_u16..8), 8..10),
-        ];
-        let (not, in_set) = (prop::bool::weighted(0.2), prop::bool::weighted(0.2));
-        (not, prefixes, in_set, ports).prop_map(|(not, prefixes, in_set, ports)| Ends {
-            not,
-            prefixes,
-            sets: if in_set { vec![0] } else { vec![] },
-            ports,
-        })
-    }
-
-    fn rule() -> impl Strategy<Value = Rule> {
-        let rare = || prop::bool::weighted(0.15);
-        let protocols = prop_oneof![
-            3 => Just(vec![]),
-            2 => Just(vec![TCP]),
-            2 => Just(vec![UDP]),
-            1 => Just(vec![1, UDP]),
-        ];
-        (protocols, ends(), ends(), rare(), rare(), rare(), 0..4_u16).prop_map(
-            |(protocols, from, to, other, only_v6, filtered, gate)| Rule {
-                action: Action::Pass,
-                came_in_by: (gate < 2).then_some(gate),
-                version: only_v6.then_some(IpVersion::V6),
-                protocols,
-                ethertype: other.then_some(0x0806),
-                from,
-                to,
-                // Frames longer than 60 bytes.
-                filter: filtered.then(|| {
-                    let program = [
-                        (0x80, 0, 0, 0),
-                        (0x25, 0, 1, 60),
-                        (6, 0, 0, 1),
-                        (6, 0, 0, 0),
-                    ];
-                    let program = program.map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
-                    Filter::new(&program).unwrap()
-                }),
-                keep_state: false,
-                text: String::new(),
-            },
-        )
-    }
-
-    fn frame(from: u32, to: u32, ports: (u16, u16), protocol: u8, len: usize) -> Vec<u8> {
-        let mut frame = vec![0; len];
-        frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
-        frame[17] = 46;
-        frame[23] = protocol;
-        frame[26..30].copy_from_slice(&from.to_be_bytes());
-        frame[30..34].copy_from_slice(&to.to_be_bytes());
-        frame[34..36].copy_from_slice(&ports.0.to_be_bytes());
-        frame[36..38].copy_from_slice(&ports.1.to_be_bytes());
-        frame
-    }
-
-    proptest! {
-        #[test]
-        fn the_table_finds_the_rule_that_reading_them_finds(
-            rules in prop::collection::vec(rule(), 0..20),
-            packets in prop::collection::vec(
-                (address(), address(), (0_u16..8, prop_oneof![4 => 0_u16..8, 1 => Just(u16::MAX)]), any::<bool>(), any::<bool>()),
-                1..20,
-            ),
-            gate in 0_u16..2,
-        ) {
-            let set = AddressSet::from_iter([
-                Prefix { version: IpVersion::V4, address: 0x0a00_0100, len: 24 },
-                Prefix { version: IpVersion::V4, address: 0x0a00_0003, len: 32 },
-            ]);
-            let rules = RuleSet::new(rules, vec![set.into()], Action::Drop, true);
-            for (from, to, ports, is_tcp, is_long) in packets {
-                let protocol = if is_tcp { TCP } else { UDP };
-                let head = frame(from, to, ports, protocol, if is_long { 64 } else { 60 });
-                let usual = Usual::of(&head, head.len()).unwrap();
-                let seen = look_at(&head);
-                let read = rules.first(&seen, gate, &head, head.len()).map(|(number, _)| number);
-                prop_assert_eq!(rules.first_for(&usual, gate, &head, head.len()), read);
-            }
-        }
+impl<const WORDS: usize> Entry<WORDS> {
+    fn matches_all(&self) -> bool {
+        !self.more && self.from.is_any() && self.to.is_any()
     }
 }

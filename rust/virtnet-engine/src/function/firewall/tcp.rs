@@ -32,13 +32,7 @@ pub(super) struct Segment {
 impl Segment {
     /// Reads the segment whose header begins at `at`, of a packet that ends at `end`; none: it makes no sense.
     pub(super) fn of(at: usize, end: usize, head: &[u8]) -> Option<Self> {
-        let fixed: &[u8; 20] = head.get(at..)?.first_chunk()?;
-        let header = 4 * usize::from(fixed[12] >> 4);
-        let flags = fixed[13];
-        let payload = end.checked_sub(at + header)?;
-        if header < 20 || (flags & SYN != 0 && flags & (FIN | RST) != 0) {
-            return None;
-        }
+        let (header, flags) = header(at, end, head)?;
         let options = head.get(at + 20..(at + header).min(head.len()));
         let scale = (flags & SYN != 0)
             .then(|| window_scale(options.unwrap_or_default()))
@@ -48,11 +42,17 @@ impl Segment {
             sequence: long(head, at + 4)?,
             acknowledged: long(head, at + 8)?,
             window: word(head, at + 14)?,
-            len: u32::try_from(payload).unwrap_or(u32::MAX)
+            len: u32::try_from(end - at - header).unwrap_or(u32::MAX)
                 + u32::from(flags & SYN != 0)
                 + u32::from(flags & FIN != 0),
             scale,
         })
+    }
+
+    /// Whether there is one.
+    #[inline]
+    pub(super) fn makes_sense(at: usize, end: usize, head: &[u8]) -> bool {
+        header(at, end, head).is_some()
     }
 
     /// Whether a connection begins with it.
@@ -67,6 +67,16 @@ impl Segment {
     fn end(&self) -> u32 {
         self.sequence.wrapping_add(self.len)
     }
+}
+
+/// How long a header is, and its flags; none: it makes no sense.
+#[inline]
+fn header(at: usize, end: usize, head: &[u8]) -> Option<(usize, u8)> {
+    let fixed: &[u8; 20] = head.get(at..)?.first_chunk()?;
+    let header = 4 * usize::from(fixed[12] >> 4);
+    let flags = fixed[13];
+    let is_odd = flags & SYN != 0 && flags & (FIN | RST) != 0;
+    (header >= 20 && at + header <= end && !is_odd).then_some((header, flags))
 }
 
 /// Spec: RFC 7323, 2.2.
