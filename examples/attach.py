@@ -1,7 +1,7 @@
 """Attach: one program runs a network, and another one looks at it and changes it.
 
 Both are this file: it starts itself again as the one that runs. From a shell the second half is ``virtnet list``,
-``virtnet show lab``, ``virtnet capture lab vm1 - | wireshark -k -i -``, ``virtnet apply lab FILE``, and so on.
+``virtnet show lab``, ``virtnet capture lab vm1 vm2 - | wireshark -k -i -``, ``virtnet apply lab FILE``, and so on.
 """
 
 import os
@@ -36,12 +36,12 @@ lab.apply(wanted)
 with vn.VirtioUserPort("vm1.sock") as vm1, vn.VirtioUserPort("vm2.sock") as vm2:
     vm1.wait_connected()
     vm2.wait_connected()
-    with lab.capture("vm1", "vm1.pcapng", overwrite=True) as capture:
+    with lab.capture(["vm1", "vm2"], "lab.pcapng", overwrite=True) as capture:
         vm1.tx([b"\xff" * 6 + bytes(54)] * 3)
         vm2.rx(timeout_s=5.0)
-        while lab.stats().ports[capture.name].sent < 3:  # noqa: PLR2004 - what was sent above
+        while lab.stats().ports[capture.name].sent < 6:  # noqa: PLR2004 - what was sent above, seen at both
             time.sleep(0.01)
-    print(f"{capture.packets} packets in vm1.pcapng")
+    print(f"{capture.packets} packets in lab.pcapng, inbound at vm1 and outbound at vm2")
 
 print(lab.rollback())
 lab.stop()

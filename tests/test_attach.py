@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 import virtnet as vn
 from helpers import eventually, frame, mac, receive
@@ -394,6 +395,34 @@ def test_a_capture_from_beside_is_written_with_the_callers_rights_where_the_call
         assert len(receive(port, 2, 0.3)) == 1
 
 
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_capture_of_several_places_from_beside(lab, tmp_path, columns):
+    attached = vn.attach("lab")
+    path = tmp_path / "out.pcapng"
+    with attached.capture(["a", (lab["sw"], "b")], *([] if columns else [path])) as capture:
+        assert capture.places == ("a", "sw-b")
+        send(lab)
+        assert eventually(lambda: lab[capture.name].stats().sent == 2)
+        before = lab.spec
+        attached.apply(vn.Spec(before.ports | {"c": vn.PortSpec.of("memory", "c")}, before.functions, before.cables))
+        attached.rollback()
+        send(lab)
+        assert eventually(lambda: lab[capture.name].stats().sent == 4)
+    expected = [(0, 1), (1, 1)] * 2
+    if columns:
+        found = capture.read().columns
+        assert list(zip(found.place.tolist(), found.direction.tolist(), strict=True)) == expected
+    else:
+        with RawPcapNgReader(str(path)) as reader:
+            found = [(capture.places.index(about.ifname.decode()), about.direction) for _, about in reader]
+        assert found == expected
+    assert lab.captures == ()
+    for where, says in (([], "found 0"), (["a", ("sw", "a")], "same cable"), (["a", "x"], "no node 'x'")):
+        with pytest.raises(vn.ConfigError, match=says):
+            attached.capture(where, tmp_path / "other.pcapng")
+        assert not (tmp_path / "other.pcapng").exists()
+
+
 def test_a_capture_from_beside_ends_when_its_reader_or_its_caller_leaves(lab):
     attached = vn.attach("lab")
     for leaves in ("reader", "caller"):
@@ -640,3 +669,32 @@ def test_the_command_line_captures_what_another_process_runs(sockets):
         assert refused.returncode == 2
         assert b"not for a terminal" in refused.stderr
         assert net.captures == ()
+
+
+def test_the_command_line_captures_several_places_into_one_file(sockets, tmp_path):
+    name, out = str(sockets / "lab.sock"), tmp_path / "out.pcapng"
+    with vn.Net(name=name) as net:
+        net.memory("a") >> net.switch(name="sw") << net.memory("b")
+        command = [sys.executable, "-m", "virtnet", "capture", name, "a", "sw,b"]
+        for file in ([], ["-"], [str(out)]):
+            taking = subprocess.Popen([*command, *file], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            into = f" into {out}" if file == [str(out)] else ""
+            assert taking.stderr.readline() == f"capturing at a sw,b{into}; Ctrl-C ends it\n".encode()
+            send(net, 2)
+            assert eventually(lambda: net.captures[0].packets == 4)
+            taking.send_signal(signal.SIGINT)
+            written, said = taking.communicate(timeout=20)
+            assert (taking.returncode, said) == (0, b"4 packets captured\n")
+            if file != [str(out)]:
+                out.write_bytes(written)
+            with RawPcapNgReader(str(out)) as reader:
+                found = [(about.ifname, about.direction) for _, about in reader]
+            assert found == [(b"a", 1)] * 2 + [(b"sw-b", 1)] * 2
+            out.unlink()
+        refused = virtnet("capture", name, "a", "x", "b")
+        assert refused.returncode == 2
+        assert "no node 'x'" in refused.stderr
+        refused = virtnet("capture", name, "a", "b", str(out), "--filter", "arp", "--filter", "ip", "--filter", "ip6")
+        assert refused.returncode == 2
+        assert "one for each of 2 places" in refused.stderr
+        assert not out.exists()

@@ -458,3 +458,234 @@ def test_captures_that_come_and_go_lose_nobody_a_packet(tmp_path):
         talking.join(20)
         assert found == list(range(len(found)))
         assert net.stats().functions["sw"].drops == {}
+
+
+def seen(path) -> list[tuple[str, int | None, bytes]]:
+    """Where each packet of a pcapng file was seen, which way it was going (1: inbound, 2: outbound), and its bytes."""
+    with RawPcapNgReader(str(path)) as reader:
+        return [(about.ifname.decode(), about.direction, bytes(data)) for data, about in reader]
+
+
+def counts(path) -> list[dict[int, int]]:
+    """The counts that each interface ends with: 4 received, 5 dropped, 6 passed by the filter, 8 delivered."""
+    return [
+        {code: int.from_bytes(value, "little") for code, value in options.items() if code > 3}
+        for options in blocks(path.read_bytes())[5]
+    ]
+
+
+there, back = frame(mac(2), mac(1), b"there"), frame(mac(1), mac(2), b"back")
+
+
+def talk(a, b) -> None:
+    """One frame there and one back."""
+    a.end.tx([there])
+    assert receive(b.end) == [there]
+    b.end.tx([back])
+    assert receive(a.end) == [back]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "ways"),
+    [
+        ("a", "a", (1, 2)),
+        ("b", "b", (2, 1)),
+        (("a", "sw"), "a-sw", (1, 2)),
+        (("sw", "a"), "sw-a", (2, 1)),
+        (("sw", "fw"), "sw-fw", (1, 2)),
+        (("fw", "sw"), "fw-sw", (2, 1)),
+        (("fw", "b"), "fw-b", (1, 2)),
+    ],
+)
+def test_what_comes_from_the_place_is_inbound_and_what_goes_to_it_outbound(tmp_path, place, name, ways):
+    """At a port, at a cable, and at either side of a function; b is plugged in before a."""
+    path = tmp_path / "out.pcapng"
+    with vn.Net() as net:
+        b, a = net.memory("b"), net.memory("a")
+        b >> net.firewall(["pass"], name="fw") >> net.switch(name="sw") << a
+        where = tuple(net[end] for end in place) if isinstance(place, tuple) else net[place]
+        with net.capture(where, path) as capture, net.capture(place) as columns:
+            assert capture.places == columns.places == (name,)
+            talk(a, b)
+            assert eventually(lambda: (capture.packets, columns.packets) == (2, 2))
+        assert net.stats().balance().exact
+    assert seen(path) == [(name, ways[0], there), (name, ways[1], back)]
+    found = columns.read()
+    assert found.columns.direction.tolist() == list(ways)
+    assert found.columns.place.tolist() == [0, 0]
+
+
+def test_a_reply_is_seen_after_what_it_replies_to(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with vn.Net() as net:
+        a = net.memory("a")
+        a >> net.echo(name="mirror")
+        with net.capture(["a"], path) as capture:
+            a.end.tx([there])
+            assert len(receive(a.end)) == 1
+            assert eventually(lambda: capture.packets == 2)
+    assert [way for _, way, _ in seen(path)] == [1, 2]
+
+
+@needs_libpcap
+def test_several_places_are_interfaces_with_names_filters_and_counts_of_their_own(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with pair() as (net, a, b):
+        c = net.memory("c")
+        c >> net["sw"]
+        with net.capture([a, (net["sw"], b), "c"], path, filter=["udp", "", "udp port 53"]) as capture:
+            assert capture.places == ("a", "sw-b", "c")
+            assert [tee.name for tee in capture.tees] == ["tee-capture-out", "tee-capture-out-2", "tee-capture-out-3"]
+            c.end.tx([frame(mac(1), mac(3))])  # the switch learns who is where: nobody else sees what follows
+            assert len(receive(a.end)) == len(receive(b.end)) == 1
+            b.end.tx([frame(mac(3), mac(2))])
+            assert len(receive(c.end)) == 1
+            a.end.tx([udp(53), frame(mac(2), mac(1)), udp(54)])
+            assert len(receive(b.end, 3)) == 3
+            assert eventually(lambda: capture.packets == 7)
+    interfaces = blocks(path.read_bytes())[1]
+    assert [(options[2], options.get(11)) for options in interfaces] == [
+        (b"a", b"\0udp"),
+        (b"sw-b", None),
+        (b"c", b"\0udp port 53"),
+    ]
+    found = seen(path)
+    assert [way for place, way, _ in found if place == "a"] == [1, 1]
+    assert [way for place, way, _ in found if place == "sw-b"] == [1, 2, 1, 1, 1]
+    assert counts(path) == [{5: 0, 6: 2, 8: 2}, {4: 5, 5: 0, 8: 5}, {5: 0, 6: 0, 8: 0}]
+    with pair() as (net, a, b), net.capture([a, b], tmp_path / "one.pcapng", filter="udp port 53") as capture:
+        a.end.tx([udp(53), udp(54)])
+        assert len(receive(b.end, 2)) == 2
+        assert eventually(lambda: capture.packets == 2)
+    assert [options[11] for options in blocks((tmp_path / "one.pcapng").read_bytes())[1]] == [b"\0udp port 53"] * 2
+
+
+def test_several_places_are_columns_with_the_place_and_the_direction():
+    with pair() as (net, a, b), net.capture([a, b]) as capture:
+        talk(a, b)
+        assert eventually(lambda: capture.packets == 4)
+        columns = capture.read().columns
+        places = [capture.places[place] for place in columns.place]
+        assert list(zip(places, columns.direction.tolist(), strict=True)) == [("a", 1), ("b", 2), ("b", 1), ("a", 2)]
+        assert {"place", "direction"} <= columns.to_dict().keys()
+        talk(a, b)
+        assert eventually(lambda: capture.packets == 8)
+        later = capture.read()
+        inbound = later[later.columns.direction == 1]
+        assert inbound.columns.place.tolist() == [0, 1]
+        assert inbound[::-1].heads(14).columns.place.tolist() == [1, 0]
+    fresh = vn.Burst([there])
+    assert (fresh.columns.direction.tolist(), fresh.columns.place.tolist()) == ([0], [0])
+
+
+def test_a_live_reader_gets_several_places_and_each_counts_what_it_lost():
+    reader, writer = os.pipe()
+    found: list[bytes] = []
+    with pair() as (net, a, b):
+        capture = net.capture([a, b], writer)
+        os.close(writer)
+        frames = [frame(mac(2), mac(1)).ljust(9000, b"x")] * 100
+        sent = 0
+        while not capture.dropped:
+            assert a.end.tx(frames) == 100
+            assert len(receive(b.end, 100)) == 100
+            sent += 100
+        assert eventually(lambda: capture.packets + capture.dropped == 2 * sent)
+        dropped = capture.dropped
+        reading = read_all(reader, found)
+        capture.stop()
+        reading.join(20)
+    (data,) = found
+    statistics = [{code: int.from_bytes(one[code], "little") for code in (4, 5, 8)} for one in blocks(data)[5]]
+    assert [one[4] for one in statistics] == [sent, sent]
+    assert sum(one[5] for one in statistics) == dropped
+    assert all(one[4] == one[5] + one[8] for one in statistics)
+    assert len(blocks(data)[6]) == sum(one[8] for one in statistics)
+
+
+def test_a_place_that_goes_leaves_the_others_and_the_last_one_ends_the_capture(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with pair() as (net, a, b):
+        capture = net.capture(["a", "b"], path)
+        talk(a, b)
+        assert eventually(lambda: capture.packets == 4)
+        before = net.spec
+        net.apply(vn.Spec({"b": before.ports["b"]}, before.functions, {("b", "sw")}))
+        assert capture.running
+        b.end.tx([back])
+        assert eventually(lambda: capture.packets == 5)
+        net.rollback()  # its place is not taken up again
+        net["a"].end.tx([there])
+        assert receive(b.end) == [there]
+        assert eventually(lambda: capture.packets == 6)
+        net.remove(b)
+        assert capture.wait(5)
+        assert net.captures == ()
+    assert [(place, way) for place, way, _ in seen(path)[4:]] == [("b", 1), ("b", 2)]
+    assert counts(path) == [{4: 2, 5: 0, 8: 2}, {4: 4, 5: 0, 8: 4}]
+
+
+def test_directions_stay_when_captures_come_and_go_around_and_cables_move(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with pair() as (net, a, b):
+        before = net.capture(("sw", "a"))
+        with net.capture([a], path) as capture, net.capture(a) as behind:
+            talk(a, b)
+            assert eventually(lambda: (capture.packets, before.packets, behind.packets) == (2, 2, 2))
+            before.stop()
+            talk(a, b)
+            assert eventually(lambda: (capture.packets, behind.packets) == (4, 4))
+            with net.change():
+                net.unplug(a, net["sw"])
+                net.switch(name="other") << a
+                net["other"] << net.memory("c")
+            a.end.tx([there])
+            assert receive(net["c"].end) == [there]
+            assert eventually(lambda: (capture.packets, behind.packets) == (5, 5))
+        assert before.read().columns.direction.tolist() == [2, 1]
+        assert behind.read().columns.direction.tolist() == [1, 2, 1, 2, 1]
+    assert [way for _, way, _ in seen(path)] == [1, 2, 1, 2, 1]
+
+
+def test_several_workers_know_places_and_directions():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    with pair(cpus=sorted(os.sched_getaffinity(0))[:2]) as (net, a, b), net.capture([a, b]) as capture:
+        for _ in range(20):
+            talk(a, b)
+        assert eventually(lambda: capture.packets == 80)
+        columns = capture.read().columns
+        seen_there = (columns.eth_src == int.from_bytes(mac(1), "big")).tolist()
+        expected = [(0, 1) if is_there else (0, 2) for is_there in seen_there]
+        found = list(zip(columns.place.tolist(), columns.direction.tolist(), strict=True))
+        at_a = [(one, wanted) for one, wanted in zip(found, expected, strict=True) if one[0] == 0]
+        assert len(at_a) == 40
+        assert all(one == wanted for one, wanted in at_a)
+        assert sorted(found) == sorted([(0, 1), (0, 2), (1, 1), (1, 2)] * 20)
+        assert eventually(lambda: net.stats().balance().exact)
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "says"),
+    [
+        ([], {}, "at 1 to 4096 places, found 0"),
+        (["a", "a"], {}, "'a' and 'a' are the same cable"),
+        (["a", "b", ("sw", "a")], {}, "'a' and 'sw-a' are the same cable"),
+        (["a", "nobody"], {}, "there is no node 'nobody'"),
+        (["a", "sw"], {}, "'sw' has 2 cables"),
+        ([("a", "sw", "b")], {}, "found 3 nodes"),
+        (["a", "b"], {"filter": ["arp"]}, "one for each of 2 places"),
+        (["a", "b"], {"filter": ["arp", 7]}, "one for each of 2 places"),
+        (["a", "b"], {"pcap": True}, "write pcapng"),
+        ([7], {}, "expected a node"),
+    ],
+)
+def test_places_that_cannot_be_are_refused_and_nothing_is_left(tmp_path, where, options, says):
+    with pair() as (net, a, b):
+        with pytest.raises(vn.ConfigError, match=says):
+            net.capture(where, tmp_path / "out.pcapng", **options)
+        assert net.captures == ()
+        assert not (tmp_path / "out.pcapng").exists()
+        with pytest.raises(vn.ConfigError, match="write pcapng"):
+            net.capture([a, b], tmp_path / "out.PCAP")
+        talk(a, b)

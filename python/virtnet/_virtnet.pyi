@@ -83,9 +83,11 @@ class Packets:
         offloads: bytes | bytearray | None = None,
         times: bytes | None = None,
         wire_lengths: bytes | None = None,
+        origins: bytes | None = None,
     ) -> Self:
         """Packets in ``data``: where each starts and its length as uint32, and perhaps of each ten bytes of offload
-        metadata (the first ten of the virtio-net header), its time as int64 and its length on the wire as uint32.
+        metadata (the first ten of the virtio-net header), its time as int64, its length on the wire as uint32, and
+        four bytes of where it was seen: the place as uint16, the direction, and nothing.
         """
 
     def __len__(self) -> int: ...
@@ -113,6 +115,9 @@ class Packets:
 
     def wire_lengths(self) -> bytes:
         """The length of each on the wire as uint32, or nothing."""
+
+    def origins(self) -> bytes:
+        """Four bytes each of where it was seen, or nothing."""
 
     def pick(self, numbers: NDArray[np.int64]) -> Packets:
         """Some of the packets, by number; negative ones count from the end."""
@@ -158,11 +163,16 @@ def memory_pair(capacity: int) -> tuple[Port, Port]:
 class Recorder:
     """A port that keeps what is sent to it, for `virtnet.Net` to open, and what it has kept."""
 
-    def __new__(cls, snap: int, memory: int) -> Self:
-        """Keeps the first ``snap`` bytes of each packet, in ``memory`` bytes at most."""
+    def __new__(cls, places: int, snap: int, memory: int) -> Self:
+        """Takes copies from so many places, each by a gate of its own (0: it takes packets).
 
-    def take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]:
-        """What has come since the last time: bytes, starts, lengths, offload metadata, times, lengths on the wire."""
+        It keeps the first ``snap`` bytes of each packet, in ``memory`` bytes at most.
+        """
+
+    def take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes]:
+        """What has come since the last time: bytes, starts, lengths, offload metadata, times, lengths on the wire,
+        origins.
+        """
 
     def is_empty(self) -> bool:
         """Whether there is nothing to take."""

@@ -57,6 +57,10 @@ OFFLOAD = np.dtype(
 #: Spec: virtio 1.4, 5.1.9.4.4, Hash reporting for incoming packets.
 HASH = np.dtype([("value", "u4"), ("report", "u2")])
 
+#: Where a capture has seen a packet, and which way it was going.
+#: Spec: draft-ietf-opsawg-pcapng, 4.3.1, epb_flags.
+ORIGIN = np.dtype([("place", "<u2"), ("direction", "u1"), ("unused", "u1")])
+
 #: Anything that has a packet's bytes: ``bytes``, an array, a packet of Scapy's.
 Frame = bytes | bytearray | memoryview | SupportsBytes
 
@@ -235,6 +239,9 @@ class Columns:
         offload: structured, what the sender left to be done (checksum, segmentation); can be written.
         time_ns: ``int64[n]``, when it passed, in nanoseconds since 1970; 0 where nobody has noted it: captures do.
         wire_length: ``uint32[n]``, bytes that the frame had; ``length`` unless a capture has cut it.
+        direction: ``uint8[n]``, which way it was going where it was captured: 1 inbound, into the network; 2 outbound;
+            0 where nobody has noted it.
+        place: ``uint16[n]``, where it was captured, as a position in the places of the capture.
         hash: structured, the ``value`` that the device has computed and what it has hashed (``report``); 0 where it
             tells none, see :meth:`VirtioUserPort.set_rss`.
     """
@@ -259,6 +266,8 @@ class Columns:
         "offload",
         "time_ns",
         "wire_length",
+        "direction",
+        "place",
         "hash",
     )
 
@@ -281,6 +290,8 @@ class Columns:
     offload: View
     time_ns: View
     wire_length: View
+    direction: View
+    place: View
     hash: View
 
     _DTYPES: ClassVar[dict[str, np.dtype[Any]]] = {
@@ -333,6 +344,8 @@ class Columns:
             return np.frombuffer(data, OFFLOAD, len(packets), first * OFFLOAD.itemsize)
         if name == "time_ns":
             return np.frombuffer(packets.times() or bytes(8 * len(packets)), np.int64)
+        if name in {"direction", "place"}:
+            return np.frombuffer(packets.origins() or bytes(ORIGIN.itemsize * len(packets)), ORIGIN)[name]
         if name == "hash":
             return np.frombuffer(packets.hashes() or bytes(HASH.itemsize * len(packets)), HASH)
         if name in {"length", "wire_length"}:
@@ -592,10 +605,11 @@ class Burst:
         return cls._of(port.rx(max_packets, timeout_s), _Lease())
 
     @classmethod
-    def _recorded(cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]) -> Burst:
+    def _recorded(cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes]) -> Burst:
         """What a capture has kept."""
-        data, starts, lengths, offloads, times, wire_lengths = recorded
-        return cls._of(_virtnet.Packets(data, starts, lengths, bytes(offloads), times, wire_lengths), _Lease())
+        data, starts, lengths, offloads, times, wire_lengths, origins = recorded
+        packets = _virtnet.Packets(data, starts, lengths, bytes(offloads), times, wire_lengths, origins)
+        return cls._of(packets, _Lease())
 
     def _tx(self, port: _virtnet.Port) -> int:
         """Gives the packets to a port; how many it took."""

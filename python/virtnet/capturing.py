@@ -18,14 +18,29 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 from virtnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtnet import _virtnet
     from virtnet.burst import Burst
     from virtnet.net import Net
-    from virtnet.nodes import Function, PortNode
+    from virtnet.nodes import Function, Node, PortNode
     from virtnet.plans import PlannedNode, Plans
     from virtnet.stats import PortStats
 
-__all__ = ["Capture", "ColumnsCapture", "Opened", "PlannedCapture", "Target", "check_room", "open_target"]
+__all__ = [
+    "Capture",
+    "ColumnsCapture",
+    "Opened",
+    "Place",
+    "PlannedCapture",
+    "PlannedPlace",
+    "Target",
+    "check_room",
+    "filters_of",
+    "open_target",
+    "place_name",
+    "places_of",
+]
 
 #: How often an end, or packets, are looked for.
 LOOK_S = 0.01
@@ -41,6 +56,12 @@ class HasDescriptor(Protocol):
 
 #: Where a capture can be written to: a path, ``-`` for standard output, an open descriptor or file.
 Target: TypeAlias = "str | os.PathLike[str] | int | HasDescriptor"
+
+#: Where a capture is taken: a node with one cable, or the two nodes at the ends of a cable, or their names.
+Place: TypeAlias = "str | Node | tuple[str | Node, str | Node]"
+
+#: As many as a switch has cables.
+PLACES_MAX = 4096
 
 
 @dataclass
@@ -95,6 +116,37 @@ def open_target(target: Target) -> Opened:
     return Opened(f"/proc/self/fd/{held}", "capture", append=True, descriptor=held)
 
 
+def places_of(where: Place | list[Place]) -> list[Place]:
+    """The places that are meant.
+
+    Raises:
+        ConfigError: there are none, or too many.
+    """
+    places = list(where) if isinstance(where, list) else [where]
+    if not 1 <= len(places) <= PLACES_MAX:
+        raise ConfigError(f"a capture is taken at 1 to {PLACES_MAX} places, found {len(places)}")
+    return places
+
+
+def place_name(place: Place) -> str:
+    """What a place is called: as the node, or as both with a dash between."""
+    ends = place if isinstance(place, tuple) else (place,)
+    return "-".join(end if isinstance(end, str) else end.name for end in ends)
+
+
+def filters_of(chosen: str | Sequence[str], places: int) -> list[str]:
+    """The filter of each place: the same for all, or one for each.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    filters = [chosen] * places if isinstance(chosen, str) else chosen
+    is_list = isinstance(filters, list | tuple) and len(filters) == places
+    if not is_list or not all(isinstance(one, str) for one in filters):
+        raise ConfigError(f"filter is a text, or one for each of {places} places, found {chosen!r}")
+    return list(filters)
+
+
 class Capture:
     """A capture that runs; as a context manager it is stopped at the end of the block.
 
@@ -103,16 +155,20 @@ class Capture:
 
     Attributes:
         file: the port that writes.
-        tee: the function that copies.
+        places: the names of the places, in the order in which they were given: interfaces in a pcapng file.
+        tees: the functions that copy, one at each place.
     """
 
-    def __init__(self, net: Net, file: PortNode, tee: Function, opened: Opened | None) -> None:
+    def __init__(
+        self, net: Net, file: PortNode, places: Sequence[str], tees: Sequence[Function], opened: Opened | None
+    ) -> None:
         """Made by the network."""
         from virtnet.stats import PortStats
 
         self.net = net
         self.file = file
-        self.tee = tee
+        self.places = tuple(places)
+        self.tees = tuple(tees)
         self._opened = opened
         self._last = PortStats("pcap")
 
@@ -179,13 +235,18 @@ class Capture:
 class ColumnsCapture(Capture):
     """A capture into memory, to be read as packets with columns. What was captured can be read after its end too."""
 
-    def __init__(self, net: Net, file: PortNode, tee: Function, recorder: _virtnet.Recorder) -> None:
+    def __init__(
+        self, net: Net, file: PortNode, places: Sequence[str], tees: Sequence[Function], recorder: _virtnet.Recorder
+    ) -> None:
         """Made by the network."""
-        super().__init__(net, file, tee, None)
+        super().__init__(net, file, places, tees, None)
         self._recorder = recorder
 
     def read(self, timeout_s: float | None = 0.0) -> Burst:
-        """All packets since the last time, as one burst; ``columns.time_ns`` says when each passed.
+        """All packets since the last time, as one burst.
+
+        ``columns.time_ns`` says when each passed, ``columns.direction`` which way (1: inbound, 2: outbound), and
+        ``columns.place`` where, as a position in :attr:`places`.
 
         Args:
             timeout_s: seconds to wait for the first one; ``None`` waits as long as the capture goes on.
@@ -209,31 +270,43 @@ class ColumnsCapture(Capture):
             time.sleep(LOOK_S)
         return Burst._recorded(self._take())  # noqa: SLF001 - a constructor of it
 
-    def _take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes]:
+    def _take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes]:
         """All that has come since the last time, as it travels to other processes."""
         return self._recorder.take()
 
 
 @dataclass(frozen=True)
-class PlannedCapture:
-    """A capture in the description of a network: two nodes that stand in a cable.
+class PlannedPlace:
+    """A place of a capture in the description of a network: a tee that stands in a cable.
 
     Attributes:
-        place: the ends of the cable.
+        ends: the ends of the cable. What comes from the first is inbound.
     """
 
-    handle: Capture
-    place: tuple[str, str]
-    file: PlannedNode
+    ends: tuple[str, str]
     tee: PlannedNode
 
-    def follow(self, plans: Plans) -> PlannedCapture | None:
+    def follow(self, plans: Plans) -> PlannedPlace | None:
         """The same in another description: at the same cable, or at the only one that its first end has now."""
-        first, second = self.place
+        first, second = self.ends
         others = plans.cables_of(first)
         if second in others:
             return self
-        return replace(self, place=(first, others[0])) if len(others) == 1 else None
+        return replace(self, ends=(first, others[0])) if len(others) == 1 else None
+
+
+@dataclass(frozen=True)
+class PlannedCapture:
+    """A capture in the description of a network: a port, and the places that it takes copies from."""
+
+    handle: Capture
+    file: PlannedNode
+    places: tuple[PlannedPlace, ...]
+
+    def follow(self, plans: Plans) -> PlannedCapture | None:
+        """The same in another description, without the places that are gone; it ends with the last one."""
+        places = tuple(filter(None, (place.follow(plans) for place in self.places)))
+        return replace(self, places=places) if places else None
 
 
 def check_room(snap: int, memory: int) -> None:

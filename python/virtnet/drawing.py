@@ -18,7 +18,7 @@ from virtnet.plans import PlannedNode, Plans, planned
 from virtnet.spec import PortSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from virtnet.net import Net
 
@@ -177,12 +177,12 @@ class Drawing(Observing):
             of_captures = self._plan.capture_nodes()
             return of_captures[name].handle if name in of_captures else self._known(name).handle
 
-    def _name(self, given: str | None, base: str) -> str:
-        """The name given, or one made from ``base`` that is free."""
+    def _name(self, given: str | None, base: str, besides: Sequence[str] = ()) -> str:
+        """The name given, or one made from ``base`` that is free, and none of some others."""
         if given is not None:
             return given
         base = base[: NAME_MAX - 8]
-        taken = self._plan.nodes | self._plan.capture_nodes()
+        taken = {*self._plan.nodes, *self._plan.capture_nodes(), *besides}
         names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
         return next(name for name in names if name not in taken)
 

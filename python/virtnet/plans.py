@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from virtnet import _virtnet
@@ -13,7 +14,7 @@ from virtnet.ports import MemoryPort
 from virtnet.spec import PortSpec
 
 if TYPE_CHECKING:
-    from virtnet.capturing import PlannedCapture
+    from virtnet.capturing import PlannedCapture, PlannedPlace
     from virtnet.description import FunctionSpec
 
 __all__ = ["PlannedNode", "Plans", "planned"]
@@ -58,12 +59,12 @@ class Plans:
 
     def capture_nodes(self) -> dict[str, PlannedNode]:
         """The ports and functions that captures are made of, by name."""
-        nodes = [node for capture in self.captures for node in (capture.file, capture.tee)]
+        nodes = [node for capture in self.captures for node in (capture.file, *(place.tee for place in capture.places))]
         return {node.handle.name: node for node in nodes}
 
     def described(self) -> tuple[list[tuple[str, str, dict[str, Any]]], tuple[tuple[str, str], ...]]:
         """Nodes and cables as the engine takes them."""
-        woven, instead = self._with_captures()
+        woven, instead, sides = self._with_captures()
         nodes = []
         for name, node in woven.nodes.items():
             if woven.waits(name):
@@ -71,30 +72,38 @@ class Plans:
             options = woven._options(name) | woven._ends(node)  # noqa: SLF001 - another one of these
             if "gates" in options:
                 gates = {instead.get((name, end), end): gate for end, gate in options["gates"].items()}
-                options = options | {"gates": gates}
+                options = options | {"gates": gates | sides.get(name, {})}
             nodes.append((name, node.kind or node.handle.kind, options))
         return nodes, woven.cables
 
-    def _with_captures(self) -> tuple[Plans, dict[tuple[str, str], str]]:
-        """With the captures where they stand; and who is plugged into a node instead of another one therefore."""
+    def _with_captures(self) -> tuple[Plans, dict[tuple[str, str], str], dict[str, dict[str, int]]]:
+        """With the captures where they stand.
+
+        Besides, who is plugged into a node instead of another one therefore; and the gates of tees by who is on either
+        side of them.
+        """
         cables = list(self.cables)
         instead: dict[tuple[str, str], str] = {}
-        #: The last piece of each cable that was cut.
-        pieces: dict[frozenset[str], int] = {}
+        sides: dict[str, dict[str, int]] = {}
+        numbers = {frozenset(cable): number for number, cable in enumerate(self.cables)}
+        standing: dict[int, list[PlannedPlace]] = {}
         for capture in self.captures:
-            tee, ends = capture.tee.handle.name, frozenset(capture.place)
-            cables.append((capture.file.handle.name, tee))
-            at = pieces.get(ends, next((i for i, cable in enumerate(self.cables) if ends == {*cable}), None))
-            if at is None:
-                continue  # its cable is away for the moment
-            left, right = cables[at]
-            cables[at] = (left, tee)
-            pieces[ends] = len(cables)
-            cables.append((tee, right))
-            (other,) = ends - {right}
-            instead.setdefault((other, right), tee)
-            instead[right, other] = tee
-        return Plans(self.nodes | self.capture_nodes(), tuple(cables)), instead
+            for place in capture.places:
+                cables.append((capture.file.handle.name, place.tee.handle.name))
+                number = numbers.get(frozenset(place.ends))
+                if number is not None:  # otherwise its cable is away for the moment
+                    standing.setdefault(number, []).append(place)
+        for number, places in standing.items():
+            left, right = self.cables[number]
+            chain = [left, *(place.tee.handle.name for place in places), right]
+            cables[number], *pieces = pairwise(chain)
+            cables += pieces
+            instead[left, right], instead[right, left] = chain[1], chain[-2]
+            for place, before, after in zip(places, chain, chain[2:], strict=False):
+                first, second = (before, after) if place.ends[0] == left else (after, before)
+                # The first gate of a tee is on the side that is outside.
+                sides[place.tee.handle.name] = {first: 0, second: 1}
+        return Plans(self.nodes | self.capture_nodes(), tuple(cables)), instead, sides
 
     def _ends(self, node: PlannedNode) -> dict[str, Any]:
         """Python's ends of the ports at a divert's branches, which it asks how much waits there."""

@@ -69,6 +69,40 @@ def test_tshark_and_capinfos_read_names_filters_and_counts(net, tmp_path):
     assert f"Capture application: virtnet {vn.__version__}" in info.replace("  ", " ")
 
 
+def reply(net: vn.Net) -> None:
+    net["vm2"].end.tx([mac(1) + mac(2) + udp(7)[12:]])
+    assert len(receive(net["vm1"].end)) == 1
+
+
+FIELDS = ["-T", "fields", "-e", "frame.interface_name", "-e", "frame.packet_flags_direction", "-e", "udp.dstport"]
+
+
+def test_tshark_and_capinfos_read_places_directions_and_counts_of_each(net, tmp_path):
+    path = tmp_path / "out.pcapng"
+    with net.capture(["vm1", ("vm2", "sw")], path, filter=["", "udp port 53"]) as capture:
+        send(net, [udp(53), udp(54)])
+        reply(net)
+        assert eventually(lambda: capture.packets == 4)
+    rows = [row.split("\t") for row in tool("tshark", "-n", "-r", str(path), *FIELDS).splitlines()]
+    # 1 is inbound, 2 outbound.
+    assert rows == [
+        ["vm1", "0x00000001", "53"],
+        ["vm1", "0x00000001", "54"],
+        ["vm2-sw", "0x00000002", "53"],
+        ["vm1", "0x00000002", "7"],
+    ]
+    found = tool("tshark", "-n", "-r", str(path), "-Y", "frame.packet_flags_direction == 2", *FIELDS)
+    assert len(found.splitlines()) == 2
+    info = tool("capinfos", str(path))
+    assert "Number of interfaces in file: 2" in info
+    assert "Name = vm1" in info
+    assert "Name = vm2-sw" in info
+    assert "Filter string = udp port 53" in info
+    assert "Number of packets = 3" in info
+    assert "Number of packets = 1" in info
+    assert info.count("Number of stat entries = 1") == 2
+
+
 def test_tcpdump_reads_both_forms(net, tmp_path):
     for suffix in ("pcap", "pcapng"):
         path = tmp_path / f"out.{suffix}"
@@ -98,6 +132,25 @@ def test_tshark_sees_packets_while_they_pass(net):
     send(net, [udp(56)])
 
 
+def test_tshark_sees_several_places_live(net):
+    """`virtnet capture lab vm1 vm2 - | tshark -i -`."""
+    with subprocess.Popen(
+        ["tshark", "-n", "-l", "-i", "-", *FIELDS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as shark:
+        capture = net.capture(["vm1", "vm2"], shark.stdin)
+        shark.stdin.close()
+        for port in (53, 54):
+            send(net, [udp(port)])
+            rows = [shark.stdout.readline().decode().split("\t") for _ in range(2)]
+            assert [row[1:] for row in rows] == [["0x00000001", f"{port}\n"], ["0x00000002", f"{port}\n"]]
+        shark.terminate()
+        assert capture.wait(20)
+        capture.stop()
+
+
 def test_the_command_line_feeds_a_fifo_and_tshark_counts_what_was_dropped(tmp_path, sockets):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -114,7 +167,7 @@ def test_the_command_line_feeds_a_fifo_and_tshark_counts_what_was_dropped(tmp_pa
             assert eventually(lambda: "capture" in net.stats().ports, 20)
             send(net, [udp(53)] * 50)
             _, said = taking.communicate(timeout=30)
-            assert said == "capturing at vm1; Ctrl-C ends it\n50 packets captured\n"
+            assert said == f"capturing at vm1 into {fifo}; Ctrl-C ends it\n50 packets captured\n"
             assert reader.wait(20) == 0
         stats = json.loads(
             subprocess.run(

@@ -7,7 +7,7 @@ import json as json_module
 import sys
 import time
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from virtnet.cli.tables import ports_table, rings_table, totals_line
 from virtnet.errors import ConfigError, VirtnetError
 from virtnet.nodes import PortNode
 from virtnet.remote import AttachedNet, attach, networks
+
+if TYPE_CHECKING:
+    from virtnet.capturing import Place
 
 __all__ = ["apply", "capture", "list_", "rollback", "show", "stats", "stop"]
 
@@ -146,34 +149,58 @@ def rollback(net: NetName) -> None:
 def capture(
     net: NetName,
     where: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="WHERE", help="A node with one cable, or two joined by a comma: vm1 or vm1,sw.", show_default=False
+            metavar="WHERE... [FILE]",
+            help="Places: nodes with one cable, or two nodes joined by a comma (vm1 vm2 sw,fw). A last word that is no "
+            "node is a file, a FIFO, or - for standard output, as if there were none: ... vm1 | wireshark -k -i -",
+            show_default=False,
         ),
     ],
-    file: Annotated[
-        str,
-        typer.Argument(metavar="[FILE]", help="A file, a FIFO, or - for standard output: ... - | wireshark -k -i -"),
-    ] = "-",
     chosen: Annotated[
-        str, typer.Option("--filter", metavar="TEXT", help="Which packets, in the language of tcpdump.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="TEXT",
+            help="Which packets, in the language of tcpdump; once for all places, or once for each.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
     seconds: Seconds = None,
 ) -> None:
-    """Write what passes a place of a network to a file, or to somebody who reads it live, until Ctrl-C."""
+    """Write what passes places of a network to a file, or to somebody who reads it live, until Ctrl-C.
+
+    Packets say which way they were going: from the node (the first of two) into the network is inbound.
+    """
     lab = attach(net)
-    first, comma, second = where.partition(",")
-    place = (first, second) if comma and where not in lab else where
+    spec = lab.spec
+    nodes = {*spec.ports, *spec.functions}
+    is_place = nodes.intersection([where[-1], *where[-1].split(",")])
+    words, file = (where, "-") if len(where) == 1 or is_place else (where[:-1], where[-1])
+    places: list[Place] = [_place(word, nodes) for word in words]
+    filters = chosen or [""]
     with interruptible():
-        taken = lab.capture(place, file, filter=chosen, overwrite=overwrite)
+        taken = lab.capture(
+            places if len(places) > 1 else places[0],
+            file,
+            filter=filters if len(filters) > 1 else filters[0],
+            overwrite=overwrite,
+        )
         with contextlib.suppress(KeyboardInterrupt):
-            print(f"capturing at {where}; Ctrl-C ends it", file=sys.stderr, flush=True)
+            into = "" if file == "-" else f" into {file}"
+            print(f"capturing at {' '.join(words)}{into}; Ctrl-C ends it", file=sys.stderr, flush=True)
             taken.wait(seconds)
         taken.stop()
     lost = f", {taken.dropped:,} dropped" if taken.dropped else ""
     why = f": {taken.why}" if taken.why else ""
     print(f"{taken.packets:,} packets captured{lost}{why}", file=sys.stderr)
+
+
+def _place(word: str, nodes: set[str]) -> Place:
+    """A node, or two with a comma between unless that is in the name of one."""
+    first, comma, second = word.partition(",")
+    return (first, second) if comma and word not in nodes else word
 
 
 def stop(net: NetName) -> None:

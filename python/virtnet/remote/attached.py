@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from virtnet.capturing import check_room, open_target
+from virtnet.capturing import check_room, filters_of, open_target, places_of
 from virtnet.description import Plan, Spec
 from virtnet.errors import ConfigError, PeerError, PortError, StateError, VirtnetError
 from virtnet.kinds import FRAME_MAX
@@ -21,7 +21,7 @@ from virtnet.remote.place import find
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from virtnet.capturing import Target
+    from virtnet.capturing import Place, Target
     from virtnet.net import Net
     from virtnet.stats import NetStats
 
@@ -108,28 +108,28 @@ class AttachedNet:
     @overload
     def capture(
         self,
-        where: str | Node | tuple[str | Node, str | Node],
+        where: Place | list[Place],
         to: None = None,
         *,
-        filter: str = "",
+        filter: str | Sequence[str] = "",
         snap: int = FRAME_MAX,
         memory: int = 64 << 20,
     ) -> AttachedColumns: ...
     @overload
     def capture(
         self,
-        where: str | Node | tuple[str | Node, str | Node],
+        where: Place | list[Place],
         to: Target,
         *,
-        filter: str = "",
+        filter: str | Sequence[str] = "",
         overwrite: bool = False,
     ) -> AttachedCapture: ...
     def capture(
         self,
-        where: str | Node | tuple[str | Node, str | Node],
+        where: Place | list[Place],
         to: Target | None = None,
         *,
-        filter: str = "",  # noqa: A002 - what everybody calls it
+        filter: str | Sequence[str] = "",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         snap: int = FRAME_MAX,
         memory: int = 64 << 20,
@@ -141,9 +141,9 @@ class AttachedNet:
         wait in memory of the network's process until they are fetched.
 
         Args:
-            where: a node or its name, or two for the cable between them.
+            where: a node or its name, or two for the cable between them; or a list of such places.
             to: a file, a FIFO, ``-`` for standard output, an open file or descriptor. Nothing: to be read as columns.
-            filter: which packets, in the language of tcpdump.
+            filter: which packets, in the language of tcpdump: one for all places, or one for each.
             overwrite: write over a file that exists.
             snap: of a capture into columns, how many bytes of each packet are kept.
             memory: of the same, bytes that hold what was not fetched yet; what comes when they are full is dropped
@@ -163,18 +163,20 @@ class AttachedNet:
             ...         len(b.end.rx(timeout_s=5)) and capture.read(timeout_s=5).columns.length
             View(array([  60, 1500], dtype=uint32))
         """
-        places = list(where) if isinstance(where, tuple) else [where]
-        names = [place if isinstance(place, str) else place.name for place in places]
+        places = places_of(where)
+        wanted: dict[str, Any] = {
+            "where": [_named(place) for place in places] if isinstance(where, list) else _named(where),
+            "filter": filter if isinstance(filter, str) else filters_of(filter, len(places)),
+        }
         if to is None:
             check_room(snap, memory)
-            wanted = request("columns", {"where": names, "filter": filter, "snap": snap, "memory": memory})
             with contextlib.ExitStack() as failing:
                 connection = failing.enter_context(self._connected())
-                self._send(connection, wanted)
+                self._send(connection, request("columns", wanted | {"snap": snap, "memory": memory}))
                 answers = Answers(connection)
                 begun = answers.next(self.timeout_s)
                 failing.pop_all()
-            return AttachedColumns(connection, answers, str(begun["name"]), self.timeout_s, 2 * memory)
+            return AttachedColumns(connection, answers, begun, self.timeout_s, 2 * memory)
         is_pcap = isinstance(to, str | os.PathLike) and Path(to).suffix.lower() == ".pcap"
         with contextlib.ExitStack() as failing:
             target, made = _open_here(to, overwrite=overwrite)
@@ -182,15 +184,13 @@ class AttachedNet:
                 failing.callback(made.unlink, missing_ok=True)
             try:
                 connection = failing.enter_context(self._connected())
-                self._send(
-                    connection, request("capture", {"where": names, "filter": filter, "pcap": is_pcap}), [target]
-                )
+                self._send(connection, request("capture", wanted | {"pcap": is_pcap}), [target])
             finally:
                 os.close(target)
             answers = Answers(connection)
             begun = answers.next(self.timeout_s)
             failing.pop_all()
-        return AttachedCapture(connection, answers, str(begun["name"]), self.timeout_s)
+        return AttachedCapture(connection, answers, begun, self.timeout_s)
 
     def stop(self) -> None:
         """Stops the network: its ports are closed, and a program that serves it goes on behind that."""
@@ -328,6 +328,11 @@ def _open_here(to: Target, *, overwrite: bool) -> tuple[int, Path | None]:
         raise ConfigError(f"{path} exists already: choose another name, or say overwrite to write over it") from None
     except OSError as error:
         raise PortError(error.errno, f"cannot write the capture {path}: {error.strerror}") from error
+
+
+def _named(place: Place) -> list[str]:
+    """The names of the nodes at a place."""
+    return [end if isinstance(end, str) else end.name for end in (place if isinstance(place, tuple) else (place,))]
 
 
 def to_numbers(value: Any) -> Any:

@@ -22,8 +22,8 @@ LOOK_S = 0.1
 #: How often packets are asked for while somebody waits for them.
 FETCH_S = 0.01
 
-#: A burst as it travels: bytes, starts, lengths, offload metadata, times, lengths on the wire.
-PARTS = 6
+#: A burst as it travels: bytes, starts, lengths, offload metadata, times, lengths on the wire, origins.
+PARTS = 7
 
 
 class AttachedCapture:
@@ -31,14 +31,16 @@ class AttachedCapture:
 
     Attributes:
         name: of the port that writes, there.
+        places: the names of the places, in the order in which they were given.
         packets: packets written, known when it has ended.
         dropped: packets that were to be written and were not, likewise.
         why: why it has ended by itself, ``None`` if it has not.
     """
 
-    def __init__(self, connection: socket.socket, answers: Answers, name: str, timeout_s: float) -> None:
-        """Made by :meth:`AttachedNet.capture`."""
-        self.name = name
+    def __init__(self, connection: socket.socket, answers: Answers, begun: dict[str, Any], timeout_s: float) -> None:
+        """Made by :meth:`AttachedNet.capture`; ``begun`` is what the first answer was."""
+        self.name = str(begun["name"])
+        self.places = tuple(map(str, begun.get("places", ())))
         self.packets = 0
         self.dropped = 0
         self.why: str | None = None
@@ -99,9 +101,16 @@ class AttachedColumns(AttachedCapture):
     after it. ``packets`` counts what was fetched; ``dropped``, what found no room there, is as of the last fetch.
     """
 
-    def __init__(self, connection: socket.socket, answers: Answers, name: str, timeout_s: float, most: int) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        answers: Answers,
+        begun: dict[str, Any],
+        timeout_s: float,
+        most: int,
+    ) -> None:
         """Made by :meth:`AttachedNet.capture`; ``most`` is how many bytes may come at once."""
-        super().__init__(connection, answers, name, timeout_s)
+        super().__init__(connection, answers, begun, timeout_s)
         self._most = most
         #: What came with the end.
         self._last: Burst | None = None
@@ -160,9 +169,9 @@ class AttachedColumns(AttachedCapture):
     def _burst(parts: list[bytes]) -> Burst:
         from virtnet.burst import Burst
 
-        data, starts, lengths, offloads, times, wire_lengths = parts
+        data, starts, lengths, offloads, times, wire_lengths, origins = parts
         return Burst._recorded(  # noqa: SLF001 - a constructor of it
-            (bytearray(data), starts, lengths, bytearray(offloads), times, wire_lengths)
+            (bytearray(data), starts, lengths, bytearray(offloads), times, wire_lengths, origins)
         )
 
     def _end(self) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from virtnet.capturing import Place
     from virtnet.net import Net
-    from virtnet.nodes import Device, Node
+    from virtnet.nodes import Device
 
     #: The network, the arguments, descriptors that came with them, what says a first answer, and the caller.
     Request: TypeAlias = Callable[[Net, dict[str, Any], list[int], Callable[[Any], None], socket.socket], Any]
@@ -121,10 +122,10 @@ def _capture(
     """Captures until the caller has closed its side, or until it ends by itself."""
     if len(passed) != 1:
         raise ConfigError("a capture needs the descriptor that is written to, passed with the request")
-    where, chosen = _place(net, arguments), _filter(arguments)
+    where, chosen = _places(arguments), _filter(arguments)
     capture = net.capture(where, passed[0], filter=chosen, pcap=arguments.get("pcap") is True)
     with capture:
-        begun({"name": capture.file.name})
+        begun({"name": capture.file.name, "places": capture.places})
         poll = select.poll()
         poll.register(caller, select.POLLIN)
         poll.register(passed[0], 0)  # a pipe whose reader has left says so unasked
@@ -137,7 +138,7 @@ def _columns(
     net: Net, arguments: dict[str, Any], _passed: list[int], begun: Callable[[Any], None], caller: socket.socket
 ) -> dict[str, Any]:
     """Captures into memory, and gives what there is for each line, until the caller has closed its side."""
-    where, chosen = _place(net, arguments), _filter(arguments)
+    where, chosen = _places(arguments), _filter(arguments)
     room = {name: arguments[name] for name in ("snap", "memory") if name in arguments}
     capture = net.capture(where, filter=chosen, **room)
 
@@ -154,7 +155,7 @@ def _columns(
                 caller.sendall(memoryview(part)[at : at + PIECE])  # each of them in time
 
     with capture:
-        begun({"name": capture.file.name})
+        begun({"name": capture.file.name, "places": capture.places})
         poll = select.poll()
         poll.register(caller, select.POLLIN)
         rest = bytearray()
@@ -168,18 +169,23 @@ def _columns(
     return {"packets": given, "dropped": capture.dropped, "why": capture.why}
 
 
-def _place(net: Net, arguments: dict[str, Any]) -> Node | tuple[Node, Node]:
-    place = arguments.get("where")
+def _places(arguments: dict[str, Any]) -> list[Place]:
+    """One place by the names of its nodes, or a list of such places."""
+    where = arguments.get("where")
+    places = where if isinstance(where, list) and where and isinstance(where[0], list) else [where]
+    return [_place(place) for place in places]
+
+
+def _place(place: object) -> Place:
     names = [place] if isinstance(place, str) else place
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in {1, 2}:
         raise ConfigError(f"where is the name of a node, or of those at the ends of a cable, found {place!r}")
-    nodes = [net[name] for name in names]
-    return nodes[0] if len(nodes) == 1 else (nodes[0], nodes[1])
+    return names[0] if len(names) == 1 else (names[0], names[1])
 
 
-def _filter(arguments: dict[str, Any]) -> str:
+def _filter(arguments: dict[str, Any]) -> str | list[str]:
     chosen = arguments.get("filter", "")
-    if not isinstance(chosen, str):
+    if not isinstance(chosen, str | list):
         raise ConfigError(f"filter is a text, found {chosen!r}")
     return chosen
 

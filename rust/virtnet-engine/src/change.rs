@@ -28,6 +28,15 @@ impl Node {
             Self::Function(function) => function.kind(),
         }
     }
+
+    /// From how many places it takes copies: most nodes from none.
+    pub(crate) fn places(&self) -> u16 {
+        match self {
+            Self::Port(port) => port.places(),
+            Self::Lanes(lanes) => lanes.first().map_or(0, |lane| lane.places()),
+            Self::Function(_) => 0,
+        }
+    }
 }
 
 impl<P: Port + 'static> From<P> for Node {

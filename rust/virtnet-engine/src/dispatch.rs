@@ -14,12 +14,13 @@ mod finisher;
 mod groups;
 
 use virtnet_packet::{
-    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offloads, Picks, Port, PortCounters,
+    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offloads, Origin, Picks, Port,
+    PortCounters,
 };
 
 use self::finisher::Finisher;
 use self::groups::Groups;
-use crate::function::{Fate, Fates, Function, Verdict};
+use crate::function::{BRANCH, Fate, Fates, Function, Tee, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
 use crate::passage::{Address, News, Passages};
 use crate::plan::Resident;
@@ -30,6 +31,9 @@ pub(crate) const MAX_DEPTH: usize = 8;
 
 /// The most functions that one burst enters: where every function of a circle floods, their number would double and double.
 pub(crate) const MAX_ENTRIES: u32 = 1_024;
+
+/// What fates are before they are decided. Copied from here, since each would be a store of its own otherwise.
+static UNDECIDED: Fates = [Fate::Consumed; BURST_MAX];
 
 /// A port in its place in the network.
 #[derive(Debug)]
@@ -98,6 +102,49 @@ struct Way {
     shared: bool,
     /// What finds no room was not sent at all.
     offered: bool,
+}
+
+/// How packets are given to a port.
+trait Giving: Copy {
+    /// Where they go.
+    fn target(self, slot: usize) -> Target;
+    /// Gives them; how many were accepted, counted from the front.
+    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize;
+    /// Counts what was given and not accepted.
+    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize);
+}
+
+/// As what is sent to it.
+#[derive(Clone, Copy)]
+struct Sent;
+
+impl Giving for Sent {
+    fn target(self, slot: usize) -> Target {
+        Target::Port(slot)
+    }
+
+    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize {
+        port.tx(burst, picks)
+    }
+
+    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize) {
+        port.drop_tx(reason, n);
+    }
+}
+
+/// As copies from a place.
+impl Giving for Origin {
+    fn target(self, slot: usize) -> Target {
+        Target::Copies(slot, self)
+    }
+
+    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize {
+        port.tx_copies(self, burst, picks)
+    }
+
+    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize) {
+        port.drop_copies(self, reason, n);
+    }
 }
 
 impl Default for Network {
@@ -267,7 +314,7 @@ impl Network {
                     let function = self.functions.get(slot).and_then(Option::as_ref);
                     function.and_then(|node| node.function.holds(gate)).cloned()
                 }
-                Target::Port(_) | Target::Nothing => None,
+                Target::Port(_) | Target::Copies(..) | Target::Nothing => None,
             };
         }
     }
@@ -285,38 +332,52 @@ impl Network {
     #[inline]
     fn send(&mut self, target: Target, burst: &mut Burst, picks: &Picks, way: Way) -> usize {
         match target {
-            Target::Port(slot) => self.send_to_port(slot, burst, picks, way),
+            Target::Port(slot) => self.send_to_port(slot, Sent, burst, picks, way),
             Target::Function(slot, gate) => self.enter(slot, gate, burst, picks, way),
-            Target::Nothing => {
-                self.count_drops(way.from, DropReason::NoCable, picks.len());
-                0
-            }
+            Target::Copies(..) | Target::Nothing => self.send_aside(target, burst, picks, way),
         }
     }
 
+    /// What is neither sent to a port nor enters a function. Kept out of the way of what is.
+    #[inline(never)]
+    fn send_aside(&mut self, target: Target, burst: &Burst, picks: &Picks, way: Way) -> usize {
+        if let Target::Copies(slot, from) = target {
+            return self.send_to_port(slot, from, burst, picks, way);
+        }
+        self.count_drops(way.from, DropReason::NoCable, picks.len());
+        0
+    }
+
     #[inline]
-    fn send_to_port(&mut self, slot: usize, burst: &Burst, picks: &Picks, way: Way) -> usize {
+    fn send_to_port<G: Giving>(
+        &mut self,
+        slot: usize,
+        giving: G,
+        burst: &Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
         let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
-            return self.hand_over(Target::Port(slot), burst, picks, way);
+            return self.hand_over(giving.target(slot), burst, picks, way);
         };
         if !node.sent_to {
             node.sent_to = true;
             self.sent_to.push(slot);
         }
         if burst.needs() != Offloads::NONE && !node.port.offloads().contains(burst.needs()) {
-            return self.send_finished(slot, burst, picks, way);
+            return self.send_finished(slot, giving, burst, picks, way);
         }
-        let accepted = node.port.tx(burst, picks);
+        let accepted = giving.give(&mut *node.port, burst, picks);
         let refused = picks.len().saturating_sub(accepted);
         if refused == 0 {
             return 0;
         }
         if !self.passages.is_home(Slot::Port(slot)) && !node.port.is_up() {
             // None of the queues of this part takes packets; the first part has those that are used first.
-            return self.hand_over(Target::Port(slot), burst, &picks.skip(accepted), way);
+            return self.hand_over(giving.target(slot), burst, &picks.skip(accepted), way);
         }
         if !way.offered {
-            node.port.drop_tx(DropReason::NoRoom, refused);
+            giving.drop(&mut *node.port, DropReason::NoRoom, refused);
             return 0;
         }
         refused
@@ -325,13 +386,20 @@ impl Network {
     /// Sends packets to a port that cannot be left with all that they leave to be done: those it can as they are, the others
     /// finished here. How many were refused.
     #[cold]
-    fn send_finished(&mut self, slot: usize, burst: &Burst, picks: &Picks, way: Way) -> usize {
+    fn send_finished<G: Giving>(
+        &mut self,
+        slot: usize,
+        giving: G,
+        burst: &Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
         let is_home = self.passages.is_home(Slot::Port(slot));
         let Some(node) = self.ports.get_mut(slot).and_then(Option::as_mut) else {
             return 0;
         };
         if !is_home && !node.port.is_up() {
-            return self.hand_over(Target::Port(slot), burst, picks, way);
+            return self.hand_over(giving.target(slot), burst, picks, way);
         }
         let takes = node.port.offloads();
         let passes = |k: usize| takes.contains(burst.offload(picks.get(k)).into());
@@ -342,16 +410,16 @@ impl Network {
                 .take_while(|&k| passes(k))
                 .for_each(|k| run.push(picks.get(k)));
             let (n, accepted) = if run.is_empty() {
-                let accepted = self.finisher.send(node, burst, picks.get(at));
+                let accepted = self.finisher.send(node, giving, burst, picks.get(at));
                 (1, usize::from(accepted))
             } else {
-                (run.len(), node.port.tx(burst, &run))
+                (run.len(), giving.give(&mut *node.port, burst, &run))
             };
             if accepted < n {
                 if way.offered {
                     return picks.len() - at - accepted;
                 }
-                node.port.drop_tx(DropReason::NoRoom, n - accepted);
+                giving.drop(&mut *node.port, DropReason::NoRoom, n - accepted);
             }
             at += n;
         }
@@ -469,7 +537,7 @@ impl Network {
         if way.shared && node.function.changes_packets() {
             return self.enter_with_copies(slot, gate, burst, picks, way);
         }
-        let mut fates: Fates = [Fate::Consumed; BURST_MAX];
+        let mut fates = UNDECIDED;
         let verdict = node
             .function
             .classify(burst, picks, gate, way.now, &mut fates);
@@ -481,8 +549,54 @@ impl Network {
         match verdict {
             Verdict::All(fate) => self.act(slot, gate, fate, burst, picks, way),
             Verdict::Each => self.act_on_each(slot, gate, &fates, burst, picks, way),
+            Verdict::Copied => self.act_on_copies(slot, gate, &fates, burst, picks, way),
             Verdict::Spread => self.act_as_laid_out(slot, burst, way),
         }
+    }
+
+    /// Sends copies of the packets that a tee has chosen by its branch, and then all packets on: so what becomes of a packet
+    /// further on is seen after it.
+    #[inline(never)]
+    fn act_on_copies(
+        &mut self,
+        slot: usize,
+        came_in_by: Gate,
+        fates: &Fates,
+        burst: &mut Burst,
+        picks: &Picks,
+        way: Way,
+    ) -> usize {
+        let is_chosen = |fate: &Fate| *fate == Fate::Flood;
+        let mut some = Picks::default();
+        let chosen = if fates[..picks.len()].iter().all(is_chosen) {
+            picks // as mostly
+        } else {
+            let marked = picks.iter().zip(fates).filter(|(_, fate)| is_chosen(fate));
+            marked.for_each(|(i, _)| some.push(i));
+            &some
+        };
+        let gates = &self.routes.functions[slot];
+        let (branch, past) = (gates.target(BRANCH), gates.target(came_in_by ^ 1));
+        let way = Way {
+            offered: false,
+            ..way
+        };
+        if branch != Target::Nothing {
+            if let Some(node) = &mut self.functions[slot] {
+                node.counters.copied += chosen.len() as u64;
+            }
+            let copies = Way {
+                shared: true,
+                ..way
+            };
+            self.send(
+                branch.going(Tee::direction(came_in_by)),
+                burst,
+                chosen,
+                copies,
+            );
+        }
+        self.send(past, burst, picks, way)
     }
 
     /// Has packets leave by the gates that a switch has laid out for them, at each in its own form. Kept out of the way of those

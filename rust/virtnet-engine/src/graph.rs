@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use virtnet_packet::{Direction, Origin};
+
 use crate::{Change, EngineError};
 
 /// A node of one engine's network. The caller chooses the number.
@@ -160,6 +162,8 @@ pub struct Graph {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     kind: NodeKind,
+    /// From how many places it takes copies, by gates of their own.
+    places: u16,
     /// Its position in the worker's list of ports or of functions.
     slot: usize,
 }
@@ -187,8 +191,8 @@ impl Graph {
     /// The lowest gate of `node` without a cable.
     #[must_use]
     pub fn free_gate(&self, node: NodeId) -> Option<Gate> {
-        let kind = self.nodes.get(&node)?.kind;
-        (0..kind.gates()).find(|&gate| !self.cables.contains_key(&Place { node, gate }))
+        let gates = self.nodes.get(&node)?.gates();
+        (0..gates).find(|&gate| !self.cables.contains_key(&Place { node, gate }))
     }
 
     /// The graph after `change`: removals first, then additions; cables of a removed node go with it.
@@ -204,7 +208,7 @@ impl Graph {
             next.disconnect(place)?;
         }
         for (node, what) in &change.added {
-            next.add(*node, what.kind())?;
+            next.add(*node, what.kind(), what.places())?;
         }
         for &cable in &change.connected {
             next.connect(cable)?;
@@ -231,13 +235,13 @@ impl Graph {
             .ok_or(EngineError::UnknownNode { node })
     }
 
-    fn add(&mut self, node: NodeId, kind: NodeKind) -> Result<(), EngineError> {
+    fn add(&mut self, node: NodeId, kind: NodeKind, places: u16) -> Result<(), EngineError> {
         if let Some(there) = self.nodes.get(&node) {
             let kind = there.kind;
             return Err(EngineError::NodeExists { node, kind });
         }
         let slot = self.free_slot(kind == NodeKind::Port);
-        self.nodes.insert(node, Entry { kind, slot });
+        self.nodes.insert(node, Entry { kind, places, slot });
         Ok(())
     }
 
@@ -264,8 +268,8 @@ impl Graph {
             return Err(EngineError::SelfCable { place: a });
         }
         for place in [a, b] {
-            let kind = self.entry(place.node)?.kind;
-            let gates = kind.gates();
+            let entry = self.entry(place.node)?;
+            let (kind, gates) = (entry.kind, entry.gates());
             if place.gate >= gates {
                 return Err(EngineError::NoSuchGate { place, kind, gates });
             }
@@ -289,7 +293,7 @@ impl Graph {
 
     /// Where a node sits in the worker's lists.
     pub(crate) fn slot(&self, node: NodeId) -> Option<Slot> {
-        let Entry { kind, slot } = *self.nodes.get(&node)?;
+        let Entry { kind, slot, .. } = *self.nodes.get(&node)?;
         Some(match kind {
             NodeKind::Port => Slot::Port(slot),
             _ => Slot::Function(slot),
@@ -373,11 +377,26 @@ impl Graph {
         let Some(&Place { node, gate }) = self.cables.get(&from) else {
             return Target::Nothing;
         };
+        let takes_copies = self.nodes.get(&node).is_some_and(|entry| entry.places > 0);
         match self.slot(node) {
+            Some(Slot::Port(slot)) if takes_copies => Target::Copies(
+                slot,
+                Origin {
+                    place: gate,
+                    direction: Direction::Unknown,
+                },
+            ),
             Some(Slot::Port(slot)) => Target::Port(slot),
             Some(Slot::Function(slot)) => Target::Function(slot, gate),
             None => Target::Nothing,
         }
+    }
+}
+
+impl Entry {
+    /// How many gates the node has.
+    fn gates(&self) -> u16 {
+        self.kind.gates().max(self.places)
     }
 }
 
@@ -407,8 +426,16 @@ impl Target {
     pub(crate) fn slot(self) -> Option<Slot> {
         match self {
             Self::Nothing => None,
-            Self::Port(slot) => Some(Slot::Port(slot)),
+            Self::Port(slot) | Self::Copies(slot, _) => Some(Slot::Port(slot)),
             Self::Function(slot, _) => Some(Slot::Function(slot)),
+        }
+    }
+
+    /// The same for copies of packets that were going some way.
+    pub(crate) fn going(self, direction: Direction) -> Self {
+        match self {
+            Self::Copies(slot, from) => Self::Copies(slot, Origin { direction, ..from }),
+            other => other,
         }
     }
 }
@@ -423,6 +450,8 @@ pub(crate) enum Target {
     Port(usize),
     /// A function, by slot, and the gate that is entered by.
     Function(usize, Gate),
+    /// A port that takes copies, by slot, and where they come from.
+    Copies(usize, Origin),
 }
 
 /// The cables of one function.
@@ -464,7 +493,7 @@ impl Routes {
     pub(crate) fn node(&self, target: Target) -> Option<NodeId> {
         let node = match target {
             Target::Nothing => None,
-            Target::Port(slot) => self.port_nodes.get(slot),
+            Target::Port(slot) | Target::Copies(slot, _) => self.port_nodes.get(slot),
             Target::Function(slot, _) => self.function_nodes.get(slot),
         };
         node.copied().flatten()

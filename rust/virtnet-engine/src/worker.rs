@@ -311,7 +311,7 @@ impl Worker {
                     picks.len()
                 }
                 Target::Port(_) => network.offer_made(slot, &mut burst, &picks, now),
-                Target::Function(..) | Target::Nothing => {
+                Target::Function(..) | Target::Copies(..) | Target::Nothing => {
                     let mut one_by_one = picks.iter().take_while(|&i| {
                         let mut one = Picks::default();
                         one.push(i);

@@ -15,7 +15,8 @@ use virtnet_engine::{
 };
 use virtnet_packet::header::Mac;
 use virtnet_packet::{
-    Burst, DropReason, MemoryPort, Offload, Picks, Port, PortCounters, memory_pair,
+    Burst, Direction, DropReason, MemoryPort, Offload, Origin, Picks, Port, PortCounters,
+    memory_pair,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -107,6 +108,132 @@ fn a_tee_copies_what_matches_to_its_branch_and_passes_everything() {
     let balance = worker.snapshot(2).balance;
     assert!(balance.is_exact(), "{balance:?}");
     assert_eq!((balance.copied, balance.consumed), (3, 4));
+}
+
+/// Takes copies from two places, and notes where each was taken, which way it was going, and how long it is.
+#[derive(Debug, Default)]
+struct Copies {
+    seen: Arc<Mutex<Vec<(u16, Direction, usize)>>>,
+    dropped: Arc<Mutex<Vec<(u16, DropReason, usize)>>>,
+    /// Takes this many, and no more.
+    room: usize,
+    counters: PortCounters,
+}
+
+impl Port for Copies {
+    fn rx(&mut self, _: &mut Burst) -> usize {
+        0
+    }
+
+    fn tx(&mut self, _: &Burst, _: &Picks) -> usize {
+        panic!("it takes nothing but copies")
+    }
+
+    fn drop_tx(&mut self, _: DropReason, _: usize) {
+        panic!("it takes nothing but copies")
+    }
+
+    fn places(&self) -> u16 {
+        2
+    }
+
+    fn tx_copies(&mut self, from: Origin, burst: &Burst, picks: &Picks) -> usize {
+        let mut seen = self.seen.lock().unwrap();
+        let n = picks.len().min(self.room);
+        self.room -= n;
+        let taken = picks.iter().take(n);
+        seen.extend(taken.map(|i| (from.place, from.direction, burst.frame_len(i))));
+        self.counters.sent += n as u64;
+        n
+    }
+
+    fn drop_copies(&mut self, from: Origin, reason: DropReason, n: usize) {
+        self.dropped.lock().unwrap().push((from.place, reason, n));
+        self.counters.tx_drops.add(reason, n);
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+}
+
+/// Two tees in the way from a port to an echo, of which the second copies to the first gate of a port, and the outer end.
+fn copied_twice(port: Copies) -> (Worker, MemoryPort) {
+    let (a, outside) = memory_pair(64);
+    let tee = || Tee::new(Filter::default());
+    let (first, second, echo) = (NodeId(20), NodeId(21), NodeId(22));
+    let mut worker = Worker::new();
+    let change = Change::new()
+        .add(A, a)
+        .add(B, port)
+        .add(first, tee())
+        .add(second, tee())
+        .add(echo, Echo::new())
+        .connect(A, Place::new(first, 0))
+        .connect(Place::new(first, 1), Place::new(second, 0))
+        .connect(Place::new(second, 1), Place::new(echo, 0))
+        .connect(Place::new(first, 2), Place::new(B, 1))
+        .connect(Place::new(second, 2), Place::new(B, 0));
+    worker.apply(change, 0).unwrap();
+    (worker, outside)
+}
+
+#[test]
+fn copies_tell_where_they_were_taken_and_which_way_they_were_going_in_the_order_of_what_happened() {
+    let port = Copies {
+        room: 100,
+        ..Copies::default()
+    };
+    let seen = Arc::clone(&port.seen);
+    let (mut worker, mut outside) = copied_twice(port);
+    put(&mut outside, &[frame(station(2), station(1), 77, 0)]);
+    worker.step(1);
+    assert_eq!(take(&mut outside).len(), 1);
+    let expected = [
+        (1, Direction::Inbound, 77),
+        (0, Direction::Inbound, 77),
+        (0, Direction::Outbound, 77),
+        (1, Direction::Outbound, 77),
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
+    let balance = read(&worker).balance;
+    assert_eq!((balance.copied, balance.sent), (4, 5));
+}
+
+#[test]
+fn copies_that_find_no_room_are_counted_for_their_place_and_nobody_else_misses_them() {
+    let port = Copies {
+        room: 3,
+        ..Copies::default()
+    };
+    let dropped = Arc::clone(&port.dropped);
+    let (mut worker, mut outside) = copied_twice(port);
+    let frames = vec![frame(station(2), station(1), 60, 0); 2];
+    put(&mut outside, &frames);
+    worker.step(1);
+    assert_eq!(take(&mut outside).len(), 2);
+    let no_room = DropReason::NoRoom;
+    assert_eq!(
+        *dropped.lock().unwrap(),
+        [(0, no_room, 1), (0, no_room, 2), (1, no_room, 2)]
+    );
+    read(&worker);
+}
+
+#[test]
+fn a_port_has_as_many_gates_as_it_takes_copies_from_places() {
+    let mut worker = Worker::new();
+    let change = Change::new().add(A, Copies::default()).add(B, Sink::new());
+    worker.apply(change, 0).unwrap();
+    assert_eq!(worker.graph().free_gate(A), Some(0));
+    let change = Change::new().connect(Place::new(A, 2), Place::new(B, 0));
+    let error = worker.apply(change, 0).unwrap_err().error;
+    assert!(error.to_string().contains("2 gate(s)"), "{error}");
+    let change = Change::new()
+        .connect(Place::new(A, 1), Place::new(B, 0))
+        .connect(Place::new(A, 0), Place::new(B, 1));
+    worker.apply(change, 0).unwrap();
+    assert_eq!(worker.graph().free_gate(A), None);
 }
 
 #[test]

@@ -28,6 +28,6 @@ pub use drop_reason::DropReason;
 pub use fields::Fields;
 pub use flow::{Flow, PacketHash, flow_hash};
 pub use offload::{Offload, Offloads};
-pub use port::{Backlog, MemoryPort, Port, PortPair, memory_pair};
+pub use port::{Backlog, Direction, MemoryPort, Origin, Port, PortPair, memory_pair};
 pub use resolve::{Resolver, Unresolvable};
 pub use writable::Writable;

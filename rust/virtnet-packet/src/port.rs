@@ -9,6 +9,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Burst, DropReason, Offload, Offloads, Picks, PortCounters};
 
+/// Which way a packet was going where a copy of it was taken, seen from the network as a host sees its interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)] // as bits 0 and 1 of epb_flags, draft-ietf-opsawg-pcapng, 4.3.1
+pub enum Direction {
+    /// Nobody knows.
+    #[default]
+    Unknown = 0,
+    /// It came into the network.
+    Inbound = 1,
+    /// It was leaving the network.
+    Outbound = 2,
+}
+
+/// Where copies of packets were taken, and which way the packets were going.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Which of the places that a port takes copies from.
+    pub place: u16,
+    /// Which way the packets were going.
+    pub direction: Direction,
+}
+
 /// A place where packets enter and leave. One worker owns it and calls it; nothing here blocks.
 ///
 /// A breath of the worker calls, in this order: [`sync`](Self::sync), [`rx`](Self::rx), then (after the burst has gone its way)
@@ -46,6 +68,22 @@ pub trait Port: Send + fmt::Debug {
     /// Sends the picked packets, in order; how many of them were accepted, counted from the front. An accepted packet is sent
     /// or counted in `tx_drops`; the others were not taken because there is no room now.
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize;
+
+    /// From how many places it takes copies, each with a cable to a gate of its own. 0, as of almost all ports: it has one gate,
+    /// and is not told where packets come from.
+    fn places(&self) -> u16 {
+        0
+    }
+
+    /// As [`tx`](Self::tx) for a port with [`places`](Self::places): copies from one of them.
+    fn tx_copies(&mut self, _from: Origin, burst: &Burst, picks: &Picks) -> usize {
+        self.tx(burst, picks)
+    }
+
+    /// As [`drop_tx`](Self::drop_tx) for copies.
+    fn drop_copies(&mut self, _from: Origin, reason: DropReason, n: usize) {
+        self.drop_tx(reason, n);
+    }
 
     /// Makes what was sent visible to the peer and wakes it if it asks for that.
     fn flush(&mut self) {}

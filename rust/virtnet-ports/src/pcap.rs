@@ -7,7 +7,8 @@
 //! It guarantees that a file that is cut or malformed is refused when the port is opened, with the record and the offset, and
 //! that a written file ends with a whole record after every breath, even when the disk fills up. Where a pipe is written to,
 //! somebody reads while it is written: who has not come yet, does not keep up or has left costs packets that are counted, and
-//! never time. What is written as pcapng ends with what was dropped. It refuses captures of anything but Ethernet. A file to
+//! never time. What is written as pcapng ends with what was dropped; where copies are taken from several places, each is an
+//! interface with its own counts, and every packet says which way it was going. It refuses captures of anything but Ethernet. A file to
 //! be read is held in memory, so that no breath ever waits for a disk.
 //!
 //! In a packet's way this is a first or a last step.
@@ -22,14 +23,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use virtnet_packet::header::ETHERNET_LEN;
-use virtnet_packet::{Burst, DropReason, Offload, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offload, Origin, Picks, Port, PortCounters};
 use virtnet_sys::{Timer, monotonic_ns};
 
 use crate::PortError;
 use reader::Capture;
 use writer::CaptureWriter;
 pub(crate) use writer::wall_ns;
-pub use writer::{CaptureOptions, PcapWatch};
+pub use writer::{CaptureOptions, CapturePlace, PcapWatch};
 
 /// What a capture file is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub enum Pace {
 #[derive(Debug)]
 pub struct PcapPort {
     side: Side,
+    /// From how many places it takes copies; 0: it takes packets.
+    places: u16,
     counters: PortCounters,
 }
 
@@ -92,6 +95,7 @@ impl PcapPort {
         };
         Ok(Self {
             side,
+            places: 0,
             counters: PortCounters::default(),
         })
     }
@@ -99,10 +103,18 @@ impl PcapPort {
     /// Writes a capture to the file or pipe at `path`, with what it says of itself.
     ///
     /// # Errors
-    /// [`PortError::Io`] if it cannot be made. That nobody reads from a pipe yet is no error.
+    /// [`PortError::Io`] if it cannot be made; [`PortError::Option`] if there are more places than a port has gates. That nobody
+    /// reads from a pipe yet is no error.
     pub fn capture(path: impl AsRef<Path>, options: CaptureOptions) -> Result<Self, PortError> {
+        let places = options.places.len();
+        let places = u16::try_from(places).map_err(|_| PortError::Option {
+            option: "places",
+            found: places.to_string(),
+            expected: format!("at most {}", u16::MAX),
+        })?;
         Ok(Self {
             side: Side::Write(CaptureWriter::create(path.as_ref(), options)?),
+            places,
             counters: PortCounters::default(),
         })
     }
@@ -166,9 +178,17 @@ impl Port for PcapPort {
     }
 
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        self.tx_copies(Origin::default(), burst, picks)
+    }
+
+    fn places(&self) -> u16 {
+        self.places
+    }
+
+    fn tx_copies(&mut self, from: Origin, burst: &Burst, picks: &Picks) -> usize {
         let down = match &mut self.side {
             Side::Write(writer) => match writer.is_down() {
-                None => return writer.append(burst, picks),
+                None => return writer.append(from, burst, picks),
                 Some(reason) => reason,
             },
             Side::Read(_) => DropReason::PortDown,
@@ -190,8 +210,12 @@ impl Port for PcapPort {
     }
 
     fn drop_tx(&mut self, reason: DropReason, n: usize) {
+        self.drop_copies(Origin::default(), reason, n);
+    }
+
+    fn drop_copies(&mut self, from: Origin, reason: DropReason, n: usize) {
         if let Side::Write(writer) = &mut self.side {
-            writer.refused(n);
+            writer.refused(from, n);
         }
         self.counters.tx_drops.add(reason, n);
     }

@@ -7,7 +7,7 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtnet_packet::{Burst, DropReason, Offload, Offloads, Picks, Port, PortCounters};
+use virtnet_packet::{Burst, DropReason, Offload, Offloads, Origin, Picks, Port, PortCounters};
 
 use crate::pcap::wall_ns;
 
@@ -32,6 +32,8 @@ pub struct Recorded {
     pub times_ns: Vec<u64>,
     /// What its sender left to be done.
     pub offloads: Vec<Offload>,
+    /// Where it was seen, and which way it was going.
+    pub origins: Vec<Origin>,
 }
 
 impl Recorded {
@@ -39,7 +41,7 @@ impl Recorded {
         self.data.len() + PACKET_COST * self.starts.len()
     }
 
-    fn push(&mut self, burst: &Burst, i: usize, snap: usize, time_ns: u64) {
+    fn push(&mut self, from: Origin, burst: &Burst, i: usize, snap: usize, time_ns: u64) {
         let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (start, len) = (self.data.len(), burst.frame_len(i));
         self.data.resize(start + len, 0);
@@ -50,6 +52,7 @@ impl Recorded {
         self.wire_lengths.push(word(len));
         self.times_ns.push(time_ns);
         self.offloads.push(burst.offload(i));
+        self.origins.push(from);
     }
 
     fn append(&mut self, other: &mut Self) {
@@ -65,6 +68,7 @@ impl Recorded {
         self.wire_lengths.append(&mut other.wire_lengths);
         self.times_ns.append(&mut other.times_ns);
         self.offloads.append(&mut other.offloads);
+        self.origins.append(&mut other.origins);
     }
 }
 
@@ -87,6 +91,7 @@ impl Shared {
 pub struct RecorderPort {
     shared: Arc<Shared>,
     own: Recorded,
+    places: u16,
     snap: usize,
     memory: usize,
     counters: PortCounters,
@@ -118,14 +123,15 @@ impl Recording {
     }
 }
 
-/// Makes a port that keeps the first `snap` bytes of each packet, in `memory` bytes at most. Packets that come when they are
-/// full find no room.
+/// Makes a port that takes copies from `places` places (0: it takes packets) and keeps the first `snap` bytes of each, in `memory`
+/// bytes at most. Packets that come when they are full find no room.
 #[must_use]
-pub fn recorder(snap: usize, memory: usize) -> (RecorderPort, Recording) {
+pub fn recorder(places: u16, snap: usize, memory: usize) -> (RecorderPort, Recording) {
     let shared = Arc::new(Shared::default());
     let port = RecorderPort {
         shared: Arc::clone(&shared),
         own: Recorded::default(),
+        places,
         snap,
         memory: memory.min(MEMORY_MAX),
         counters: PortCounters::default(),
@@ -156,7 +162,15 @@ impl Port for RecorderPort {
         Offloads::ALL
     }
 
+    fn places(&self) -> u16 {
+        self.places
+    }
+
     fn tx(&mut self, burst: &Burst, picks: &Picks) -> usize {
+        self.tx_copies(Origin::default(), burst, picks)
+    }
+
+    fn tx_copies(&mut self, from: Origin, burst: &Burst, picks: &Picks) -> usize {
         let time_ns = wall_ns();
         let elsewhere = self.shared.size.load(Ordering::Acquire);
         let mut accepted = 0;
@@ -165,7 +179,7 @@ impl Port for RecorderPort {
             if self.own.size() + elsewhere + kept > self.memory {
                 break;
             }
-            self.own.push(burst, i, self.snap, time_ns);
+            self.own.push(from, burst, i, self.snap, time_ns);
             self.counters.sent += 1;
             self.counters.sent_bytes += burst.frame_len(i) as u64;
             accepted += 1;
@@ -218,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_taken_once_in_order_and_cut_where_wanted() {
-        let (mut port, recording) = recorder(20, 10_000);
+        let (mut port, recording) = recorder(0, 20, 10_000);
         assert!(recording.is_empty());
         assert_eq!(send(&mut port, &[&[1; 60], &[2; 14]]), 2);
         assert_eq!(send(&mut port, &[&[3; 30]]), 1);
@@ -235,7 +249,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_free_again_when_it_was_taken() {
-        let (mut port, recording) = recorder(100, 3 * (100 + PACKET_COST));
+        let (mut port, recording) = recorder(0, 100, 3 * (100 + PACKET_COST));
         assert_eq!(send(&mut port, &[&[1; 500][..]; 5]), 3);
         assert_eq!(send(&mut port, &[&[1; 14]]), 0);
         assert_eq!(recording.take().starts.len(), 3);
@@ -244,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_taker_holds_nobody_up_and_gets_it_later() {
-        let (mut port, recording) = recorder(100, 10_000);
+        let (mut port, recording) = recorder(0, 100, 10_000);
         let taking = recording.0.lock();
         assert_eq!(send(&mut port, &[&[1; 14]]), 1);
         assert!(port.arm(), "it must not sleep on it");

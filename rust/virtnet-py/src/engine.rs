@@ -311,7 +311,8 @@ impl Network {
         Ok(change)
     }
 
-    /// Keeps the cables that stay where they are, takes out those that go, plugs new ones into free gates.
+    /// Keeps the cables that stay where they are, takes out those that go or are to be in other gates, plugs new ones into free
+    /// gates.
     fn cable(
         &mut self,
         py: Python<'_>,
@@ -328,7 +329,10 @@ impl Network {
                     .zip(before.nodes.get(name))
                     .is_some_and(|(now, then)| now.id == then.id)
             };
-            match (wanted.contains(ends), there(&ends.0), there(&ends.1)) {
+            let stays = wanted.contains(ends)
+                && self.fits(py, &ends.0, a, &ends.1)?
+                && self.fits(py, &ends.1, b, &ends.0)?;
+            match (stays, there(&ends.0), there(&ends.1)) {
                 (true, true, true) => {
                     self.cables.insert(ends.clone(), (a, b));
                     taken.extend([a, b]);
@@ -361,6 +365,14 @@ impl Network {
             self.cables.insert(ends.clone(), (a, b));
         }
         Ok(change)
+    }
+
+    /// Whether a cable from `other` may be where it is at `name`, if that is still there.
+    fn fits(&self, py: Python<'_>, name: &str, at: Place, other: &str) -> PyResult<bool> {
+        let gates = self.nodes.get(name).map(|known| known.gates_for(py, other));
+        Ok(gates
+            .transpose()?
+            .is_some_and(|mut gates| gates.any(|gate| gate == at.gate)))
     }
 
     /// Who is plugged in where.

@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnet_packet::Port;
 use virtnet_ports::{
-    AfPacketPort, AfXdpOptions, AfXdpPort, CaptureOptions, Control, DgramWatch, Event,
-    InterfaceWatch, OFFLOADS, Pace, PcapMode, PcapPort, PcapWatch, RingStatus, StreamWatch,
+    AfPacketPort, AfXdpOptions, AfXdpPort, CaptureOptions, CapturePlace, Control, DgramWatch,
+    Event, InterfaceWatch, OFFLOADS, Pace, PcapMode, PcapPort, PcapWatch, RingStatus, StreamWatch,
     TapPort, UserNetWatch, VhostUserOptions, VhostUserPort, VhostUserWatch, VirtioUserOptions,
     VirtioUserPort, VirtioUserWatch, VxlanWatch, XdpAttach, XdpMode,
 };
@@ -349,17 +349,16 @@ fn open_pcap(options: &Bound<'_, PyDict>) -> PyResult<Opened> {
         _ => PcapMode::Write,
     };
     // What a capture knows besides, and a port of a file does not.
-    let text = |name| -> PyResult<String> {
-        let found = options.get_item(name)?;
-        found.map_or(Ok(String::new()), |value| value.extract())
-    };
+    let places: Vec<(String, String)> = options
+        .get_item("places")?
+        .map_or(Ok(Vec::new()), |value| value.extract())?;
+    let place = |(name, filter)| CapturePlace { name, filter };
     let flag = |name| -> PyResult<bool> {
         let found = options.get_item(name)?;
         found.map_or(Ok(false), |value| value.extract())
     };
     let described = CaptureOptions {
-        interface: text("interface")?,
-        filter: text("filter")?,
+        places: places.into_iter().map(place).collect(),
         pcap: flag("pcap")?,
         append: flag("append")?,
     };

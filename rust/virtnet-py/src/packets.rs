@@ -12,7 +12,7 @@ use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes};
-use virtnet_packet::{Burst, HEAD_MAX, Offload};
+use virtnet_packet::{Burst, HEAD_MAX, Offload, Origin};
 
 use crate::columns::{self, Usual};
 use crate::edit;
@@ -22,6 +22,9 @@ pub(crate) const OFFLOAD_LEN: usize = 10;
 
 /// Bytes of the hash that a packet came with: its value, and what was hashed.
 const HASH_LEN: usize = 6;
+
+/// Bytes of where a packet was seen.
+const ORIGIN_LEN: usize = 4;
 
 /// Packets that Python has not got yet.
 #[derive(Debug, Default)]
@@ -135,6 +138,7 @@ pub(crate) struct Packets {
     hashes: Vec<u8>,
     times: Vec<u8>,
     wire_lengths: Vec<u8>,
+    origins: Vec<u8>,
 }
 
 impl fmt::Debug for Packets {
@@ -146,7 +150,7 @@ impl fmt::Debug for Packets {
 #[pymethods]
 impl Packets {
     #[new]
-    #[pyo3(signature = (data, starts, lengths, offloads=None, times=None, wire_lengths=None))]
+    #[pyo3(signature = (data, starts, lengths, offloads=None, times=None, wire_lengths=None, origins=None))]
     fn new(
         data: Bound<'_, PyByteArray>,
         starts: &[u8],
@@ -154,6 +158,7 @@ impl Packets {
         offloads: Option<&[u8]>,
         times: Option<&[u8]>,
         wire_lengths: Option<&[u8]>,
+        origins: Option<&[u8]>,
     ) -> PyResult<Self> {
         let py = data.py();
         let (starts, lengths) = (words(starts), words(lengths));
@@ -163,6 +168,7 @@ impl Packets {
             || !is_for_all(offloads, OFFLOAD_LEN)
             || !is_for_all(times, 8)
             || !is_for_all(wire_lengths, 4)
+            || !is_for_all(origins, ORIGIN_LEN)
         {
             return Err(PyValueError::new_err("a burst's columns differ in length"));
         }
@@ -179,6 +185,7 @@ impl Packets {
             hashes: Vec::new(),
             times: times.unwrap_or_default().to_vec(),
             wire_lengths: wire_lengths.unwrap_or_default().to_vec(),
+            origins: origins.unwrap_or_default().to_vec(),
         })
     }
 
@@ -230,6 +237,10 @@ impl Packets {
         &self.wire_lengths
     }
 
+    fn origins(&self) -> &[u8] {
+        &self.origins
+    }
+
     /// Some of the packets, by number.
     fn pick(&self, py: Python<'_>, numbers: PyBuffer<i64>) -> PyResult<Self> {
         let n = self.lengths.len();
@@ -273,6 +284,7 @@ impl Packets {
             hashes: self.hashes.clone(),
             times: self.times.clone(),
             wire_lengths: self.wire_lengths.clone(),
+            origins: self.origins.clone(),
         }
     }
 
@@ -313,6 +325,7 @@ impl Packets {
             hashes: taken.hashes,
             times: Vec::new(),
             wire_lengths: Vec::new(),
+            origins: Vec::new(),
         }
     }
 
@@ -372,6 +385,7 @@ impl Packets {
             hashes: rows(&self.hashes, HASH_LEN),
             times: rows(&self.times, 8),
             wire_lengths: rows(&self.wire_lengths, 4),
+            origins: rows(&self.origins, ORIGIN_LEN),
         }
     }
 
@@ -427,6 +441,12 @@ impl Offloads {
 fn words(bytes: &[u8]) -> Vec<u32> {
     let (words, _) = bytes.as_chunks();
     words.iter().map(|&word| u32::from_ne_bytes(word)).collect()
+}
+
+/// The place of two bytes, the direction and a byte of nothing.
+pub(crate) fn origin_bytes(origin: Origin) -> [u8; ORIGIN_LEN] {
+    let [p0, p1] = origin.place.to_le_bytes();
+    [p0, p1, origin.direction as u8, 0]
 }
 
 pub(crate) fn offload_bytes(offload: Offload) -> [u8; OFFLOAD_LEN] {

@@ -8,7 +8,7 @@ use virtnet_packet::Port;
 use virtnet_ports::{RecorderPort, Recording, recorder};
 
 use crate::errors::StateError;
-use crate::packets::offload_bytes;
+use crate::packets::{offload_bytes, origin_bytes};
 
 /// A port that records, until a network takes it, and its recording.
 #[pyclass(frozen, module = "virtnet._virtnet")]
@@ -21,15 +21,15 @@ pub(crate) struct Recorder {
 #[pymethods]
 impl Recorder {
     #[new]
-    fn new(snap: usize, memory: usize) -> Self {
-        let (port, recording) = recorder(snap, memory);
+    fn new(places: u16, snap: usize, memory: usize) -> Self {
+        let (port, recording) = recorder(places, snap, memory);
         Self {
             port: Mutex::new(Some(port)),
             recording,
         }
     }
 
-    /// All that has come since the last time: bytes, starts, lengths, offload metadata, times, lengths on the wire.
+    /// All that has come since the last time: bytes, starts, lengths, offload metadata, times, lengths on the wire, origins.
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let found = py.detach(|| self.recording.take());
         let offloads: Vec<u8> = found
@@ -46,6 +46,11 @@ impl Recorder {
             .iter()
             .flat_map(|time| time.to_ne_bytes())
             .collect();
+        let origins: Vec<u8> = found
+            .origins
+            .iter()
+            .flat_map(|&origin| origin_bytes(origin))
+            .collect();
         (
             PyByteArray::new(py, &found.data),
             words(&found.starts),
@@ -53,6 +58,7 @@ impl Recorder {
             PyByteArray::new(py, &offloads),
             PyBytes::new(py, &times),
             words(&found.wire_lengths),
+            PyBytes::new(py, &origins),
         )
             .into_pyobject(py)
     }

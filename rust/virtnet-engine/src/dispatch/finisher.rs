@@ -2,7 +2,7 @@
 
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Resolver};
 
-use super::PortNode;
+use super::{Giving, PortNode};
 
 /// Does for a port what packets leave to be done.
 #[derive(Debug, Default)]
@@ -13,9 +13,15 @@ pub(super) struct Finisher {
 
 impl Finisher {
     /// Sends what becomes of packet `i`; whether it was accepted. What of its segments finds no room behind the first is dropped.
-    pub(super) fn send(&mut self, node: &mut PortNode, burst: &Burst, i: usize) -> bool {
+    pub(super) fn send<G: Giving>(
+        &mut self,
+        node: &mut PortNode,
+        giving: G,
+        burst: &Burst,
+        i: usize,
+    ) -> bool {
         if self.resolver.take(burst, i).is_err() {
-            node.port.drop_tx(DropReason::BadOffload, 1);
+            giving.drop(&mut *node.port, DropReason::BadOffload, 1);
             return true;
         }
         let mut sent_before = 0;
@@ -30,12 +36,12 @@ impl Finisher {
             if n == 0 {
                 return true;
             }
-            let accepted = node.port.tx(&self.finished, &Picks::first(n));
+            let accepted = giving.give(&mut *node.port, &self.finished, &Picks::first(n));
             if accepted == 0 && sent_before == 0 {
                 return false;
             }
             if accepted < n {
-                node.port.drop_tx(DropReason::NoRoom, n - accepted);
+                giving.drop(&mut *node.port, DropReason::NoRoom, n - accepted);
             }
             // The packet itself is counted already.
             node.segmented += n as u64 - u64::from(sent_before == 0);

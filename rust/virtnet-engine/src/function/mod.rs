@@ -56,6 +56,7 @@ pub use sink::Sink;
 pub use source::{Source, SourceOptions, SourceOrders};
 pub(crate) use switch::SwitchNews;
 pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchOrders};
+pub(crate) use tee::BRANCH;
 pub use tee::Tee;
 pub use wire::Wire;
 
@@ -92,6 +93,8 @@ pub(crate) enum Verdict {
     All(Fate),
     /// Each as written.
     Each,
+    /// All go on as they are, after copies of those that are marked by [`Fate::Flood`] have left by the branch of a tee.
+    Copied,
     /// Each to as many gates as the switch has laid out ([`Departures`](departures::Departures)).
     Spread,
 }

@@ -426,7 +426,7 @@ mod tests {
         match switch.classify(&burst, &Picks::first(frames.len()), gate, now, &mut fates) {
             Verdict::All(fate) => vec![fate; frames.len()],
             Verdict::Each => fates[..frames.len()].to_vec(),
-            Verdict::Spread => unreachable!("it has no rules for its cables"),
+            Verdict::Copied | Verdict::Spread => unreachable!("it has no rules for its cables"),
         }
     }
 

@@ -2,6 +2,10 @@
 //!
 //! Spec: draft-ietf-opsawg-pcapng.
 
+use virtnet_packet::{Direction, Origin};
+
+use super::writer::CapturePlace;
+
 /// The longest packet kept whole: more than any port carries.
 const SNAP_LEN: u32 = 262_144;
 
@@ -31,24 +35,32 @@ pub(super) struct Tally {
     pub(super) filtered: bool,
 }
 
-/// What the file begins with. `interface` is the place, `filter` what packets have passed; empty where there is none.
-pub(super) fn header(format: Format, interface: &str, filter: &str, out: &mut Vec<u8>) {
+/// What the file begins with. pcap has one interface and does not describe it.
+pub(super) fn header<'a>(
+    format: Format,
+    places: impl Iterator<Item = &'a CapturePlace>,
+    out: &mut Vec<u8>,
+) {
     match format {
         Format::Pcap => pcap_header(out),
-        Format::Pcapng => pcapng_header(interface, filter, out),
+        Format::Pcapng => {
+            pcapng_section(out);
+            places.for_each(|place| pcapng_interface(place, out));
+        }
     }
 }
 
 /// One packet; `frame` appends its bytes.
 pub(super) fn record(
     format: Format,
+    from: Origin,
     time_ns: u64,
     out: &mut Vec<u8>,
     frame: impl FnOnce(&mut Vec<u8>),
 ) {
     match format {
         Format::Pcap => pcap_record(out, time_ns, frame),
-        Format::Pcapng => pcapng_record(out, time_ns, frame),
+        Format::Pcapng => pcapng_record(out, from, time_ns, frame),
     }
 }
 
@@ -69,18 +81,11 @@ fn pcap_record(out: &mut Vec<u8>, time_ns: u64, frame: impl FnOnce(&mut Vec<u8>)
     set_word(out, start + 12, len);
 }
 
-/// A section and its one interface, which counts in nanoseconds.
-fn pcapng_header(interface: &str, filter: &str, out: &mut Vec<u8>) {
+fn pcapng_section(out: &mut Vec<u8>) {
     const BYTE_ORDER: u32 = 0x1a2b_3c4d;
     const VERSION: u32 = 1;
     const UNKNOWN_LENGTH: u32 = u32::MAX;
     const USER_APPLICATION: u16 = 4;
-    const INTERFACE_NAME: u16 = 2;
-    const TIME_RESOLUTION: u16 = 9;
-    const FILTER: u16 = 11;
-    const NANOSECONDS: u8 = 9;
-    /// The filter is text in the language of libpcap.
-    const TEXT: u8 = 0;
     block(out, 0x0a0d_0d0a, |out| {
         words(out, [BYTE_ORDER, VERSION, UNKNOWN_LENGTH, UNKNOWN_LENGTH]);
         option(
@@ -90,10 +95,21 @@ fn pcapng_header(interface: &str, filter: &str, out: &mut Vec<u8>) {
         );
         words(out, [END_OF_OPTIONS]);
     });
+}
+
+/// An interface of the section, which counts in nanoseconds.
+fn pcapng_interface(place: &CapturePlace, out: &mut Vec<u8>) {
+    const INTERFACE_NAME: u16 = 2;
+    const TIME_RESOLUTION: u16 = 9;
+    const FILTER: u16 = 11;
+    const NANOSECONDS: u8 = 9;
+    /// The filter is text in the language of libpcap.
+    const TEXT: u8 = 0;
+    let CapturePlace { name, filter } = place;
     block(out, 1, |out| {
         words(out, [ETHERNET, SNAP_LEN]);
-        if !interface.is_empty() {
-            option(out, INTERFACE_NAME, interface.as_bytes());
+        if !name.is_empty() {
+            option(out, INTERFACE_NAME, name.as_bytes());
         }
         option(out, TIME_RESOLUTION, &[NANOSECONDS]);
         if !filter.is_empty() {
@@ -103,9 +119,12 @@ fn pcapng_header(interface: &str, filter: &str, out: &mut Vec<u8>) {
     });
 }
 
-fn pcapng_record(out: &mut Vec<u8>, time_ns: u64, frame: impl FnOnce(&mut Vec<u8>)) {
+fn pcapng_record(out: &mut Vec<u8>, from: Origin, time_ns: u64, frame: impl FnOnce(&mut Vec<u8>)) {
+    const FLAGS: u16 = 2;
+    let interface = u32::from(from.place);
     block(out, 6, |out| {
-        words(out, [0, low_word(time_ns >> 32), low_word(time_ns), 0, 0]);
+        let (high, low) = (low_word(time_ns >> 32), low_word(time_ns));
+        words(out, [interface, high, low, 0, 0]);
         let start = out.len();
         frame(out);
         let len = out.len() - start;
@@ -113,11 +132,15 @@ fn pcapng_record(out: &mut Vec<u8>, time_ns: u64, frame: impl FnOnce(&mut Vec<u8
         let len = len_word(len);
         set_word(out, start - 8, len);
         set_word(out, start - 4, len);
+        if from.direction != Direction::Unknown {
+            option(out, FLAGS, &(from.direction as u32).to_le_bytes());
+            words(out, [END_OF_OPTIONS]);
+        }
     });
 }
 
-/// The statistics that a capture ends with; pcap has none.
-pub(super) fn statistics(format: Format, tally: &Tally, out: &mut Vec<u8>) {
+/// The statistics of interface number `interface` that a capture ends with; pcap has none.
+pub(super) fn statistics(format: Format, interface: usize, tally: &Tally, out: &mut Vec<u8>) {
     const START_TIME: u16 = 2;
     const END_TIME: u16 = 3;
     const RECEIVED: u16 = 4;
@@ -130,7 +153,10 @@ pub(super) fn statistics(format: Format, tally: &Tally, out: &mut Vec<u8>) {
     let time = |ns: u64| [low_word(ns >> 32).to_le_bytes(), low_word(ns).to_le_bytes()].concat();
     block(out, 5, |out| {
         let ended = tally.ended_ns;
-        words(out, [0, low_word(ended >> 32), low_word(ended)]);
+        words(
+            out,
+            [len_word(interface), low_word(ended >> 32), low_word(ended)],
+        );
         option(out, START_TIME, &time(tally.began_ns));
         option(out, END_TIME, &time(ended));
         let passed = if tally.filtered {
@@ -187,7 +213,7 @@ fn low_word(value: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// A length in the file. Frames are far shorter than this can hold.
+/// A length or number in the file. All are far smaller than this can hold.
 fn len_word(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

@@ -234,6 +234,8 @@ fn nanoseconds(units: u128, interface: &InterfaceDescriptionBlock<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use virtnet_packet::{Direction, Origin};
+
     use super::*;
 
     fn interface(resolution: Option<u8>) -> InterfaceDescriptionBlock<'static> {
@@ -359,10 +361,17 @@ mod tests {
         };
         let pcap = pcap(0xa1b2_c3d4, false, 1, &[(1, 0, b"abcd"), (2, 0, b"efgh")]);
         let mut pcapng = Vec::new();
-        super::super::format::header(super::super::format::Format::Pcapng, "", "", &mut pcapng);
-        for _ in 0..3 {
+        let place = super::super::CapturePlace::default();
+        let places = [&place].into_iter();
+        super::super::format::header(super::super::format::Format::Pcapng, places, &mut pcapng);
+        for direction in [Direction::Unknown, Direction::Inbound, Direction::Outbound] {
+            let from = Origin {
+                place: 0,
+                direction,
+            };
             super::super::format::record(
                 super::super::format::Format::Pcapng,
+                from,
                 5,
                 &mut pcapng,
                 |out| out.extend(b"abcde"),

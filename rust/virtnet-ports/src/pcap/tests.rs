@@ -5,12 +5,23 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use virtnet_packet::BURST_MAX;
+use virtnet_packet::{BURST_MAX, Direction};
 use virtnet_sys::{Events, Poller};
 
 use super::*;
 
 const PCAPNG: format::Format = format::Format::Pcapng;
+
+/// The beginning of a file with an interface that has no name.
+fn header(out: &mut Vec<u8>) {
+    format::header(PCAPNG, [&CapturePlace::default()].into_iter(), out);
+}
+
+/// A packet of `len` bytes at a time.
+fn record(time_ns: u64, len: usize, out: &mut Vec<u8>) {
+    let frame = |out: &mut Vec<u8>| out.extend(vec![1; len]);
+    format::record(PCAPNG, Origin::default(), time_ns, out, frame);
+}
 
 /// A file in a directory of its own, which goes away with it.
 struct TempFile(PathBuf);
@@ -161,11 +172,9 @@ fn a_looped_capture_never_ends() {
 /// Three packets, at 0, 10 and 30 ms.
 fn paced_file(file: &TempFile) {
     let mut bytes = Vec::new();
-    format::header(PCAPNG, "", "", &mut bytes);
+    header(&mut bytes);
     for ms in [100, 110, 130] {
-        format::record(PCAPNG, ms * 1_000_000, &mut bytes, |out| {
-            out.extend([0; 60])
-        });
+        record(ms * 1_000_000, 60, &mut bytes);
     }
     fs::write(&file.0, bytes).unwrap();
 }
@@ -239,8 +248,8 @@ fn a_worker_is_woken_when_the_next_packet_is_due() {
 fn a_loop_without_duration_has_no_recorded_pace() {
     let file = TempFile::new("a.pcapng");
     let mut bytes = Vec::new();
-    format::header(PCAPNG, "", "", &mut bytes);
-    format::record(PCAPNG, 5, &mut bytes, |out| out.extend([0; 60]));
+    header(&mut bytes);
+    record(5, 60, &mut bytes);
     fs::write(&file.0, bytes).unwrap();
     let mode = PcapMode::Read {
         looped: true,
@@ -271,9 +280,9 @@ fn a_missing_file_and_a_cut_one_say_so() {
 fn runts_of_a_capture_are_counted_and_not_passed_on() {
     let file = TempFile::new("a.pcapng");
     let mut bytes = Vec::new();
-    format::header(PCAPNG, "", "", &mut bytes);
+    header(&mut bytes);
     for len in [0, 13, 14] {
-        format::record(PCAPNG, 5, &mut bytes, |out| out.extend(vec![1; len]));
+        record(5, len, &mut bytes);
     }
     fs::write(&file.0, bytes).unwrap();
     let mut port = PcapPort::open(&file.0, PcapMode::READ).unwrap();
@@ -287,13 +296,82 @@ fn runts_of_a_capture_are_counted_and_not_passed_on() {
 fn piped(writer: PipeWriter) -> PcapPort {
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
     let options = CaptureOptions {
-        interface: "vm1".to_owned(),
-        filter: "arp".to_owned(),
+        places: vec![CapturePlace {
+            name: "vm1".to_owned(),
+            filter: "arp".to_owned(),
+        }],
         ..CaptureOptions::default()
     };
     let port = PcapPort::capture(path, options).unwrap();
     drop(writer);
     port
+}
+
+#[test]
+fn each_place_is_an_interface_with_its_own_counts_and_packets_say_which_way_they_were_going() {
+    let file = TempFile::new("a.pcapng");
+    let place = |name: &str, filter: &str| CapturePlace {
+        name: name.to_owned(),
+        filter: filter.to_owned(),
+    };
+    let options = CaptureOptions {
+        places: vec![place("vm1", ""), place("vm2", "arp")],
+        ..CaptureOptions::default()
+    };
+    let mut port = PcapPort::capture(&file.0, options).unwrap();
+    assert_eq!(port.places(), 2);
+    let mut burst = Burst::new();
+    burst.push_bytes(&[7; 15], Offload::default());
+    let origins = [
+        (0, Direction::Inbound),
+        (1, Direction::Outbound),
+        (1, Direction::Inbound),
+    ];
+    for (place, direction) in origins {
+        let from = Origin { place, direction };
+        assert_eq!(port.tx_copies(from, &burst, &Picks::first(1)), 1);
+    }
+    let from = Origin {
+        place: 1,
+        direction: Direction::Inbound,
+    };
+    port.drop_copies(from, DropReason::NoRoom, 4);
+    let unknown = Origin {
+        place: 2,
+        direction: Direction::Inbound,
+    };
+    assert_eq!(port.tx_copies(unknown, &burst, &Picks::first(1)), 0);
+    drop(port);
+
+    let bytes = fs::read(&file.0).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (mut packets, mut statistics) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < bytes.len() {
+        let (kind, len) = (word(at), word(at + 4) as usize);
+        let block = &bytes[at..at + len];
+        match kind {
+            // Behind 15 bytes and one of padding: option 2 of 4 bytes, and the end of options.
+            6 => {
+                assert_eq!(block[44..48], [2, 0, 4, 0]);
+                assert_eq!(block[52..56], [0; 4]);
+                packets.push((word(at + 8), word(at + 48)));
+            }
+            5 => {
+                let has = |code: u8, count: u8| {
+                    let option = [code, 0, 8, 0, count, 0, 0, 0, 0, 0, 0, 0];
+                    block.windows(12).any(|bytes| bytes == option)
+                };
+                statistics.push((word(at + 8), has(4, 1), has(6, 6), has(5, 4), has(8, 2)));
+            }
+            _ => {}
+        }
+        at += len;
+    }
+    assert_eq!(packets, [(0, 1), (1, 2), (1, 1)]);
+    let expected = [(0, true, false, false, false), (1, false, true, true, true)];
+    assert_eq!(statistics, expected);
+    assert_eq!(Capture::parse_for_tests(bytes), vec![vec![7; 15]; 3]);
 }
 
 /// What a breath does with a port that nothing comes from.

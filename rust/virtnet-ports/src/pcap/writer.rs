@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use virtnet_packet::{Burst, DropReason, Picks};
+use virtnet_packet::{Burst, DropReason, Origin, Picks};
 
 use super::format::{self, Format, Tally};
 use super::pipe::{Pipe, Reader};
@@ -19,13 +19,20 @@ use crate::PortError;
 /// When the buffer is this full, it is written without waiting for the flush.
 const BUFFER_MAX: usize = 1 << 20;
 
+/// A place where packets are captured: an interface of the file.
+#[derive(Clone, Debug, Default)]
+pub struct CapturePlace {
+    /// Its name; empty: none.
+    pub name: String,
+    /// The filter that its packets have passed, in the language of tcpdump; empty: none.
+    pub filter: String,
+}
+
 /// What a capture says of itself beside its packets, and how it begins.
 #[derive(Clone, Debug, Default)]
 pub struct CaptureOptions {
-    /// The place where it is taken, as the name of an interface; empty: none.
-    pub interface: String,
-    /// The filter that its packets have passed, in the language of tcpdump; empty: none.
-    pub filter: String,
+    /// The places that it takes copies from. None: it takes packets, and does not know where they come from.
+    pub places: Vec<CapturePlace>,
     /// Written as pcap, not pcapng, whatever the file is called.
     pub pcap: bool,
     /// A file is continued at its end, not made anew: somebody else has opened it.
@@ -94,31 +101,64 @@ enum Target {
     Pipe(Box<Pipe>),
 }
 
+impl Target {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        match self {
+            Self::File { buffer, .. } => buffer,
+            Self::Pipe(pipe) => pipe.buffer(),
+        }
+    }
+}
+
+/// An interface of the file.
+#[derive(Debug)]
+struct Interface {
+    place: CapturePlace,
+    tally: Tally,
+    /// Packets in the buffer.
+    buffered: u64,
+}
+
+impl Interface {
+    fn new(place: CapturePlace) -> Self {
+        let filtered = !place.filter.is_empty();
+        Self {
+            place,
+            tally: Tally {
+                filtered,
+                ..Tally::default()
+            },
+            buffered: 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct CaptureWriter {
     target: Target,
     format: Format,
-    options: CaptureOptions,
-    /// Packets in the buffer and their bytes.
-    buffered: (u64, u64),
+    /// At least one.
+    interfaces: Vec<Interface>,
+    began_ns: u64,
+    /// Bytes of the packets in the buffer.
+    buffered_bytes: u64,
     flushed: Flushed,
-    tally: Tally,
     error: Option<io::Error>,
     watch: PcapWatch,
 }
 
 impl CaptureWriter {
     fn over(target: Target, format: Format, options: CaptureOptions) -> Self {
+        let mut places = options.places;
+        if places.is_empty() {
+            places.push(CapturePlace::default());
+        }
         Self {
             target,
             format,
-            tally: Tally {
-                began_ns: wall_ns(),
-                filtered: !options.filter.is_empty(),
-                ..Tally::default()
-            },
-            options,
-            buffered: (0, 0),
+            interfaces: places.into_iter().map(Interface::new).collect(),
+            began_ns: wall_ns(),
+            buffered_bytes: 0,
             flushed: Flushed::default(),
             error: None,
             watch: PcapWatch::default(),
@@ -177,13 +217,6 @@ impl CaptureWriter {
         self.watch.clone()
     }
 
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        match &mut self.target {
-            Target::File { buffer, .. } => buffer,
-            Target::Pipe(pipe) => pipe.buffer(),
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         match &self.target {
@@ -193,9 +226,9 @@ impl CaptureWriter {
     }
 
     fn begin(&mut self) {
-        let (format, options) = (self.format, self.options.clone());
-        self.tally.began_ns = wall_ns();
-        format::header(format, &options.interface, &options.filter, self.buffer());
+        self.began_ns = wall_ns();
+        let places = self.interfaces.iter().map(|interface| &interface.place);
+        format::header(self.format, places, self.target.buffer());
     }
 
     /// Why packets are not written now, if they are not.
@@ -210,25 +243,27 @@ impl CaptureWriter {
     }
 
     /// Takes the picked packets, as many as there is room for; what becomes of those is known at the flush.
-    pub(super) fn append(&mut self, burst: &Burst, picks: &Picks) -> usize {
+    pub(super) fn append(&mut self, from: Origin, burst: &Burst, picks: &Picks) -> usize {
         if let Target::Pipe(pipe) = &self.target
             && !pipe.has_room()
         {
             return 0;
         }
+        let Some(interface) = self.interfaces.get_mut(usize::from(from.place)) else {
+            return 0;
+        };
         let time_ns = wall_ns();
-        let format = self.format;
         for i in picks.iter() {
             let frame = |out: &mut Vec<u8>| {
                 let start = out.len();
                 out.resize(start + burst.frame_len(i), 0);
                 burst.copy_frame(i, &mut out[start..]);
             };
-            format::record(format, time_ns, self.buffer(), frame);
-            self.buffered.0 += 1;
-            self.buffered.1 += burst.frame_len(i) as u64;
+            format::record(self.format, from, time_ns, self.target.buffer(), frame);
+            self.buffered_bytes += burst.frame_len(i) as u64;
         }
-        self.tally.offered += picks.len() as u64;
+        interface.buffered += picks.len() as u64;
+        interface.tally.offered += picks.len() as u64;
         if matches!(&self.target, Target::File { buffer, .. } if buffer.len() >= BUFFER_MAX) {
             self.write_buffer();
         }
@@ -236,9 +271,11 @@ impl CaptureWriter {
     }
 
     /// Counts packets that it had no room for.
-    pub(super) fn refused(&mut self, n: usize) {
-        self.tally.offered += n as u64;
-        self.tally.dropped += n as u64;
+    pub(super) fn refused(&mut self, from: Origin, n: usize) {
+        if let Some(interface) = self.interfaces.get_mut(usize::from(from.place)) {
+            interface.tally.offered += n as u64;
+            interface.tally.dropped += n as u64;
+        }
     }
 
     /// Writes what has been taken, and tells what became of it.
@@ -248,7 +285,7 @@ impl CaptureWriter {
     }
 
     fn write_buffer(&mut self) {
-        let (packets, bytes) = std::mem::take(&mut self.buffered);
+        let bytes = std::mem::take(&mut self.buffered_bytes);
         let written = match &mut self.target {
             Target::Pipe(pipe) => {
                 // Given to the reader, whatever he does with it. One who comes is welcomed elsewhere.
@@ -270,6 +307,14 @@ impl CaptureWriter {
                 written
             }
         };
+        let mut packets = 0;
+        for interface in &mut self.interfaces {
+            let buffered = std::mem::take(&mut interface.buffered);
+            packets += buffered;
+            if written.is_err() {
+                interface.tally.dropped += buffered;
+            }
+        }
         match written {
             Ok(()) => {
                 self.flushed.written += packets;
@@ -277,7 +322,6 @@ impl CaptureWriter {
             }
             Err(error) => {
                 self.flushed.lost += usize::try_from(packets).unwrap_or(usize::MAX);
-                self.tally.dropped += packets;
                 self.watch.end(&error.to_string());
                 self.error = Some(error);
             }
@@ -330,9 +374,15 @@ impl CaptureWriter {
     /// Writes what a capture ends with.
     pub(super) fn finish(&mut self) {
         if self.is_down().is_none() {
-            self.tally.ended_ns = wall_ns();
-            let (format, tally) = (self.format, self.tally);
-            format::statistics(format, &tally, self.buffer());
+            let (began_ns, ended_ns) = (self.began_ns, wall_ns());
+            for (i, interface) in self.interfaces.iter().enumerate() {
+                let tally = Tally {
+                    began_ns,
+                    ended_ns,
+                    ..interface.tally
+                };
+                format::statistics(self.format, i, &tally, self.target.buffer());
+            }
             self.write_buffer();
             if let Target::Pipe(pipe) = &mut self.target {
                 pipe.finish();
@@ -371,7 +421,7 @@ mod tests {
         let mut writer = over("/dev/full", Format::Pcapng);
         let mut burst = Burst::new();
         (0..5).for_each(|_| burst.push_bytes(&[0; 60], Offload::default()));
-        writer.append(&burst, &Picks::first(5));
+        writer.append(Origin::default(), &burst, &Picks::first(5));
         let flushed = writer.flush();
         assert_eq!((flushed.written, flushed.lost), (0, 5));
         let kind = writer.error().unwrap().kind();
@@ -386,8 +436,8 @@ mod tests {
         let mut writer = over("/dev/null", Format::Pcap);
         let mut burst = Burst::new();
         (0..40).for_each(|_| burst.push_bytes(&[0; 60_000], Offload::default()));
-        writer.append(&burst, &Picks::first(40));
-        assert!(writer.buffer().is_empty());
+        writer.append(Origin::default(), &burst, &Picks::first(40));
+        assert!(writer.target.buffer().is_empty());
         let flushed = writer.flush();
         assert_eq!((flushed.written, flushed.written_bytes), (40, 2_400_000));
     }
