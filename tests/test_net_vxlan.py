@@ -1,18 +1,20 @@
-"""Linux at the other end of VXLAN, queues of taps, and ports in other network namespaces."""
+"""Linux at the other end of VXLAN, queues of taps and packet sockets, and ports in other network namespaces."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
 import virtnet as vn
-from helpers import eventually, frame, mac
+from helpers import eventually, frame, mac, receive
 
 pytestmark = pytest.mark.kernel
 
@@ -43,6 +45,12 @@ def elsewhere(as_root):  # noqa: ARG001 - it may skip
 def ip(words: str, inside: int) -> str:
     command = ["nsenter", f"--net=/proc/{inside}/ns/net", "ip", *words.split()]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def veth(inside: int) -> None:
+    ip("link add near type veth peer name far", inside)
+    for name in ("near", "far"):
+        ip(f"link set {name} addrgenmode none up", inside)
 
 
 @pytest.mark.usefixtures("as_root")
@@ -78,9 +86,7 @@ def test_linux_is_at_the_other_end_of_a_vxlan(version, source_ports):
 @pytest.mark.usefixtures("nothing_left")
 def test_ports_open_in_another_namespace_and_nobody_moves(elsewhere):
     before = Path("/proc/self/ns/net").readlink()
-    ip("link add near type veth peer name far", elsewhere)
-    for name in ("near", "far"):
-        ip(f"link set {name} addrgenmode none up", elsewhere)
+    veth(elsewhere)
     with vn.Net() as net:
         tap = net.tap("vnx0", netns=f"pid:{elsewhere}")
         near = net.af_packet("near", netns=f"/proc/{elsewhere}/ns/net")
@@ -122,3 +128,90 @@ def test_a_tap_has_as_many_queues_as_it_is_told(elsewhere):
         ip("tuntap add dev vnq1 mode tap", elsewhere)
         with pytest.raises(vn.PortError, match="multi_queue"):
             vn.TapPort("vnq1", queue_pairs=2, netns=f"pid:{elsewhere}")
+
+
+def datagram(flow: int, number: int) -> bytes:
+    """A UDP datagram of one of several flows, numbered."""
+    udp = bytes([0x10, flow, 0, 9, 0, 16, 0, 0])
+    ip = bytes.fromhex("450000240000000040110000c6120001c6120002")
+    return mac(2) + mac(1) + b"\x08\x00" + ip + udp + bytes([flow, number]) + bytes(26)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_flows_of_a_packet_socket_are_spread_over_workers_and_keep_their_order(elsewhere):
+    veth(elsewhere)
+    netns = f"pid:{elsewhere}"
+    with vn.Net(cpus=[0, 0]) as net:
+        near, there = net.af_packet("near", queues=4, netns=netns), net.memory("there")
+        near >> there
+        with vn.AfPacketPort("far", queues=2, netns=netns) as far:
+            assert near.wait_connected(10)
+            assert far.wait_connected(10)
+            assert far.spec == vn.PortSpec.parse(f"af-packet:far,queues=2,netns=pid:{elsewhere}")
+            sent = [datagram(flow, number) for number in range(30) for flow in range(32)]
+            arrived = []
+            for start in range(0, len(sent), 64):
+                some = sent[start : start + 64]
+                assert far.tx(some) == len(some)
+                arrived += receive(there.end, len(some))
+            assert sorted(arrived) == sorted(sent)
+            flows = defaultdict(list)
+            for got in arrived:
+                flows[got[42]].append(got[43])
+            assert flows == {flow: list(range(30)) for flow in range(32)}
+            # And back, by whichever worker has them.
+            for start in range(0, len(sent), 64):
+                some = sent[start : start + 64]
+                assert there.end.tx(some) == len(some)
+                assert len(receive(far, len(some))) == len(some)
+            stats = net.stats()
+    assert [worker.busy_breaths > 0 for worker in stats.workers] == [True, True]
+    port = stats.ports["near"]
+    assert (port.received, port.sent) == (len(sent), len(sent)), "nothing that was sent here is received here"
+    assert not port.rx_drops
+    assert stats.balance().exact
+    assert stats.balance().in_transit == 0
+
+
+#: Makes a group of its own with each of the first numbers, says so, and tries to join another whose number it is told.
+STRANGER = """
+import socket, struct, sys
+HASH_WITHOUT_OUTGOING = 0x4000
+def join(number):
+    stranger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    stranger.bind(("near", 3))
+    stranger.setsockopt(263, 18, struct.pack("=HH", number, HASH_WITHOUT_OUTGOING))
+    return stranger
+groups = [join(number) for number in range(300)]
+print("here", flush=True)
+try:
+    join(int(sys.stdin.readline()))
+except OSError as error:
+    print(error.strerror, flush=True)
+else:
+    print("joined", flush=True)
+"""
+
+
+def groups(inside: int) -> list[int]:
+    """The fanout groups of the packet sockets in a namespace, a number for each socket."""
+    command = ["nsenter", f"--net=/proc/{inside}/ns/net", "ss", "--packet", "--extended"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [int(number) for number in re.findall(r"fanout\(id:(\d+),type:hash", told)]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_nobody_elses_packet_sockets_are_joined_and_nobody_joins(elsewhere):
+    veth(elsewhere)
+    command = ["nsenter", f"--net=/proc/{elsewhere}/ns/net", sys.executable, "-c", STRANGER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stranger:
+        assert stranger.stdout
+        assert stranger.stdout.readline() == "here\n"
+        with vn.AfPacketPort("near", queues=3, netns=f"pid:{elsewhere}"):
+            [(ours, sockets)] = [
+                (group, n) for group, n in Counter(groups(elsewhere)).items() if group not in range(300)
+            ]
+            assert sockets == 3
+            told, _ = stranger.communicate(f"{ours:d}\n", timeout=20)
+        assert told == "No space left on device\n"
+    assert not groups(elsewhere)

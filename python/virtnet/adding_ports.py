@@ -118,10 +118,17 @@ class AddingPorts(Drawing):
         return self.port(PortSpec.of("tap", interface, mtu=mtu, queue_pairs=queue_pairs, netns=netns), name=name)
 
     def af_packet(
-        self, interface: str, *, promiscuous: bool = True, netns: str | None = None, name: str | None = None
+        self,
+        interface: str,
+        *,
+        queues: int = 1,
+        promiscuous: bool = True,
+        netns: str | None = None,
+        name: str | None = None,
     ) -> PortNode:
         """Adds an interface of the host that is there already; options as for :class:`~virtnet.AfPacketPort`."""
-        return self.port(PortSpec.of("af-packet", interface, promiscuous=promiscuous, netns=netns), name=name)
+        spec = PortSpec.of("af-packet", interface, queues=queues, promiscuous=promiscuous, netns=netns)
+        return self.port(spec, name=name)
 
     def vxlan(
         self,

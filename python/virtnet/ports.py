@@ -335,13 +335,16 @@ class AfPacketPort(Port):
 
     Args:
         interface: the interface.
+        queues: how many packet sockets share what arrives, 1 to 128: a flow, in both directions, is received on one of
+            them. In a network each worker has some of them. Several need Linux 5.11.
         promiscuous: receive frames for other stations too, as whoever bridges has to.
         netns: the network namespace that it is in, as for :class:`TapPort`.
     """
 
-    def __init__(self, interface: str, *, promiscuous: bool = True, netns: str | None = None) -> None:
-        """Opens a packet socket on the interface."""
-        super().__init__(PortSpec.of("af-packet", interface, promiscuous=promiscuous, netns=netns))
+    def __init__(self, interface: str, *, queues: int = 1, promiscuous: bool = True, netns: str | None = None) -> None:
+        """Opens packet sockets on the interface."""
+        spec = PortSpec.of("af-packet", interface, queues=queues, promiscuous=promiscuous, netns=netns)
+        super().__init__(spec)
 
 
 class VxlanPort(Port):

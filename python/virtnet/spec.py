@@ -383,7 +383,12 @@ KINDS: dict[str, Kind] = {
             ),
         ),
         Kind("tap", "an interface's name", _interface_name, (_count("mtu", 68, 65535), _QUEUE_PAIRS, _NETNS)),
-        Kind("af-packet", "an interface's name", _interface_name, (_switch("promiscuous", default=True), _NETNS)),
+        Kind(
+            "af-packet",
+            "an interface's name",
+            _interface_name,
+            (_count("queues", 1, 128, 1), _switch("promiscuous", default=True), _NETNS),
+        ),
         Kind(
             "af-xdp",
             "an interface's name",

@@ -5,6 +5,9 @@
 //! leave carry their offload metadata in it, and so do those that arrive (a veth pair leaves checksums and segments undone, and
 //! cards put segments together).
 //!
+//! An interface may have several queues: the kernel hands over all frames of a flow by the same of them. Queues may belong to
+//! different workers ([`AfPacketPort::in_lanes`]), and each worker sends by a queue of its own.
+//!
 //! It guarantees that a full queue of the host is "no room", that everything else the host refuses is a counted drop, and so is
 //! what the host has received and lost because nobody took it. An interface that is down comes back by itself; one that is deleted
 //! leaves the port quiet.
@@ -40,13 +43,22 @@ const ENOBUFS: i32 = 105;
 /// What the kernel answers to a frame longer than the link's.
 const EMSGSIZE: i32 = 90;
 
-/// A network interface as a port.
+/// One of the sockets that share what arrives.
+#[derive(Debug)]
+struct Queue {
+    socket: PacketSocket,
+    ring: PacketRing,
+}
+
+/// A network interface as a port, or some of its queues as a part of one.
 #[derive(Debug)]
 pub struct AfPacketPort {
-    socket: PacketSocket,
+    /// At least one; what leaves, leaves by the first.
+    queues: Vec<Queue>,
+    /// Which queue is asked first.
+    turn: usize,
     poller: Poller,
     events: Events,
-    ring: PacketRing,
     to_send: PacketBatch,
     counters: PortCounters,
     /// Frames that the kernel has lost, as far as it was asked.
@@ -60,15 +72,41 @@ impl AfPacketPort {
     /// # Errors
     /// [`PortError::System`]: which right is missing, or that there is no such interface.
     pub fn open(name: &str, promiscuous: bool) -> Result<Self, PortError> {
-        let (socket, ring) = PacketSocket::open(name, promiscuous)?;
+        let mut lanes = Self::in_lanes(name, promiscuous, 1, 1)?;
+        lanes.pop().ok_or(PortError::NoService)
+    }
+
+    /// The same with `queues` queues (at least one) in as many parts as there are workers, at most one for each queue.
+    ///
+    /// # Errors
+    /// As [`AfPacketPort::open`], and [`PortError::System`] if the kernel cannot have several, or not while the interface is down.
+    pub fn in_lanes(
+        name: &str,
+        promiscuous: bool,
+        queues: u32,
+        workers: usize,
+    ) -> Result<Vec<Self>, PortError> {
+        let opened = PacketSocket::open(name, promiscuous, queues)?;
+        let mut lanes: Vec<Vec<Queue>> = Vec::new();
+        lanes.resize_with(workers.clamp(1, opened.len()), Vec::new);
+        let n = lanes.len();
+        for (i, (socket, ring)) in opened.into_iter().enumerate() {
+            lanes[i % n].push(Queue { socket, ring });
+        }
+        lanes.into_iter().map(Self::over).collect()
+    }
+
+    fn over(queues: Vec<Queue>) -> Result<Self, PortError> {
         let failed = |source| PortError::io("wait for a packet socket", source);
         let poller = Poller::new().map_err(failed)?;
-        poller.add(&socket, 0).map_err(failed)?;
+        for (token, queue) in queues.iter().enumerate() {
+            poller.add(&queue.socket, token as u64).map_err(failed)?;
+        }
         Ok(Self {
-            socket,
+            turn: 0,
             poller,
-            events: Events::with_capacity(1),
-            ring,
+            events: Events::with_capacity(queues.len()),
+            queues,
             to_send: PacketBatch::default(),
             counters: PortCounters::default(),
             lost: Cell::new(0),
@@ -76,22 +114,45 @@ impl AfPacketPort {
         })
     }
 
-    /// Hears of the interface `name`, which is the port's, from now on, and tells how it stands.
+    /// Hears of the interface `name`, which is the port's, from now on, and tells how it stands; the parts of a port hear the same.
     ///
     /// # Errors
     /// [`PortError::System`]: there is none in the network namespace that the calling thread is in.
-    pub fn watch(&mut self, name: &str, control: &Control) -> Result<InterfaceWatch, PortError> {
-        let watched = self
-            .interface
-            .insert(Watched::interface(name, None, control)?);
+    pub fn watch(
+        lanes: &mut [Self],
+        name: &str,
+        control: &Control,
+    ) -> Result<InterfaceWatch, PortError> {
+        let watched = Watched::interface(name, None, control)?;
+        for lane in lanes {
+            lane.interface = Some(watched.clone());
+        }
         Ok(watched.watch())
+    }
+
+    /// Receives from a queue until it is empty or the burst is full.
+    fn receive(&mut self, queue: usize, burst: &mut Burst) {
+        let (Queue { socket, ring }, counters) = (&mut self.queues[queue], &mut self.counters);
+        while burst.room() > 0 {
+            let wanted = burst.room();
+            let take = |frame: Option<PacketFrame<'_>>| match frame {
+                Some(frame) => take(&frame, burst, counters),
+                None => {
+                    counters.received += 1;
+                    counters.rx_drops.add(DropReason::Overrun, 1);
+                }
+            };
+            if ring.receive(socket, wanted, take) < wanted {
+                break;
+            }
+        }
     }
 
     /// Sends what is in `to_send`; how many of it were accepted or refused for good.
     fn send_batch(&mut self) -> usize {
         let mut done = 0;
         while done < self.to_send.len() {
-            let error = match self.socket.send(&self.to_send, done) {
+            let error = match self.queues[0].socket.send(&self.to_send, done) {
                 Ok(n) => {
                     let frames = (done..done + n).filter_map(|i| self.to_send.get(i));
                     self.counters.sent_bytes +=
@@ -120,7 +181,7 @@ impl AfPacketPort {
             return None;
         }
         loop {
-            let error = match gather.write(&self.socket) {
+            let error = match gather.write(&self.queues[0].socket) {
                 Ok(_) => {
                     self.counters.sent += 1;
                     self.counters.sent_bytes += burst.frame_len(i) as u64;
@@ -182,19 +243,11 @@ fn take(frame: &PacketFrame<'_>, burst: &mut Burst, counters: &mut PortCounters)
 impl Port for AfPacketPort {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let before = burst.len();
-        while burst.room() > 0 {
-            let (wanted, counters) = (burst.room(), &mut self.counters);
-            let take = |frame: Option<PacketFrame<'_>>| match frame {
-                Some(frame) => take(&frame, burst, counters),
-                None => {
-                    counters.received += 1;
-                    counters.rx_drops.add(DropReason::Overrun, 1);
-                }
-            };
-            if self.ring.receive(&self.socket, wanted, take) < wanted {
-                break;
-            }
+        let n = self.queues.len();
+        for k in 0..n {
+            self.receive((self.turn + k) % n, burst);
         }
+        self.turn = (self.turn + 1) % n;
         burst.len() - before
     }
 
@@ -256,16 +309,20 @@ impl Port for AfPacketPort {
 
     fn arm(&mut self) -> bool {
         let ready = self.poller.wait(&mut self.events, Some(Duration::ZERO));
-        if ready.is_ok_and(|ready| ready > 0) && self.events.iter().any(|event| event.hangup) {
-            // The interface went down: told once, and nothing to stay awake for.
-            drop(self.socket.take_error());
+        if ready.is_ok_and(|ready| ready > 0) {
+            for event in self.events.iter().filter(|event| event.hangup) {
+                // The interface went down: told once, and nothing to stay awake for.
+                let queue = usize::try_from(event.token).ok();
+                let queue = queue.and_then(|queue| self.queues.get(queue));
+                drop(queue.map(|queue| queue.socket.take_error()));
+            }
         }
-        self.ring.has_frames()
+        self.queues.iter().any(|queue| queue.ring.has_frames())
     }
 
     fn counters(&self) -> PortCounters {
-        let now = self.socket.take_lost().unwrap_or_default() as usize;
-        let lost = self.lost.get() + now;
+        let lost = |queue: &Queue| queue.socket.take_lost().unwrap_or_default() as usize;
+        let lost = self.lost.get() + self.queues.iter().map(lost).sum::<usize>();
         self.lost.set(lost);
         let mut counters = self.counters;
         counters.received += lost as u64;

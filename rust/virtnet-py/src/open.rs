@@ -238,16 +238,7 @@ pub(crate) fn open(
             Ok(Opened::whole(port, watch))
         }
         "tap" => open_tap(options, owner, control),
-        "af-packet" => {
-            let (name, promiscuous): (String, bool) =
-                (get(options, "where")?, get(options, "promiscuous")?);
-            let (port, watch) = there(options, || {
-                let mut port = AfPacketPort::open(&name, promiscuous)?;
-                let watch = port.watch(&name, control)?;
-                Ok((port, watch))
-            })?;
-            Ok(Opened::whole(port, Watch::Interface(watch)))
-        }
+        "af-packet" => open_af_packet(options, workers, control),
         "user-net" => {
             let port = user_net::open(options)?;
             let watch = Watch::UserNet(port.watch());
@@ -297,6 +288,25 @@ fn open_tap(options: &Bound<'_, PyDict>, owner: Owner, control: &Control) -> PyR
     Ok(Opened {
         lanes: lanes.into_iter().map(boxed).collect(),
         watch: watch.map_or(Watch::Always, Watch::Interface),
+    })
+}
+
+fn open_af_packet(
+    options: &Bound<'_, PyDict>,
+    workers: usize,
+    control: &Control,
+) -> PyResult<Opened> {
+    let name: String = get(options, "where")?;
+    let (queues, promiscuous) = (get(options, "queues")?, get(options, "promiscuous")?);
+    let (lanes, watch) = there(options, || {
+        let mut lanes = AfPacketPort::in_lanes(&name, promiscuous, queues, workers)?;
+        let watch = AfPacketPort::watch(&mut lanes, &name, control)?;
+        Ok((lanes, watch))
+    })?;
+    let boxed = |lane| -> Box<dyn Port> { Box::new(lane) };
+    Ok(Opened {
+        lanes: lanes.into_iter().map(boxed).collect(),
+        watch: Watch::Interface(watch),
     })
 }
 

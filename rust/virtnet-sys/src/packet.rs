@@ -3,10 +3,12 @@
 //! Frames come in a ring that is shared with the kernel ([`PacketRing`]) and go in batches, one system call each, with a
 //! virtio-net header in front (10 bytes, little-endian): the
 //! kernel hands over and accepts packets that are not segmented or checksummed yet. VLAN tags, which the kernel keeps beside
-//! a frame, are put back into it. What the host itself sends on the interface is not received.
+//! a frame, are put back into it. What the host itself sends on the interface is not received. Several sockets may share what
+//! arrives, flow by flow.
 //!
 //! `recvmmsg` and the options of a packet socket have no safe wrapper, so this module speaks to libc.
 
+mod fanout;
 mod ring;
 
 use std::io;
@@ -14,6 +16,8 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use ring::PacketRing;
+
+use fanout::Fanout;
 
 use crate::error::SysError;
 
@@ -144,12 +148,40 @@ impl PacketBatch {
 }
 
 impl PacketSocket {
-    /// Opens a socket on an interface, which from now on hands over every frame that arrives; with `promiscuous` also those
-    /// that are for other stations.
+    /// Opens `queues` sockets (at least one) on an interface, which from now on hand over every frame that arrives, all frames of a
+    /// flow to the same of them; with `promiscuous` also frames for other stations.
     ///
     /// # Errors
-    /// [`SysError::Os`]: there is no such interface, or the right to look at all packets (CAP_NET_RAW) is missing.
-    pub fn open(interface: &str, promiscuous: bool) -> Result<(Self, PacketRing), SysError> {
+    /// [`SysError::Os`]: there is no such interface, or the right to look at all packets (CAP_NET_RAW) is missing;
+    /// [`SysError::Refused`]: the kernel cannot have several, or not while the interface is down.
+    pub fn open(
+        interface: &str,
+        promiscuous: bool,
+        queues: u32,
+    ) -> Result<Vec<(Self, PacketRing)>, SysError> {
+        if queues <= 1 {
+            let (socket, ring, index) = Self::prepared(interface, promiscuous)?;
+            socket.bind(index).map_err(|error| {
+                SysError::os(format!("bind a packet socket on {interface}"), error)
+            })?;
+            return Ok(vec![(socket, ring)]);
+        }
+        let mut fanout = Fanout::of(interface, queues);
+        let mut sockets = Vec::new();
+        for _ in 0..queues {
+            let (socket, ring, index) = Self::prepared(interface, promiscuous)?;
+            fanout.join(&socket, index)?;
+            sockets.push((socket, ring));
+        }
+        // Together, so that no flow changes from one to another.
+        for (socket, _) in &sockets {
+            fanout.open(socket)?;
+        }
+        Ok(sockets)
+    }
+
+    /// A socket with its ring that is to be bound, and the interface's number.
+    fn prepared(interface: &str, promiscuous: bool) -> Result<(Self, PacketRing, i32), SysError> {
         let what = |what: &str| format!("{what} a packet socket on {interface}");
         let (socket, index) = Self::unbound(interface)?;
         for option in [
@@ -168,10 +200,7 @@ impl PacketSocket {
                 .join_all(index)
                 .map_err(|error| SysError::os(what("have all frames on"), error))?;
         }
-        socket
-            .bind(index)
-            .map_err(|error| SysError::os(what("bind"), error))?;
-        Ok((socket, ring))
+        Ok((socket, ring, index))
     }
 
     /// A socket that receives nothing yet, and the interface's number.
