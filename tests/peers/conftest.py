@@ -42,6 +42,17 @@ def guest_image() -> image.Image:
 
 
 @pytest.fixture(scope="session")
+def newer_guest_image() -> image.Image:
+    """The same with a kernel of Debian's backports."""
+    try:
+        guest.find_qemu()
+        return image.newer_image()
+    except image.MissingPeerError as missing:
+        unavailable(str(missing))
+        raise
+
+
+@pytest.fixture(scope="session")
 def backend_command() -> str:
     """The back-end to test."""
     try:

@@ -1,6 +1,6 @@
-"""The guest's kernel and initramfs, built once into the cache from a Debian kernel package and this machine's programs.
+"""The guest's kernel and initramfs, built once into the cache from packages of Debian and programs of this machine.
 
-``install.sh`` leaves the package in the cache; nothing here needs root. The kernel is unpacked to its bare ELF image,
+``install.sh`` leaves the packages in the cache; nothing here needs root. The kernel is unpacked to its bare ELF image,
 which QEMU starts directly (a compressed one spends most of the boot decompressing itself under TCG), and the initramfs
 holds busybox, the programs named below with the libraries they load, the virtio modules, and ``init.sh``.
 
@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import lzma
 import os
+import py_compile
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,6 +36,16 @@ MODULES = ("virtio_pci", "virtio_net")
 
 #: Loaded by name when a thread is cancelled, so no program lists it.
 HIDDEN_LIBRARIES = ("libgcc_s.so.1",)
+
+
+#: Runs the script of :func:`with_python` in a guest, and what tells which modules it imports.
+SCRIPT = "PYTHONPATH=/python/site /python/bin/python3 -S /script.py"
+IMPORTED = """
+import json, runpy, sys
+sys.argv = [sys.argv[1], "--imports"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(json.dumps([module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)]))
+"""
 
 
 class MissingPeerError(Exception):
@@ -52,14 +69,23 @@ def cache_dir() -> Path:
 
 def image() -> Image:
     """Returns the image for this machine's packages, built if the cache has none."""
-    package = kernel_package()
+    return built_from(kernel_package())
+
+
+def newer_image() -> Image:
+    """Returns the same with a kernel of Debian's backports, whose virtio driver knows AF_XDP without copying."""
+    return built_from(*newer_kernel_packages())
+
+
+def built_from(*packages: Path) -> Image:
+    """Returns the image of a kernel, built if the cache has none."""
     programs = {name: find_program(name) for name in (*PROGRAMS, "busybox")}
-    key = digest(package, HERE / "image.py", HERE / "init.sh", *programs.values())
+    key = digest(*packages, HERE / "image.py", HERE / "init.sh", *programs.values())
     built = cache_dir() / "guest" / key
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent, prefix=".building-") as scratch:
-            build(package, programs, Path(scratch))
+            build(packages, programs, Path(scratch))
             result = Path(scratch) / "result"
             # Another process may have been quicker: its image has the same content.
             if not built.exists():
@@ -67,11 +93,58 @@ def image() -> Image:
     return Image(built / "vmlinux", built / "initramfs.cpio")
 
 
+def with_python(image: Image, script: Path, directory: Path) -> Image:
+    """Returns the image with a script of Python in it, made in ``directory``; ``SCRIPT`` is the command that runs it.
+
+    The guest has this interpreter and what the script imports. That is found by running it here with ``--imports``: it
+    is to do once what needs no guest. It may not need numpy, which is large and finds its libraries by itself.
+    """
+    site = Path(str(find_spec("virtnet").origin)).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    asked = [sys.executable, "-S", "-c", IMPORTED, script]
+    printed = subprocess.run(asked, stdout=subprocess.PIPE, check=True, env=environment).stdout
+    modules = [Path(file) for file in json.loads(printed.splitlines()[-1])]
+    interpreter = Path(sys._base_executable).resolve()
+
+    archive = Archive()
+    archive.file("script.py", script.read_bytes())
+    archive.file("python/bin/python3", interpreter.read_bytes(), mode=0o755)
+    for module in modules:
+        inside = Path("python/site", module.relative_to(site)) if module.is_relative_to(site) else None
+        inside = inside or Path("python", module.relative_to(sys.base_prefix))
+        archive.file(str(inside), module.read_bytes(), mode=0o755)
+        if module.suffix == ".py":
+            # The guest would take seconds to compile it.
+            compiled = directory / "compiled.pyc"
+            py_compile.compile(
+                str(module), str(compiled), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+            )
+            archive.file(cache_from_source(inside), compiled.read_bytes())
+    for library in libraries([interpreter, *(module for module in modules if module.suffix == ".so")]):
+        archive.file(str(library).lstrip("/"), library.read_bytes(), mode=0o755)
+    both = directory / "initramfs.cpio"
+    both.write_bytes(image.initramfs.read_bytes() + archive.finish())
+    return Image(image.kernel, both)
+
+
 def kernel_package() -> Path:
     """Returns the kernel package that ``install.sh`` downloaded, the newest if there are several."""
-    found = sorted((cache_dir() / "kernel").glob("linux-image-*.deb"), key=lambda path: path.stat().st_mtime)
+    return newest("kernel", "linux-image")
+
+
+def newer_kernel_packages() -> tuple[Path, ...]:
+    """Returns the packages of the kernel of Debian's backports, which come in three parts."""
+    return tuple(newest("newer-kernel", part) for part in ("linux-base", "linux-binary", "linux-modules"))
+
+
+def newest(folder: str, name: str) -> Path:
+    """Returns the newest package of that name in a folder of the cache."""
+    found = sorted((cache_dir() / folder).glob(f"{name}-*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise MissingPeerError(f"no kernel package in {cache_dir() / 'kernel'}: run tests/peers/install.sh")
+        raise MissingPeerError(
+            f"no {name} package in {cache_dir() / folder}: run tests/peers/install.sh, which fetches it where apt's "
+            "mirror has it"
+        )
     return found[-1]
 
 
@@ -91,12 +164,13 @@ def digest(*files: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def build(package: Path, programs: dict[str, Path], scratch: Path) -> None:
+def build(packages: Iterable[Path], programs: dict[str, Path], scratch: Path) -> None:
     """Makes ``scratch/result`` with the kernel and the initramfs."""
-    unpacked, result = scratch / "package", scratch / "result"
-    subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+    unpacked, result = scratch / "packages", scratch / "result"
+    for package in packages:
+        subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
     result.mkdir()
-    (result / "vmlinux").write_bytes(bare_kernel(next(unpacked.glob("boot/vmlinuz-*")).read_bytes()))
+    (result / "vmlinux").write_bytes(bare_kernel(next(unpacked.rglob("vmlinuz*")).read_bytes()))
 
     archive = Archive()
     for directory in ("dev", "proc", "sys", "tmp", "run", "root"):
@@ -137,11 +211,15 @@ def bare_kernel(compressed: bytes) -> bytes:
 
 
 def with_dependencies(unpacked: Path, names: tuple[str, ...]) -> list[Path]:
-    """Returns the modules and what they depend on, each after what it needs."""
+    """Returns the modules and what they depend on, each after what it needs, without what is part of the kernel."""
+    [listed] = unpacked.rglob("modules.builtin")
+    built_in = {Path(line).stem.replace("-", "_") for line in listed.read_text().splitlines()}
     available = {path.name.split(".ko")[0].replace("-", "_"): path for path in unpacked.rglob("*.ko*")}
     ordered: list[Path] = []
 
     def visit(name: str) -> None:
+        if name in built_in:
+            return
         path = available[name]
         found = re.search(rb"\0depends=([^\0]*)\0", b"\0" + module_bytes(path))
         for needed in found[1].decode().split(",") if found and found[1] else []:

@@ -5,17 +5,19 @@
 # - QEMU 10 or newer. Debian 12's own 7.2 crashes under TCG with a vhost-user device, so there the backports suite is
 #   added to apt, on the mirror that apt already uses;
 # - DPDK's testpmd with the vhost and virtio drivers (the independent peer);
-# - the programs a guest is made of (busybox-static, iperf3, ethtool, iproute2, tcpdump), lz4 to unpack its kernel,
+# - the programs a guest is made of (busybox-static, iperf3, ethtool, iproute2, tcpdump), lz4 and zstd to unpack kernels,
 #   ping for hosts behind uplinks, tshark to read captures with, and nft for the firewall of the kernel;
 # - a Debian cloud kernel. Its package is only downloaded, into $VIRTNET_CACHE/kernel (default: $XDG_CACHE_HOME/virtnet
-#   or ~/.cache/virtnet), never installed: image.py builds the guest from it without further rights.
+#   or ~/.cache/virtnet), never installed: image.py builds the guest from it without further rights;
+# - a newer one from trixie-backports, into newer-kernel beside it, for what older drivers cannot do. apt reads of that
+#   suite for this download only. Where the mirror has none, the tests that need it are skipped.
 #
 # Run again it does nothing, in well under a second.
 set -eu
 
 wanted_qemu=10
 cache=${VIRTNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/virtnet}
-packages='busybox-static iperf3 iputils-ping ethtool iproute2 tcpdump tshark nftables dpdk-dev lz4'
+packages='busybox-static iperf3 iputils-ping ethtool iproute2 tcpdump tshark nftables dpdk-dev lz4 zstd'
 
 say() { echo "install.sh: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -43,6 +45,8 @@ qemu_major() {
 
 kernel_downloaded() { ls "$cache"/kernel/linux-image-*.deb >/dev/null 2>&1; }
 
+newer_kernel_downloaded() { ls "$cache"/newer-kernel/linux-modules-*.deb >/dev/null 2>&1; }
+
 missing() {
     for package in $packages; do installed "$package" || echo "$package"; done
     for driver in mempool-ring net-vhost net-virtio; do
@@ -52,14 +56,19 @@ missing() {
 
 suite() { . /etc/os-release && echo "$VERSION_CODENAME"; }
 
-# The mirror is the one that already serves this release's main suite.
+# The one that already serves this release's main suite.
+mirror() {
+    apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(SITE)' "Identifier: Packages" |
+        sed -n "s/^$(suite) main //p" | head -n 1
+}
+
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
 add_backports() {
     release=$(suite)
     if apt-get indextargets --format '$(CODENAME)' | grep -qx "$release-backports"; then return; fi
-    mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(SITE)' "Identifier: Packages" |
-        sed -n "s/^$release main //p" | head -n 1)
+    mirror=$(mirror)
     [ -n "$mirror" ] || fail "apt has no source for $release main: cannot tell which mirror has $release-backports"
-    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     {
         echo "Types: deb"
         echo "URIs: $mirror"
@@ -92,8 +101,27 @@ download_kernel() {
     rmdir "$cache/kernel/partial"
 }
 
+# There a kernel comes in three packages. The last one to arrive says that all are there.
+download_newer_kernel() {
+    folder=$cache/newer-kernel lists=$cache/newer-kernel/lists architecture=$(dpkg --print-architecture)
+    mkdir -p "$lists/partial" "$folder/partial"
+    echo "deb [signed-by=$keyring] $(mirror) trixie-backports main" >"$folder/sources.list"
+    with="-o Dir::Etc::SourceList=$folder/sources.list -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$lists
+        -o Dir::Cache::PkgCache= -o Dir::Cache::SrcPkgCache= -o APT::Sandbox::User=root -o Acquire::Languages=none"
+    # shellcheck disable=SC2086  # a list of options
+    {
+        apt-get -qq $with update &&
+            release=$(apt-cache $with depends "linux-image-cloud-$architecture" |
+                sed -n 's/.*Depends: linux-image-\([0-9][^ ]*\).*/\1/p' | head -n 1) &&
+            [ -n "$release" ] && cd "$folder/partial" &&
+            apt-get -qq $with download "linux-base-$release" "linux-binary-$release" "linux-modules-$release" &&
+            mv linux-base-*.deb linux-binary-*.deb linux-modules-*.deb ..
+    } || say "no newer kernel could be fetched from trixie-backports: tests that need it are skipped"
+    rm -rf "$lists" "$folder/partial" "$folder/sources.list"
+}
+
 needed=$(missing)
-if [ -z "$needed" ] && [ "$(qemu_major)" -ge "$wanted_qemu" ] && kernel_downloaded; then
+if [ -z "$needed" ] && [ "$(qemu_major)" -ge "$wanted_qemu" ] && kernel_downloaded && newer_kernel_downloaded; then
     exit 0
 fi
 apt update
@@ -101,4 +129,5 @@ apt update
 [ -z "$needed" ] || apt install $needed
 install_qemu
 kernel_downloaded || download_kernel
+newer_kernel_downloaded || (download_newer_kernel)
 say "ready: QEMU $(qemu_major), kernel $(ls "$cache"/kernel/linux-image-*.deb)"
