@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,19 @@ def test_tshark_and_capinfos_read_places_directions_and_counts_of_each(net, tmp_
     assert "Number of packets = 3" in info
     assert "Number of packets = 1" in info
     assert info.count("Number of stat entries = 1") == 2
+
+
+def test_directions_are_those_that_tcpdump_sees_at_a_guests_tap(tmp_path):
+    """What a guest sends is inbound to `tcpdump -i tap0` on its host, and what the host sends to it outbound."""
+    if subprocess.run(["unshare", "--net", "test", "-w", "/dev/net/tun"], check=False).returncode:
+        pytest.skip("makes a tap in a network namespace: needs root")
+    program = Path(__file__).with_name("tap_directions.py")
+    tool("unshare", "--net", sys.executable, str(program), str(tmp_path))
+    rows = tool("tshark", "-n", "-r", str(tmp_path / "ours.pcapng"), *FIELDS).splitlines()
+    assert rows == ["guest\t0x00000001\t53"] * 3 + ["guest\t0x00000002\t54"] * 2
+    for way, ports in (("in", ["53"] * 3), ("out", ["54"] * 2)):
+        found = tool("tshark", "-n", "-r", str(tmp_path / f"{way}.pcap"), "-T", "fields", "-e", "udp.dstport")
+        assert found.split() == ports, way
 
 
 def test_tcpdump_reads_both_forms(net, tmp_path):
