@@ -574,8 +574,9 @@ def test_several_places_are_columns_with_the_place_and_the_direction():
         inbound = later[later.columns.direction == 1]
         assert inbound.columns.place.tolist() == [0, 1]
         assert inbound[::-1].heads(14).columns.place.tolist() == [1, 0]
+        assert inbound.places == inbound.heads(14).places == capture.places == ("a", "b")
     fresh = vn.Burst([there])
-    assert (fresh.columns.direction.tolist(), fresh.columns.place.tolist()) == ([0], [0])
+    assert (fresh.columns.direction.tolist(), fresh.columns.place.tolist(), fresh.places) == ([0], [0], ())
 
 
 def test_a_live_reader_gets_several_places_and_each_counts_what_it_lost():
@@ -689,3 +690,69 @@ def test_places_that_cannot_be_are_refused_and_nothing_is_left(tmp_path, where, 
         with pytest.raises(vn.ConfigError, match="write pcapng"):
             net.capture([a, b], tmp_path / "out.PCAP")
         talk(a, b)
+
+
+def test_a_capture_file_is_read_back_as_the_columns_that_were_written(tmp_path):
+    path = tmp_path / "out.pcapng"
+    with pair() as (net, a, b):
+        with net.capture([a, b], path) as capture, net.capture([a, b]) as columns:
+            talk(a, b)
+            assert eventually(lambda: (capture.packets, columns.packets) == (4, 4))
+        expected = columns.read()
+    found = vn.Burst.from_capture(path)
+    assert found.places == expected.places == ("a", "b")
+    assert [bytes(one) for one in found] == [bytes(one) for one in expected]
+    for name in ("direction", "place", "wire_length", "length", "eth_src"):
+        assert found.columns[name].tolist() == expected.columns[name].tolist()
+    with RawPcapNgReader(str(path)) as reader:
+        times = [(about.tshigh << 32) + about.tslow for _, about in reader]
+    assert found.columns.time_ns.tolist() == times
+
+
+def test_capture_files_of_others_are_read_with_what_they_say(tmp_path):
+    """Sections of either byte order, interfaces without a name, packets without flags, cut ones; and pcap."""
+
+    def block(order: str, kind: int, body: bytes) -> bytes:
+        length = struct.pack(order + "I", 12 + len(body))
+        return struct.pack(order + "I", kind) + length + body + length
+
+    def section(order: str, *interfaces: bytes) -> bytes:
+        head = block(order, 0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
+        return head + b"".join(block(order, 1, struct.pack(order + "HHI", 1, 0, 0) + options) for options in interfaces)
+
+    def packet(order: str, interface: int, us: int, flags: int | None) -> bytes:
+        body = struct.pack(order + "5I", interface, us >> 32, us & 0xFFFFFFFF, 16, 1500) + bytes(16)
+        option = b"" if flags is None else struct.pack(order + "HHIHH", 2, 4, flags, 0, 0)
+        return block(order, 6, body + option)
+
+    path = tmp_path / "others.pcapng"
+    eth0 = struct.pack(">HH4sHH", 2, 4, b"eth0", 0, 0)
+    now_us = 1_790_000_000_123_456
+    path.write_bytes(
+        section(">", eth0, b"")
+        + packet(">", 1, now_us, 0b101)
+        + packet(">", 0, now_us + 1, None)
+        + section("<", b"")
+        + packet("<", 0, now_us - 5, 0b1110)
+        + packet("<", 0, now_us + 7, 3)
+    )
+    found = vn.Burst.from_capture(str(path))
+    assert found.places == ("eth0", "", "")
+    assert found.columns.place.tolist() == [1, 0, 2, 2]
+    assert found.columns.direction.tolist() == [1, 0, 2, 0]
+    assert found.columns.length.tolist() == [16] * 4
+    assert found.columns.wire_length.tolist() == [1500] * 4
+    assert found.columns.time_ns.tolist() == [(now_us + us) * 1000 for us in (0, 1, -5, 7)]
+    (tmp_path / "cut.pcapng").write_bytes(path.read_bytes()[:-70])
+    with pytest.raises(vn.VirtnetError, match=r"it is cut: 50 bytes are left, .* \(block 8, byte 236"):
+        vn.Burst.from_capture(tmp_path / "cut.pcapng")
+    (tmp_path / "one.pcap").write_bytes(
+        struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 96, 1) + struct.pack("<4I", 7, 9, 14, 60) + bytes(14)
+    )
+    found = vn.Burst.from_capture(tmp_path / "one.pcap")
+    assert (found.places, found.columns.time_ns.tolist()) == (("",), [7_000_000_009])
+    assert (found.columns.wire_length.tolist(), found.columns.direction.tolist()) == ([60], [0])
+    (tmp_path / "none.pcap").write_bytes((tmp_path / "one.pcap").read_bytes()[:24])
+    assert len(vn.Burst.from_capture(tmp_path / "none.pcap")) == 0
+    with pytest.raises(vn.PortError, match="No such file"):
+        vn.Burst.from_capture(tmp_path / "nowhere.pcap")

@@ -28,6 +28,7 @@ __all__ = [
     "memory_pair",
     "probe",
     "queue_pair",
+    "read_capture",
     "try_af_xdp",
 ]
 
@@ -158,6 +159,9 @@ class Checker:
 
 def memory_pair(capacity: int) -> tuple[Port, Port]:
     """Two ports back to back, each holding up to ``capacity`` packets that the other has not taken."""
+
+def read_capture(path: str) -> tuple[tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes], list[str]]:
+    """The packets of a capture file as ``Recorder.take`` gives them, and the names of the places."""
 
 @final
 class Recorder:

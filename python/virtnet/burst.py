@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsBytes, overload
@@ -241,7 +242,7 @@ class Columns:
         wire_length: ``uint32[n]``, bytes that the frame had; ``length`` unless a capture has cut it.
         direction: ``uint8[n]``, which way it was going where it was captured: 1 inbound, into the network; 2 outbound;
             0 where nobody has noted it.
-        place: ``uint16[n]``, where it was captured, as a position in the places of the capture.
+        place: ``uint16[n]``, where it was captured, as a position in ``burst.places``.
         hash: structured, the ``value`` that the device has computed and what it has hashed (``report``); 0 where it
             tells none, see :meth:`VirtioUserPort.set_rss`.
     """
@@ -450,12 +451,14 @@ class Burst:
 
     Attributes:
         came_from: of packets that :meth:`Net.on_burst` led to Python, the name of the node they come from.
+        places: of packets that were captured, the names of the places that ``columns.place`` counts.
 
     Raises:
         ConfigError: a frame is empty or longer than any network carries.
     """
 
     came_from = ""
+    places: tuple[str, ...] = ()
 
     def __init__(self, frames: Iterable[Frame] = ()) -> None:
         """Makes a burst of packets that you have."""
@@ -470,8 +473,28 @@ class Burst:
         self._columns: Columns | None = None
 
     @classmethod
-    def _of(cls, packets: _virtnet.Packets, lease: _Lease) -> Burst:
+    def from_capture(cls, path: str | os.PathLike[str]) -> Burst:
+        """Reads a capture file whole: pcap or pcapng, of Ethernet, with up to 4 GiB of packets.
+
+        Its columns have what the file says besides: ``time_ns``, ``wire_length``, ``direction`` and ``place``.
+
+        Raises:
+            PortError: it cannot be read, or is cut or malformed; the message says where.
+
+        Example:
+            >>> import virtnet as vn
+            >>> with vn.PcapPort("/tmp/virtnet-doc-read.pcapng", mode="write", overwrite=True) as port:
+            ...     _ = port.tx([bytes(60), bytes(1500)])
+            >>> vn.Burst.from_capture("/tmp/virtnet-doc-read.pcapng").columns.length
+            View(array([  60, 1500], dtype=uint32))
+        """
+        recorded, places = _virtnet.read_capture(os.fspath(path))
+        return cls._recorded(recorded, tuple(places))
+
+    @classmethod
+    def _of(cls, packets: _virtnet.Packets, lease: _Lease, places: tuple[str, ...] = ()) -> Burst:
         burst = cls.__new__(cls)
+        burst.places = places
         burst._packets = packets  # noqa: SLF001 - a constructor
         burst._lease = lease  # noqa: SLF001
         burst._columns = None  # noqa: SLF001
@@ -506,7 +529,7 @@ class Burst:
         self._lease.check()
         if isinstance(key, int | np.integer):
             return self.frames[int(key)]
-        return self._of(self._part(key), self._lease)
+        return self._of(self._part(key), self._lease, self.places)
 
     def _part(self, key: Any) -> _virtnet.Packets:
         packets = self._packets
@@ -531,7 +554,7 @@ class Burst:
     def heads(self, length: int) -> Burst:
         """The packets cut after some bytes; shares the memory."""
         self._lease.check()
-        return self._of(self._packets.cut(length), self._lease)
+        return self._of(self._packets.cut(length), self._lease, self.places)
 
     def edit(self, where: ArrayLike | View | None = None, /, **fields: Any) -> int:
         """Writes header fields of all packets, or of those chosen by a mask or by numbers, and keeps checksums right.
@@ -605,11 +628,13 @@ class Burst:
         return cls._of(port.rx(max_packets, timeout_s), _Lease())
 
     @classmethod
-    def _recorded(cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes]) -> Burst:
+    def _recorded(
+        cls, recorded: tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes], places: tuple[str, ...]
+    ) -> Burst:
         """What a capture has kept."""
         data, starts, lengths, offloads, times, wire_lengths, origins = recorded
         packets = _virtnet.Packets(data, starts, lengths, bytes(offloads), times, wire_lengths, origins)
-        return cls._of(packets, _Lease())
+        return cls._of(packets, _Lease(), places)
 
     def _tx(self, port: _virtnet.Port) -> int:
         """Gives the packets to a port; how many it took."""

@@ -246,7 +246,7 @@ class ColumnsCapture(Capture):
         """All packets since the last time, as one burst.
 
         ``columns.time_ns`` says when each passed, ``columns.direction`` which way (1: inbound, 2: outbound), and
-        ``columns.place`` where, as a position in :attr:`places`.
+        ``columns.place`` where, as a position in ``places``, which the burst has too.
 
         Args:
             timeout_s: seconds to wait for the first one; ``None`` waits as long as the capture goes on.
@@ -268,7 +268,7 @@ class ColumnsCapture(Capture):
             if deadline is not None and time.monotonic() >= deadline:
                 break
             time.sleep(LOOK_S)
-        return Burst._recorded(self._take())  # noqa: SLF001 - a constructor of it
+        return Burst._recorded(self._take(), self.places)  # noqa: SLF001 - a constructor of it
 
     def _take(self) -> tuple[bytearray, bytes, bytes, bytearray, bytes, bytes, bytes]:
         """All that has come since the last time, as it travels to other processes."""

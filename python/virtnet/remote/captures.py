@@ -165,13 +165,12 @@ class AttachedColumns(AttachedCapture):
             raise PeerError(f"{PARTS} parts of at most {self._most} bytes were expected, found {sizes}")
         return sizes, is_last
 
-    @staticmethod
-    def _burst(parts: list[bytes]) -> Burst:
+    def _burst(self, parts: list[bytes]) -> Burst:
         from virtnet.burst import Burst
 
         data, starts, lengths, offloads, times, wire_lengths, origins = parts
         return Burst._recorded(  # noqa: SLF001 - a constructor of it
-            (bytearray(data), starts, lengths, bytearray(offloads), times, wire_lengths, origins)
+            (bytearray(data), starts, lengths, bytearray(offloads), times, wire_lengths, origins), self.places
         )
 
     def _end(self) -> None:

@@ -41,7 +41,7 @@ pub use error::PortError;
 pub use events::{Datum, Event, EventLog, KEPT, Peer, What};
 pub use link::InterfaceWatch;
 pub use owned::{Huge, OwnMemory, OwnRegion, RegionLayout};
-pub use pcap::{CaptureOptions, CapturePlace, Pace, PcapMode, PcapPort, PcapWatch};
+pub use pcap::{CaptureOptions, CapturePlace, Pace, PcapMode, PcapPort, PcapWatch, read_capture};
 pub use recorder::{Recorded, RecorderPort, Recording, recorder};
 pub use ring_status::RingStatus;
 pub use slot::{DEADLINE, Held, Slot, SlotError};

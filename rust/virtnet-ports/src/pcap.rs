@@ -28,6 +28,7 @@ use virtnet_sys::{Timer, monotonic_ns};
 
 use crate::PortError;
 use reader::Capture;
+pub use reader::read_capture;
 use writer::CaptureWriter;
 pub(crate) use writer::wall_ns;
 pub use writer::{CaptureOptions, CapturePlace, PcapWatch};

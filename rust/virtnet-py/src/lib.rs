@@ -43,6 +43,7 @@ fn _virtnet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(host::try_af_xdp, module)?)?;
     module.add_function(wrap_pyfunction!(ports::memory_pair, module)?)?;
     module.add_function(wrap_pyfunction!(probe::probe, module)?)?;
+    module.add_function(wrap_pyfunction!(recorder::read_capture, module)?)?;
     module.add_function(wrap_pyfunction!(rings::queue_pair, module)?)?;
     module.add_function(wrap_pyfunction!(routing::check_router, module)?)?;
     module.add_class::<engine::Engine>()?;

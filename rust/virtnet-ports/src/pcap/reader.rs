@@ -5,13 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use pcap_file::pcap::PcapParser;
+use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
 use pcap_file::pcapng::{Block, PcapNgParser};
 use pcap_file::{DataLink, PcapError, TsResolution};
 
-use crate::PortError;
+use virtnet_packet::{Direction, Offload, Origin};
+
+use crate::{PortError, Recorded};
 
 const NS_PER_S: u64 = 1_000_000_000;
 
@@ -24,11 +27,47 @@ pub(super) struct Capture {
     packets: Vec<Record>,
 }
 
-/// Where a packet is in the file, and when it was seen.
+/// Where a packet is in the file, and when and where it was seen.
 struct Record {
     offset: usize,
     len: usize,
+    wire_len: u32,
     time_ns: u64,
+    origin: Origin,
+}
+
+/// All that a capture file says, with times since 1970.
+#[derive(Default)]
+struct Said {
+    packets: Vec<Record>,
+    /// What the interfaces are called, empty where nobody says.
+    interfaces: Vec<String>,
+}
+
+impl Said {
+    fn of(file: &[u8]) -> Result<Self, Defect> {
+        if file.starts_with(&SECTION_HEADER) {
+            read_pcapng(file)
+        } else {
+            read_pcap(file)
+        }
+    }
+
+    /// The packets. `None`: they are more than a store holds.
+    fn recorded(&self, file: &[u8]) -> Option<Recorded> {
+        let mut recorded = Recorded::default();
+        for packet in &self.packets {
+            let frame = file.get(packet.offset..packet.offset + packet.len)?;
+            recorded.starts.push(recorded.data.len().try_into().ok()?);
+            recorded.data.extend(frame);
+            recorded.lengths.push(frame.len().try_into().ok()?);
+            recorded.wire_lengths.push(packet.wire_len);
+            recorded.times_ns.push(packet.time_ns);
+            recorded.offloads.push(Offload::default());
+            recorded.origins.push(packet.origin);
+        }
+        Some(recorded)
+    }
 }
 
 impl fmt::Debug for Capture {
@@ -39,22 +78,11 @@ impl fmt::Debug for Capture {
 
 impl Capture {
     pub(super) fn open(path: &Path) -> Result<Self, PortError> {
-        let bytes = fs::read(path).map_err(|source| {
-            PortError::io(format!("read the capture {}", path.display()), source)
-        })?;
-        Self::parse(bytes).map_err(|defect| PortError::Capture {
-            path: path.to_owned(),
-            problem: defect.problem,
-            place: defect.place,
-        })
+        load(path, Self::parse)
     }
 
     fn parse(bytes: Vec<u8>) -> Result<Self, Defect> {
-        let mut packets = if bytes.starts_with(&SECTION_HEADER) {
-            read_pcapng(&bytes)?
-        } else {
-            read_pcap(&bytes)?
-        };
+        let mut packets = Said::of(&bytes)?.packets;
         let first_ns = packets.first().map_or(0, |first| first.time_ns);
         for packet in &mut packets {
             // Clocks step back; what would be before the beginning is at the beginning.
@@ -90,6 +118,33 @@ impl Capture {
     }
 }
 
+/// Reads all packets of the capture file at `path`: pcap or pcapng, of Ethernet. With them come the names of the places where they
+/// were seen, of which [`Origin::place`] is a position: of a pcap file one without a name.
+///
+/// # Errors
+/// [`PortError::Io`] if it cannot be read; [`PortError::Capture`] if it is cut, malformed, not Ethernet, or has more than 4 GiB of
+/// packets.
+pub fn read_capture(path: impl AsRef<Path>) -> Result<(Recorded, Vec<String>), PortError> {
+    load(path.as_ref(), |bytes| {
+        let said = Said::of(&bytes)?;
+        let recorded = said
+            .recorded(&bytes)
+            .ok_or_else(|| Defect::at(&bytes, &bytes, "", "its packets have more than 4 GiB"))?;
+        Ok((recorded, said.interfaces))
+    })
+}
+
+/// Reads a file and takes it apart.
+fn load<T>(path: &Path, parse: impl FnOnce(Vec<u8>) -> Result<T, Defect>) -> Result<T, PortError> {
+    let bytes = fs::read(path)
+        .map_err(|source| PortError::io(format!("read the capture {}", path.display()), source))?;
+    parse(bytes).map_err(|defect| PortError::Capture {
+        path: path.to_owned(),
+        problem: defect.problem,
+        place: defect.place,
+    })
+}
+
 /// What is wrong with a file, and where.
 struct Defect {
     problem: String,
@@ -118,7 +173,7 @@ impl Defect {
     }
 }
 
-fn read_pcap(file: &[u8]) -> Result<Vec<Record>, Defect> {
+fn read_pcap(file: &[u8]) -> Result<Said, Defect> {
     let (mut rest, parser) = PcapParser::new(file).map_err(|error| match error {
         PcapError::IncompleteBuffer => {
             Defect::at(file, file, "", "it is shorter than the header of a capture")
@@ -139,16 +194,28 @@ fn read_pcap(file: &[u8]) -> Result<Vec<Record>, Defect> {
             Defect::of(file, rest, &unit, &error)
         })?;
         let time_ns = u64::from(packet.ts_sec) * NS_PER_S + u64::from(packet.ts_frac) * fraction_ns;
-        packets.push(record(file, &packet.data, time_ns));
+        let wire_len = packet.orig_len;
+        packets.push(record(
+            file,
+            &packet.data,
+            wire_len,
+            time_ns,
+            Origin::default(),
+        ));
         rest = next;
     }
-    Ok(packets)
+    Ok(Said {
+        packets,
+        interfaces: vec![String::new()],
+    })
 }
 
-fn read_pcapng(file: &[u8]) -> Result<Vec<Record>, Defect> {
+fn read_pcapng(file: &[u8]) -> Result<Said, Defect> {
     let (mut rest, mut parser) =
         PcapNgParser::new(file).map_err(|error| Defect::of(file, file, "", &error))?;
-    let mut packets = Vec::new();
+    let mut said = Said::default();
+    // Where the interfaces of this section begin among all.
+    let mut section = 0;
     let mut last_ns = 0;
     // The first block is the section header.
     for number in 2.. {
@@ -159,19 +226,28 @@ fn read_pcapng(file: &[u8]) -> Result<Vec<Record>, Defect> {
         let (next, block) = parser
             .next_block(rest)
             .map_err(|error| Defect::of(file, rest, &unit(), &error))?;
-        let (interface, units, data) = match &block {
+        let (interface, units, wire_len, data) = match &block {
             Block::EnhancedPacket(packet) => (
                 packet.interface_id,
                 Some(packet.timestamp.as_nanos()),
+                packet.original_len,
                 &packet.data,
             ),
             Block::Packet(packet) => (
                 u32::from(packet.interface_id),
                 Some(u128::from(packet.timestamp)),
+                packet.original_len,
                 &packet.data,
             ),
-            Block::SimplePacket(packet) => (0, None, &packet.data),
-            _ => {
+            Block::SimplePacket(packet) => (0, None, packet.original_len, &packet.data),
+            other => {
+                match other {
+                    Block::SectionHeader(_) => section = said.interfaces.len(),
+                    Block::InterfaceDescription(interface) => {
+                        said.interfaces.push(name_of(interface));
+                    }
+                    _ => {}
+                }
                 rest = next;
                 continue;
             }
@@ -188,18 +264,52 @@ fn read_pcapng(file: &[u8]) -> Result<Vec<Record>, Defect> {
         check_link(described.linktype).map_err(defect)?;
         // A simple packet has no time: it comes right after the one before.
         last_ns = units.map_or(last_ns, |units| nanoseconds(units, described));
-        packets.push(record(file, data, last_ns));
+        let place = usize::try_from(interface).ok().map(|id| section + id);
+        let place = place.and_then(|place| u16::try_from(place).ok());
+        let origin = Origin {
+            place: place.ok_or_else(|| defect("it has more than 65536 interfaces".to_owned()))?,
+            direction: direction_of(&block),
+        };
+        let record = record(file, data, wire_len, last_ns, origin);
+        said.packets.push(record);
         rest = next;
     }
-    Ok(packets)
+    Ok(said)
+}
+
+fn name_of(interface: &InterfaceDescriptionBlock<'_>) -> String {
+    let mut options = interface.options.iter();
+    let name = options.find_map(|option| match option {
+        InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+        _ => None,
+    });
+    name.unwrap_or_default()
+}
+
+/// Spec: draft-ietf-opsawg-pcapng, 4.3.1, bits 0 and 1 of `epb_flags`.
+fn direction_of(block: &Block<'_>) -> Direction {
+    let Block::EnhancedPacket(packet) = block else {
+        return Direction::Unknown;
+    };
+    let flags = packet.options.iter().find_map(|option| match option {
+        EnhancedPacketOption::Flags(flags) => Some(flags & 3),
+        _ => None,
+    });
+    match flags {
+        Some(1) => Direction::Inbound,
+        Some(2) => Direction::Outbound,
+        _ => Direction::Unknown,
+    }
 }
 
 /// The parser hands out parts of the file itself, never copies.
-fn record(file: &[u8], data: &[u8], time_ns: u64) -> Record {
+fn record(file: &[u8], data: &[u8], wire_len: u32, time_ns: u64, origin: Origin) -> Record {
     Record {
         offset: data.as_ptr().addr() - file.as_ptr().addr(),
         len: data.len(),
+        wire_len,
         time_ns,
+        origin,
     }
 }
 
