@@ -9,12 +9,13 @@ from virtnet.adding_ports import AddingPorts
 from virtnet.description import FunctionSpec, check_options, whole
 from virtnet.drawing import check_node
 from virtnet.errors import ConfigError
-from virtnet.given import by_name, is_number, table
+from virtnet.given import by_name, is_number, table, texts
 from virtnet.handlers import BurstHandler, ways_of
 from virtnet.impairing import Impairment, plain_options
 from virtnet.kinds import FRAME_MAX, FRAME_MIN, PLAIN, QUEUE_MAX, QUEUE_SPARE, SOURCE_PACKETS_MAX
 from virtnet.nodes import Firewall, Function, Node, PortNode, Switch
 from virtnet.routers import RouterMethods
+from virtnet.streams import frame_bytes
 from virtnet.traffic import TrafficMethods
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
             if ends is not None and inside is None:
                 inside = ends[0]
             options = {
-                "rules": rules if isinstance(rules, str) else "\n".join(rules),
+                "rules": "\n".join(map(str, lines)) if isinstance(lines := texts(rules), list) else lines,
                 "sets": table(sets),
                 "inside": inside.name if isinstance(inside, Node) else inside or "",
                 "default": default,
@@ -230,6 +231,9 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
         if direction not in {"both", "from", "to"}:
             raise ConfigError(f"direction is both, from or to, found {direction!r}")
         names = ways_of(to)
+        # Told now, and looked for when there is a function: until then there may be other cables.
+        for node in where if isinstance(where, tuple) else (where,):
+            check_node(node)
 
         def decorate(handle: OnBurst) -> BurstHandler:
             with self.change():
@@ -471,9 +475,10 @@ class Composing(AddingPorts, TrafficMethods, RouterMethods):
 def _packets(frames: Frame | Iterable[Frame] | Burst) -> list[tuple[bytes, bytes]]:
     """Frames with their offload metadata."""
     if isinstance(frames, bytes | bytearray | memoryview | SupportsBytes):
-        return [(bytes(frames), PLAIN)]
+        return [(frame_bytes(frames), PLAIN)]
     from virtnet.burst import Burst
 
     if isinstance(frames, Burst):
         return list(zip(map(bytes, frames), map(bytes, frames.columns.offload.copy()), strict=True))
-    return [(bytes(frame), PLAIN) for frame in frames]
+    given = texts(frames)
+    return [(frame_bytes(frame), PLAIN) for frame in (given if isinstance(given, list) else [given])]

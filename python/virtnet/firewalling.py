@@ -319,6 +319,8 @@ def check_firewall(options: dict[str, Any]) -> dict[str, Any]:
         ConfigError: one makes no sense; the message begins with its place.
     """
     sets = {}
+    if not isinstance(options["rules"], str):
+        raise ConfigError(f'rules: expected lines such as "pass proto tcp", found {options["rules"]!r}')
     if not isinstance(options["sets"], dict):
         raise ConfigError(f'sets: expected a table such as {{"servers": ["10.0.0.0/24"]}}, found {options["sets"]!r}')
     for name, addresses in sorted(options["sets"].items()):

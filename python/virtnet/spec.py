@@ -116,7 +116,7 @@ class PortSpec:
         found = KINDS.get(kind)
         if found is None:
             raise ConfigError(f"there is no kind of port {kind!r}: expected {_listed(KINDS)}{meant(kind, KINDS)}")
-        if not where:
+        if not where or not isinstance(where, str):
             raise ConfigError(f"a {kind} port needs {found.where} after the colon, found {where!r}")
         found.check_where(where)
         values = {option.name: option.default for option in found.options}

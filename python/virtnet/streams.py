@@ -104,7 +104,7 @@ class Stream:
         """What was chosen."""
         chosen = {
             "name": self.name or None,
-            "frame": None if self.frame is None else f"{len(bytes(self.frame))} bytes",
+            "frame": None if self.frame is None else f"{len(frame_bytes(self.frame))} bytes",
             "size": self.size,
             "rate_pps": self.rate_pps,
             "rate_bps": self.rate_bps,
@@ -118,9 +118,9 @@ class Stream:
         """The form that files have; what is default is left out.
 
         Raises:
-            ConfigError: what varies makes no sense.
+            ConfigError: the frame is none, or what varies makes no sense.
         """
-        table: dict[str, Any] = {} if self.frame is None else {"frame": bytes(self.frame).hex()}
+        table: dict[str, Any] = {} if self.frame is None else {"frame": frame_bytes(self.frame).hex()}
         if self.vary:
             table["vary"] = [_vary_dict(at, values) for at, values in self.vary.items()]
         for name in ("rate_pps", "rate_bps"):
@@ -130,6 +130,20 @@ class Stream:
             if (value := getattr(self, name)) != default:
                 table[name] = value
         return table
+
+
+def frame_bytes(frame: Any) -> bytes:
+    """The bytes of a frame: bytes, or what makes bytes of itself, as Scapy's packets do.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        return bytes(memoryview(frame))
+    except TypeError:
+        if isinstance(frame, SupportsBytes):
+            return bytes(frame)
+        raise ConfigError(f"expected a frame: bytes, or a packet that becomes bytes, found {frame!r}") from None
 
 
 def _vary_dict(at: str | tuple[int, int], values: Any) -> dict[str, Any]:

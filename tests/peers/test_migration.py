@@ -60,10 +60,12 @@ def test_a_guest_with_several_queue_pairs_moves_with_all_of_them(guest_image, di
     assert all(ring.bursts for ring in rings), rings
 
 
-@pytest.mark.parametrize("iommu", ["pt", "lazy"])
-def test_a_guest_behind_an_iommu_moves(guest_image, directory, running, iommu):
-    target, _ = move(guest_image, directory, running, iommu=iommu)
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("iommu", ["pt", "lazy", "strict"])
+def test_a_guest_behind_an_iommu_moves(guest_image, directory, running, iommu, packed):
+    target, _ = move(guest_image, directory, running, iommu=iommu, packed=packed)
     assert target.features & virtnet.RingFeature.ACCESS_PLATFORM.value
+    assert target.ring == ("packed" if packed else "split")
 
 
 def move(guest_image, directory, running, *, packed=False, announces=True, queue_pairs=1, iommu=None):
