@@ -144,6 +144,28 @@ def test_the_command_sends_the_frames_that_it_is_given(between, tmp_path):
         assert words in " ".join(done.stderr.split()), done.stderr
 
 
+def test_the_command_varies_what_it_is_told_to(between, tmp_path):
+    options = ["--rate", "1000", "--seconds", "0.3", "--size", "80", "--json", "--streams", "2"]
+    with vn.Net() as net:
+        ports = [net.vhost_user(str(tmp_path / f"{name}.sock")) for name in "ab"]
+        ports[0] >> ports[1]
+        with net.capture(ports[0]) as seen:
+            varied = ["--vary", "ip_src=10.0.0.1+3", "--vary", "l4_dst=80,443", "--vary", "0:2=513"]
+            done = bench(*(f"virtio-user:{tmp_path}/{name}.sock" for name in "ab"), *varied, *options)
+            assert done.returncode == 0, done.stderr
+            burst = seen.read(timeout_s=1.0)
+        columns = burst.columns
+    found = set(zip(columns.ip_src.tolist(), columns.l4_dst.tolist(), columns.l4_src.tolist(), strict=True))
+    assert found == {
+        (0x0A000001 + host, port, source) for host in range(3) for port in (80, 443) for source in (49152, 49153)
+    }
+    assert {bytes(frame)[:2] for frame in burst} == {b"\x02\x01"}
+    for text, words in [("ip_src", "a field and its values"), ("colour=3", "colour"), ("l4_dst=http", "http")]:
+        done = bench(*between[:2], "--vary", text)
+        assert done.returncode != 0
+        assert words in done.stderr, done.stderr
+
+
 def test_the_command_searches_and_shows_a_table(between):
     done = bench(
         between[2], "--search", "--loss", "0.5", "--rate", "1000", "--seconds", "0.2", "--size", "60", "--tries", "3"

@@ -14,9 +14,10 @@ from virtnet.nodes import Function, Node, PortNode
 from virtnet.streams import STREAM_FRAME_MAX, STREAM_FRAME_MIN, STREAMS_MAX, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from virtnet.generating import Analyser, Generator
+    from virtnet.streams import Varying
 
 __all__ = ["Path", "Throughput", "Trial", "throughput_search"]
 
@@ -139,6 +140,7 @@ class Path:
         streams: streams in each direction, with source ports of their own.
         frame: makes a frame of a size in a direction (0: from a to b), instead of a UDP datagram to port 9 (discard)
             between 198.18.0.1 and 198.19.0.1 (RFC 2544, C.2.2).
+        vary: what differs from packet to packet of every stream, as :attr:`Stream.vary`.
         cpus: of the network that is made, see :class:`~virtnet.Net`.
         poll: likewise.
 
@@ -154,6 +156,7 @@ class Path:
         both: bool = False,
         streams: int = 1,
         frame: Callable[[int, int], bytes] | None = None,
+        vary: Mapping[str | tuple[int, int], Varying] | None = None,
         cpus: Sequence[int] = (),
         poll: Literal["adaptive", "busy", "interrupt"] = "adaptive",
     ) -> None:
@@ -165,6 +168,7 @@ class Path:
             raise ConfigError(f"a direction has 1 to {STREAMS_MAX} streams, found {streams}")
         self.streams = streams
         self._frame = frame or _frame
+        self._vary = dict(vary or {})
         self._made: Net | None = None
         if isinstance(a, Node) and isinstance(b, Node):
             self.net = a.net
@@ -223,12 +227,13 @@ class Path:
 
     def _streams(self, size: int, direction: int) -> list[Stream]:
         frame = self._frame(size, direction)
-        if self._frame is not _frame:
-            return [Stream(frame) for _ in range(self.streams)]
-        # Ports for people's own use, from 49152 on.
         way = "a to b" if direction == 0 else "b to a"
         names = [f"{way}, {k}" if self.streams > 1 else way for k in range(self.streams)]
-        return [Stream(frame, vary={"l4_src": [49152 + k]}, name=name) for k, name in enumerate(names)]
+        # Ports for people's own use, from 49152 on.
+        ports: list[dict[str | tuple[int, int], Varying]] = [
+            {"l4_src": 49152 + k} if self._frame is _frame else {} for k in range(self.streams)
+        ]
+        return [Stream(frame, vary=own | self._vary, name=name) for own, name in zip(ports, names, strict=True)]
 
     def wait_ready(self, timeout_s: float | None = 10.0) -> None:
         """Waits until somebody is at the other end of each port.

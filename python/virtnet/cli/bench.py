@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_
+import re
 import sys
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from virtnet.analysing import Latency
     from virtnet.searching import Throughput, Trial
+    from virtnet.streams import Varying
 
 __all__ = ["bench"]
 
@@ -43,6 +45,15 @@ def bench(
             metavar="HEX|FILE",
             help="What to send instead of UDP to port 9: a frame in hexadecimal, or the first one of a pcap file; with "
             "--both once more, for the way back.",
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="FIELD=VALUES",
+            help="What differs from packet to packet: so many values from the first on, ip_src=10.0.0.1+254, or some "
+            "in turn, l4_dst=80,443; once for each field.",
         ),
     ] = None,
     rate: Annotated[
@@ -87,6 +98,7 @@ def bench(
         both=both,
         streams=streams,
         frame=(lambda _, direction: frames[direction]) if frames else None,
+        vary=dict(map(_varying, vary or ())),
         cpus=parse_cpus(cpu),
         poll=poll,
     )
@@ -148,6 +160,27 @@ def _frame(text: str) -> bytes:
     if not found:
         raise ConfigError(f"--frame: there is no packet in {text}")
     return found[0]
+
+
+def _varying(text: str) -> tuple[str | tuple[int, int], Varying]:
+    """A field, or an offset and a width in bytes, and what is there in turn."""
+    from virtnet.streams import Counter
+
+    field, _, values = text.partition("=")
+    if not field or not values:
+        raise ConfigError(
+            f"--vary takes a field and its values, such as ip_src=10.0.0.1+254 or l4_dst=80,443, found {text!r}"
+        )
+    place = re.fullmatch(r"(\d+):(\d+)", field)
+    at = (int(place[1]), int(place[2])) if place else field
+    first, _, count = values.rpartition("+")
+    if first and count.isdecimal():
+        return at, Counter(_value(first), count=int(count))
+    return at, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _sizes(text: str) -> list[int]:
