@@ -49,7 +49,7 @@ __all__ = ["Net"]
 POLLS: tuple[Poll, ...] = ("adaptive", "busy", "interrupt")
 
 #: A signal that another thread caught, and an end elsewhere, are noticed after this long.
-WAIT_SLICE_S = 0.1
+WAIT_SLICE_S = 0.25
 
 
 class Net(Composing):

@@ -36,6 +36,15 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long stopping waits for the callback that is running.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How often a connection is asked whether it stands still.
+const TICK_NS: u64 = 1_000_000_000;
+
+/// When that is next: in a second at the latest, and at the same moment for all, so that the ports of an idle network wake their
+/// thread once.
+pub(crate) fn next_tick_ns(now_ns: u64) -> u64 {
+    (now_ns / TICK_NS + 1) * TICK_NS
+}
+
 /// The bell of the thread's own slot; services count from one.
 const BELL: u64 = 0;
 

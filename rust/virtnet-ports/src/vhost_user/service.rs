@@ -20,15 +20,12 @@ use super::iommu::{Asked, Missed};
 use super::lanes::Lanes;
 use super::queues::Queues;
 use super::{VhostUserOptions, format_name};
-use crate::control::Service;
+use crate::control::{Service, next_tick_ns};
 use crate::events::{EventLog, Peer, What};
 use crate::{PortError, RingStatus};
 
 /// How often a client tries to connect.
 const RETRY_NS: u64 = 200_000_000;
-
-/// How often a connection is asked whether it stands still.
-const TICK_NS: u64 = 1_000_000_000;
 
 /// The MTU that is told where nobody has chosen one: that of Ethernet.
 const MTU: u16 = 1500;
@@ -371,7 +368,7 @@ impl BackendService {
         });
         self.sessions += 1;
         self.last_error = None;
-        self.deadline_ns = Some(now_ns + TICK_NS);
+        self.deadline_ns = Some(next_tick_ns(now_ns));
     }
 
     /// The configuration space as a session finds it.
@@ -534,7 +531,7 @@ impl Service for BackendService {
             // Or it is the control queue that nobody kicks.
             let is_tick = self.deadline_ns.is_none_or(|deadline| deadline <= now_ns);
             if is_tick {
-                self.deadline_ns = Some(now_ns + TICK_NS);
+                self.deadline_ns = Some(next_tick_ns(now_ns));
             }
             self.serve(now_ns, |backend, device| match is_tick {
                 true => {

@@ -20,7 +20,7 @@ use super::commands::Commands;
 use super::iommu::Mapped;
 use super::queues::{DriverQueues, LaidOut, NewQueues, RingEvents};
 use super::transfer::{Outcome, Transfer};
-use crate::control::Service;
+use crate::control::{Service, next_tick_ns};
 use crate::events::{EventLog, Peer, What};
 use crate::{OwnRegion, PortError, RingStatus, Slot};
 
@@ -33,9 +33,6 @@ const LONG_FRAMES: Features = Features::GUEST_TSO4
     .union(Features::GUEST_ECN)
     .union(Features::GUEST_USO4)
     .union(Features::GUEST_USO6);
-
-/// How often a connection is asked whether it stands still.
-const TICK_NS: u64 = 1_000_000_000;
 
 /// How a virtio-user session stands.
 #[derive(Clone, Debug, Default)]
@@ -211,7 +208,7 @@ impl FrontendService {
                     mapped: None,
                     kept: None,
                 });
-                self.deadline_ns = Some(now_ns + TICK_NS);
+                self.deadline_ns = Some(next_tick_ns(now_ns));
             }
             Err(error) => self.end(&error, now_ns),
         }
@@ -705,7 +702,7 @@ impl Service for FrontendService {
 
     fn on_timer(&mut self, now_ns: u64) -> Result<(), PortError> {
         if let Some(session) = &mut self.session {
-            self.deadline_ns = Some(now_ns + TICK_NS);
+            self.deadline_ns = Some(next_tick_ns(now_ns));
             let asked = session.frontend.check_status();
             if let Err(error) = asked.and_then(|()| session.frontend.on_tick(now_ns)) {
                 self.end(&error, now_ns);
