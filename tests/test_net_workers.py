@@ -60,6 +60,31 @@ def test_queue_pairs_are_spread_over_the_workers(sockets, ring, used):
     assert stats.worker.busy_breaths == sum(worker.busy_breaths for worker in stats.workers)
 
 
+@pytest.mark.parametrize("rss", [True, False])
+def test_a_port_that_stays_with_one_worker_offers_rss(sockets, rss):
+    with vn.Net(cpus=TWO) as net:
+        net.vhost_user(sockets / "a", queue_pairs=4, rss=rss) >> net.vhost_user(sockets / "b")
+        assert (vn.NetFeature.RSS in vn.probe(sockets / "a").net_features) == rss
+        with (
+            vn.VirtioUserPort(sockets / "a", queue_pairs=4, control=True) as left,
+            vn.VirtioUserPort(sockets / "b") as right,
+        ):
+            left.wait_connected(5)
+            right.wait_connected(5)
+            if not rss:
+                with pytest.raises(vn.StateError, match="rss was not negotiated"):
+                    left.set_rss([3])
+                return
+            left.set_rss([3, 2], types=vn.HashType.UDPV4)
+            sent = [datagram(flow, 0) for flow in range(32)]
+            assert right.tx(sent) == len(sent)
+            assert sorted(receive(left, len(sent))) == sorted(sent)
+            counts = [queue.packets for queue in left.device_stats().receive]
+    assert counts[:2] == [0, 0]
+    assert min(counts[2:]) > 0
+    assert sum(counts) == len(sent)
+
+
 def test_ports_of_one_queue_pair_are_spread_over_the_workers_and_the_switch_is_one():
     with vn.Net(cpus=TWO) as net:
         switch = net.switch()

@@ -197,6 +197,9 @@ class VhostUserPort(Port):
         mtu: the largest payload of a frame to tell the guest.
         mac: the MAC address to tell the guest. QEMU gives its guests one of its own: see ``qemu_args(mac=...)``.
         speed_mbps: the speed of the link to tell the guest.
+        rss: in a network with several workers, keep all queue pairs with one of them. Only so they are offered
+            receive-side scaling, whose hash may point at any pair; spread over workers, flows are received where they
+            are sent.
         postcopy: offer to wait for pages of memory that arrive after the guest (post-copy migration). Whatever shares a
             worker with the port waits as well, so trust the other end, or give the port a worker of its own.
         in_band: offer notifications that are messages, for other ends that have no eventfds. QEMU accepts this offer
@@ -213,6 +216,7 @@ class VhostUserPort(Port):
         mtu: int | None = None,
         mac: str | None = None,
         speed_mbps: int | None = None,
+        rss: bool = False,
         postcopy: bool = False,
         in_band: bool = False,
         without: Features | None = None,
@@ -224,6 +228,7 @@ class VhostUserPort(Port):
             "mtu": mtu,
             "mac": mac,
             "speed_mbps": speed_mbps,
+            "rss": rss,
             "postcopy": postcopy,
             "in_band": in_band,
             "without": without,

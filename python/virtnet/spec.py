@@ -359,6 +359,7 @@ KINDS: dict[str, Kind] = {
                 _count("mtu", 68, 65535),
                 _mac("mac"),
                 _count("speed_mbps", 1, 0x7FFFFFFF),
+                _switch("rss"),
                 _switch("postcopy"),
                 _switch("in_band"),
                 _WITHOUT,

@@ -185,6 +185,8 @@ pub(crate) fn open(
     };
     match kind {
         "vhost-user" => {
+            // A hash may point at any pair, and a worker sends by its own.
+            let workers = if get(options, "rss")? { 1 } else { workers };
             let options = VhostUserOptions {
                 client: get(options, "client")?,
                 queue_pairs: get(options, "queue_pairs")?,
