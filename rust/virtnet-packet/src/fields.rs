@@ -5,6 +5,10 @@
 /// Extension headers looked at before giving up on an IPv6 packet.
 const EXTENSIONS_MAX: usize = 8;
 
+/// Where the headers of usual packets are.
+const IP: usize = 14;
+const L4: usize = 34;
+
 /// The fields of one packet's headers; what it does not have is 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields {
@@ -54,55 +58,42 @@ impl Fields {
         Self::of_usual(frame).unwrap_or_else(|| Self::step_by_step(frame))
     }
 
-    /// The same of what most packets are: IPv4 without tags, options or fragments, which has everything in its place. In line, so that
-    /// who needs one field reads one.
+    /// The same of what most packets are. In line, so that who needs one field reads one.
     #[must_use]
     #[inline(always)]
     pub fn of_usual(frame: &[u8]) -> Option<Self> {
-        const IP: usize = 14;
-        const L4: usize = 34;
-        let head = frame.first_chunk::<54>()?;
-        let [
-            b0,
-            b1,
-            b2,
-            b3,
-            b4,
-            b5,
-            b6,
-            b7,
-            b8,
-            b9,
-            b10,
-            b11,
-            0x08,
-            0x00,
-            0x45,
-            ..,
-        ] = *head
-        else {
-            return None;
+        let head = frame.first_chunk()?;
+        Self::is_usual(frame).then(|| Self::at_usual_places(head))
+    }
+
+    /// Whether a frame is what most are: IPv4 without tags, options or fragments, which has everything in its place, and has it whole.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_usual(frame: &[u8]) -> bool {
+        let Some(head) = frame.first_chunk::<{ Self::USUAL_LEN }>() else {
+            return false;
         };
+        let is_plain = head[12..15] == [0x08, 0x00, 0x45];
+        let is_whole = head[IP + 6] & 0x1f | head[IP + 7] == 0;
+        is_plain && is_whole && usual_payload(head) <= frame.len()
+    }
+
+    /// The bytes that have all fields of such a frame.
+    pub const USUAL_LEN: usize = 54;
+
+    /// The fields of a frame that [is usual](Self::is_usual), from its first bytes; of another they mean nothing.
+    #[must_use]
+    #[inline(always)]
+    pub fn at_usual_places(head: &[u8; Self::USUAL_LEN]) -> Self {
+        let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = head;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
         let u32_at =
             |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        let (ip_proto, is_whole) = (head[IP + 9], u16_at(IP + 6) & 0x1fff == 0);
-        let (has_ports, payload, tcp_flags) = match ip_proto {
-            6 => (
-                true,
-                L4 + usize::from(head[L4 + 12] >> 4) * 4,
-                head[L4 + 13],
-            ),
-            17 => (true, L4 + 8, 0),
-            132 => (true, L4 + 12, 0),
-            _ => (false, L4, 0),
-        };
-        if !is_whole || payload > frame.len() {
-            return None;
-        }
-        Some(Self {
-            eth_dst: u64::from_be_bytes([0, 0, b0, b1, b2, b3, b4, b5]),
-            eth_src: u64::from_be_bytes([0, 0, b6, b7, b8, b9, b10, b11]),
+        let ip_proto = head[IP + 9];
+        let has_ports = matches!(ip_proto, 6 | 17 | 132);
+        Self {
+            eth_dst: u64::from_be_bytes([0, 0, d0, d1, d2, d3, d4, d5]),
+            eth_src: u64::from_be_bytes([0, 0, s0, s1, s2, s3, s4, s5]),
             eth_type: 0x0800,
             ip_version: 4,
             ip_proto,
@@ -111,12 +102,12 @@ impl Fields {
             ip_dst: u32_at(IP + 16),
             l4_src: if has_ports { u16_at(L4) } else { 0 },
             l4_dst: if has_ports { u16_at(L4 + 2) } else { 0 },
-            tcp_flags,
-            payload: u32::try_from(payload).unwrap_or(u32::MAX),
+            tcp_flags: if ip_proto == 6 { head[L4 + 13] } else { 0 },
+            payload: u32::try_from(usual_payload(head)).unwrap_or(u32::MAX),
             ip_at: IP,
             l4_at: L4,
             ..Self::NOTHING
-        })
+        }
     }
 
     const NOTHING: Self = Self {
@@ -260,6 +251,17 @@ impl Fields {
         }
         self.payload = from.position();
         Some(())
+    }
+}
+
+/// Where what lies behind the headers of a usual packet begins.
+#[inline(always)]
+fn usual_payload(head: &[u8; Fields::USUAL_LEN]) -> usize {
+    match head[IP + 9] {
+        6 => L4 + usize::from(head[L4 + 12] >> 4) * 4,
+        17 => L4 + 8,
+        132 => L4 + 12,
+        _ => L4,
     }
 }
 

@@ -1,6 +1,8 @@
 //! An element: a small program that decides on packets by their header fields, and may write some.
 
 mod program;
+#[cfg(test)]
+mod tests;
 
 use virtnet_packet::{Burst, DropReason, Picks};
 

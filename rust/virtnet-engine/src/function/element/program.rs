@@ -57,11 +57,20 @@ pub struct Program {
 /// One number for each packet of a burst.
 type Lane = [u64; BURST_MAX];
 
-/// What the steps of a program have computed.
+/// What the steps of a program have computed; numbers that are the same for all packets stand there from the start.
 #[derive(Debug)]
 pub(super) struct Registers {
     lanes: Vec<Lane>,
     fields: Vec<Fields>,
+}
+
+/// The headers of a burst's packets.
+#[derive(Clone, Copy)]
+enum Headers<'a> {
+    /// All are of the usual kind: what they have is where it always is, and only what is asked for is looked at.
+    Usual,
+    /// Parsed, in the order of the picks.
+    Parsed(&'a [Fields]),
 }
 
 /// A type of whole numbers. A number lies in 64 bits, filled up with its sign if it has one and with zeros if not.
@@ -224,8 +233,16 @@ impl Program {
     }
 
     pub(super) fn registers(&self) -> Registers {
+        let number = |step: &Checked| match step.does {
+            Does::Number(number) => number,
+            _ => 0,
+        };
         Registers {
-            lanes: vec![[0; BURST_MAX]; self.steps.len()],
+            lanes: self
+                .steps
+                .iter()
+                .map(|step| [number(step); BURST_MAX])
+                .collect(),
             fields: Vec::with_capacity(BURST_MAX),
         }
     }
@@ -243,15 +260,26 @@ impl Program {
     ) -> Option<&'a Lane> {
         let Registers { lanes, fields } = registers;
         let n = picks.len();
-        fields.clear();
-        fields.extend(picks.iter().map(|i| Fields::parse(burst.head(i))));
+        let headers = match picks.iter().all(|i| Fields::is_usual(burst.head(i))) {
+            true => Headers::Usual,
+            false => {
+                fields.clear();
+                fields.extend(picks.iter().map(|i| Fields::parse(burst.head(i))));
+                Headers::Parsed(fields)
+            }
+        };
+        // Columns are what packets came with: all are read before any is written.
+        for (step, out) in self.steps.iter().zip(lanes.iter_mut()) {
+            if let Does::Column(column) = step.does {
+                read(column, headers, burst, picks, &mut out[..n]);
+            }
+        }
         for (at, step) in self.steps.iter().enumerate() {
             let (before, rest) = lanes.split_at_mut(at);
             let Some(out) = rest.first_mut() else { break };
             let out = &mut out[..n];
             match step.does {
-                Does::Column(column) => read(column, fields, burst, picks, out),
-                Does::Number(number) => out.fill(number),
+                Does::Column(_) | Does::Number(_) => {}
                 Does::Binary(op, a, b) => binary(op, step.of, &before[a], &before[b], out),
                 Does::Compare(op, a, b) => {
                     let types = (self.steps[a].of, self.steps[b].of);
@@ -276,7 +304,7 @@ impl Program {
                         table.entries.get(&a).copied().unwrap_or(table.default)
                     });
                 }
-                Does::Write(field, a) => write(field, &before[a], burst, picks, fields),
+                Does::Write(field, a) => write(field, &before[a], burst, picks, headers),
                 Does::Answer(_) => {}
             }
         }
@@ -374,7 +402,7 @@ fn column(name: &str) -> Option<Column> {
     })
 }
 
-fn read(column: Column, fields: &[Fields], burst: &Burst, picks: &Picks, out: &mut [u64]) {
+fn read(column: Column, headers: Headers<'_>, burst: &Burst, picks: &Picks, out: &mut [u64]) {
     let half = |address: u128, shift: u32| {
         u64::try_from(address >> shift & u128::from(u64::MAX)).unwrap_or_default()
     };
@@ -384,53 +412,92 @@ fn read(column: Column, fields: &[Fields], burst: &Burst, picks: &Picks, out: &m
                 *out = burst.frame_len(i) as u64;
             }
         }
-        Column::EthDst => fill(fields, out, |of| of.eth_dst),
-        Column::EthSrc => fill(fields, out, |of| of.eth_src),
-        Column::EthType => fill(fields, out, |of| of.eth_type.into()),
-        Column::Vlan => fill(fields, out, |of| i64::from(of.vlan).cast_unsigned()),
-        Column::IpVersion => fill(fields, out, |of| of.ip_version.into()),
-        Column::IpProto => fill(fields, out, |of| of.ip_proto.into()),
-        Column::IpTtl => fill(fields, out, |of| of.ip_ttl.into()),
-        Column::IpSrc => fill(fields, out, |of| of.ip_src.into()),
-        Column::IpDst => fill(fields, out, |of| of.ip_dst.into()),
-        Column::Ip6Src(shift) => fill(fields, out, |of| half(of.ip6_src, shift)),
-        Column::Ip6Dst(shift) => fill(fields, out, |of| half(of.ip6_dst, shift)),
-        Column::L4Src => fill(fields, out, |of| of.l4_src.into()),
-        Column::L4Dst => fill(fields, out, |of| of.l4_dst.into()),
-        Column::TcpFlags => fill(fields, out, |of| of.tcp_flags.into()),
-        Column::Payload => fill(fields, out, |of| of.payload.into()),
+        Column::EthDst => fill(headers, burst, picks, out, |of| of.eth_dst),
+        Column::EthSrc => fill(headers, burst, picks, out, |of| of.eth_src),
+        Column::EthType => fill(headers, burst, picks, out, |of| of.eth_type.into()),
+        Column::Vlan => fill(headers, burst, picks, out, |of| {
+            i64::from(of.vlan).cast_unsigned()
+        }),
+        Column::IpVersion => fill(headers, burst, picks, out, |of| of.ip_version.into()),
+        Column::IpProto => fill(headers, burst, picks, out, |of| of.ip_proto.into()),
+        Column::IpTtl => fill(headers, burst, picks, out, |of| of.ip_ttl.into()),
+        Column::IpSrc => fill(headers, burst, picks, out, |of| of.ip_src.into()),
+        Column::IpDst => fill(headers, burst, picks, out, |of| of.ip_dst.into()),
+        Column::Ip6Src(shift) => fill(headers, burst, picks, out, |of| half(of.ip6_src, shift)),
+        Column::Ip6Dst(shift) => fill(headers, burst, picks, out, |of| half(of.ip6_dst, shift)),
+        Column::L4Src => fill(headers, burst, picks, out, |of| of.l4_src.into()),
+        Column::L4Dst => fill(headers, burst, picks, out, |of| of.l4_dst.into()),
+        Column::TcpFlags => fill(headers, burst, picks, out, |of| of.tcp_flags.into()),
+        Column::Payload => fill(headers, burst, picks, out, |of| of.payload.into()),
     }
 }
 
 /// Writes a field of each packet that has it: a loop of its own for each.
-fn write(field: Writable, values: &Lane, burst: &mut Burst, picks: &Picks, fields: &[Fields]) {
+fn write(field: Writable, values: &Lane, burst: &mut Burst, picks: &Picks, headers: Headers<'_>) {
     match field {
-        Writable::EthDst => write_one(Writable::EthDst, values, burst, picks, fields),
-        Writable::EthSrc => write_one(Writable::EthSrc, values, burst, picks, fields),
-        Writable::Vlan => write_one(Writable::Vlan, values, burst, picks, fields),
-        Writable::IpTtl => write_one(Writable::IpTtl, values, burst, picks, fields),
-        Writable::IpSrc => write_one(Writable::IpSrc, values, burst, picks, fields),
-        Writable::IpDst => write_one(Writable::IpDst, values, burst, picks, fields),
-        Writable::L4Src => write_one(Writable::L4Src, values, burst, picks, fields),
-        Writable::L4Dst => write_one(Writable::L4Dst, values, burst, picks, fields),
+        Writable::EthDst => write_one(Writable::EthDst, values, burst, picks, headers),
+        Writable::EthSrc => write_one(Writable::EthSrc, values, burst, picks, headers),
+        Writable::Vlan => write_one(Writable::Vlan, values, burst, picks, headers),
+        Writable::IpTtl => write_one(Writable::IpTtl, values, burst, picks, headers),
+        Writable::IpSrc => write_one(Writable::IpSrc, values, burst, picks, headers),
+        Writable::IpDst => write_one(Writable::IpDst, values, burst, picks, headers),
+        Writable::L4Src => write_one(Writable::L4Src, values, burst, picks, headers),
+        Writable::L4Dst => write_one(Writable::L4Dst, values, burst, picks, headers),
         // No program has 128 bits.
         Writable::Ip6Src | Writable::Ip6Dst => {}
     }
 }
 
 #[inline(always)]
-fn write_one(field: Writable, values: &Lane, burst: &mut Burst, picks: &Picks, fields: &[Fields]) {
-    for ((&value, i), fields) in values.iter().zip(picks.iter()).zip(fields) {
-        let offload = burst.offload(i);
-        field.write_to(burst.head_mut(i), fields, &offload, value.into());
+fn write_one(
+    field: Writable,
+    values: &Lane,
+    burst: &mut Burst,
+    picks: &Picks,
+    headers: Headers<'_>,
+) {
+    let values = values.iter().zip(picks.iter());
+    match headers {
+        Headers::Usual => {
+            for (&value, i) in values {
+                let offload = burst.offload(i);
+                if let Some(head) = burst.head_mut(i).first_chunk_mut() {
+                    let fields = Fields::at_usual_places(head);
+                    field.write_to(head, &fields, &offload, value.into());
+                }
+            }
+        }
+        Headers::Parsed(fields) => {
+            for ((&value, i), fields) in values.zip(fields) {
+                let offload = burst.offload(i);
+                field.write_to(burst.head_mut(i), fields, &offload, value.into());
+            }
+        }
     }
 }
 
 /// A loop of its own for each field.
 #[inline]
-fn fill(fields: &[Fields], out: &mut [u64], field: impl Fn(&Fields) -> u64) {
-    for (out, fields) in out.iter_mut().zip(fields) {
-        *out = field(fields);
+fn fill(
+    headers: Headers<'_>,
+    burst: &Burst,
+    picks: &Picks,
+    out: &mut [u64],
+    field: impl Fn(&Fields) -> u64,
+) {
+    match headers {
+        Headers::Usual => {
+            for (out, i) in out.iter_mut().zip(picks.iter()) {
+                if let Some(head) = burst.head(i).first_chunk() {
+                    *out = field(&Fields::at_usual_places(head));
+                }
+            }
+        }
+        Headers::Parsed(fields) => {
+            for (out, fields) in out.iter_mut().zip(fields) {
+                *out = field(fields);
+            }
+        }
     }
 }
 
