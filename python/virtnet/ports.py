@@ -452,7 +452,8 @@ class AfXdpPort(Port):
         ring_size: entries of each ring, a power of two from 8 to 32768; 4096 bytes of locked memory each, twice for the
             queue of a worker that sends.
         mode: ``copy`` has the kernel copy, ``zero-copy`` the card share the port's memory or fail, ``auto`` whichever
-            works.
+            works. (Virtio cards of guests share it in Linux newer than 6.12, with ``iommu_platform=on`` and where they
+            can reset a ring, which those of vhost-user back-ends cannot.)
         attach: ``native`` has the driver hand packets over, ``generic`` the network stack behind it (slower, for every
             driver), ``auto`` whichever works.
         promiscuous: receive frames for other stations too, as whoever bridges has to.

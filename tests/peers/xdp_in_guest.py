@@ -1,4 +1,4 @@
-"""An echo by AF_XDP without copying, in a guest: what comes to its card goes back with its addresses exchanged.
+"""An echo by AF_XDP in a guest: what comes to its card goes back with its addresses exchanged.
 
 Prints how the port is attached, and once as many frames have gone back as it is told, what was counted, as JSON.
 """
@@ -32,13 +32,14 @@ def echo(net: vn.Net, card: vn.PortNode, n: int) -> None:
 
 
 def main() -> None:
-    """In the guest with how many frames to expect, or with ``--imports`` what can be done without one."""
+    """In the guest with a mode and how many frames to expect, or with ``--imports`` what can be done without one."""
     net = vn.Net()
     if sys.argv[1] == "--imports":
         echo(net, net.memory("card"), 0)
         return
     subprocess.run(["/bin/ip", "link", "set", "eth0", "up"], check=True)
-    echo(net, net.af_xdp("eth0", mode="zero-copy"), int(sys.argv[1]))
+    mode, n = sys.argv[1:]
+    echo(net, net.port(f"af-xdp:eth0,mode={mode}"), int(n))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ use virtnet_mem::{GuestAddr, GuestMemory, Region};
 use virtnet_packet::header::ETHERNET_LEN;
 use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
 use virtnet_sys::{
-    Events, LinkWatch, Poller, Promiscuous, SysError, XdpAttach, XdpMode, XdpProgram, XdpSocket,
-    receive_queues,
+    Events, LinkWatch, Poller, Promiscuous, SysError, XDP_HEADROOM, XdpAttach, XdpBound, XdpMode,
+    XdpProgram, XdpSocket, mtu_of, receive_queues,
 };
 
 use queue::{CHUNK, Queue, Sender};
@@ -198,6 +198,23 @@ fn check(options: &AfXdpOptions, found: u32) -> Result<u32, PortError> {
     Ok(queues)
 }
 
+/// Binds a socket to a queue.
+fn bind(
+    socket: &XdpSocket,
+    name: &str,
+    index: u32,
+    queue: u32,
+    mode: XdpMode,
+) -> Result<XdpBound, SysError> {
+    // The kernel rather copies frames of several chunks than share memory for frames of one, even where none is longer.
+    let longest = mtu_of(name)? as usize + ETHERNET_LEN + 2 * TAG_LEN;
+    if mode == XdpMode::Auto && longest <= CHUNK as usize - XDP_HEADROOM {
+        let shared = socket.bind(name, index, queue, XdpMode::ZeroCopy);
+        return shared.or_else(|_| socket.bind(name, index, queue, XdpMode::Copy));
+    }
+    socket.bind(name, index, queue, mode)
+}
+
 /// A port that is being made.
 #[derive(Default)]
 struct Part {
@@ -236,7 +253,7 @@ impl Part {
         let number = u32::try_from(self.regions.len()).unwrap_or(u32::MAX);
         let (mut made, tx) = Queue::new(socket, rings, number, size);
         made.fill_all();
-        let bound = made.socket.bind(name, index, queue, mode)?;
+        let bound = bind(&made.socket, name, index, queue, mode)?;
         made.zero_copy = bound.zero_copy;
         program.redirect(queue, &made.socket)?;
         if let Some((tx, completion)) = tx {

@@ -49,7 +49,7 @@ pub use pipe::PipeEnd;
 pub use poll::{Event, Events, Interest, Poller, wait_readable};
 pub use thread::{cpu_count, pin_current_thread, thread_cpu_time};
 pub use timer::Timer;
-pub use tun::{Tap, TapOffloads, TapQueue};
+pub use tun::{Tap, TapOffloads, TapQueue, mtu_of};
 pub use unix::{Listener, MAX_FDS, PeerCredentials, Stream};
 pub use userfault::Userfault;
 pub use xdp::{

@@ -89,6 +89,12 @@ impl Tap {
             name = given;
             opened.push(queue);
         }
+        let tap = Self::named(name)?;
+        Ok((tap, opened))
+    }
+
+    /// The interface of this name, if there is one.
+    fn named(name: String) -> Result<Self, SysError> {
         let control = socket_with(
             AddressFamily::UNIX,
             SocketType::DGRAM,
@@ -96,7 +102,7 @@ impl Tap {
             None,
         )
         .map_err(|errno| SysError::os("open a socket", errno))?;
-        Ok((Self { name, control }, opened))
+        Ok(Self { name, control })
     }
 
     /// Returns the name of the interface, as the kernel gave it.
@@ -409,6 +415,15 @@ impl InterfaceRequest {
         let [_, _, a, b, c, d, e, f, ..] = self.value;
         [a, b, c, d, e, f]
     }
+}
+
+/// The largest payload of a frame that an interface takes, in bytes; of any interface of the network namespace that the calling
+/// thread is in.
+///
+/// # Errors
+/// There is no such interface.
+pub fn mtu_of(interface: &str) -> Result<u32, SysError> {
+    Tap::named(interface.to_owned())?.mtu()
 }
 
 #[cfg(test)]

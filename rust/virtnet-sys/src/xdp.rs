@@ -173,6 +173,9 @@ impl XdpSocket {
                 Some(libc::EOPNOTSUPP) if mode == XdpMode::ZeroCopy => {
                     "its driver cannot do without copying: say mode=auto or mode=copy"
                 }
+                Some(libc::ENOENT) if mode == XdpMode::ZeroCopy => {
+                    "its device cannot have a queue reset for that (virtio, RING_RESET): say mode=auto or mode=copy"
+                }
                 Some(libc::ENETDOWN) => "bring it up first: `ip link set up`",
                 _ => "see AF_XDP in the kernel's documentation",
             };
