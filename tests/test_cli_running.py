@@ -201,3 +201,32 @@ def test_a_mean_rate_is_that_of_the_time_in_which_packets_passed(monkeypatch, pa
     expected = 4000 if samples > 1 or not pause_s else 1000 / (pause_s + 0.25)
     assert meter.mean("p", "sent") == pytest.approx(expected)
     assert meter.mean("p", "received") == 0
+
+
+def test_a_pause_in_which_somebody_looked_does_not_count(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("virtnet.cli.running.time.monotonic", lambda: now[0])
+    meter = Meter()
+    meter.sample(vn.NetStats(ports={"p": vn.PortStats()}))
+    for _ in range(3):
+        now[0] += 10
+        meter.rest()
+    assert meter.now("p", "sent") == 0
+    now[0] += 0.25
+    meter.sample(vn.NetStats(ports={"p": vn.PortStats(sent=1000)}))
+    assert meter.mean("p", "sent") == pytest.approx(4000)
+
+
+def test_whether_anything_moves_is_known_without_asking_ports():
+    meter = Meter()
+    with vn.Net() as net:
+        near, far = net.memory("near"), net.memory("far")
+        near >> far
+        for passed in (0, 6):
+            if passed:
+                near.end.tx([bytes(60)] * 3)
+                assert len(far.end.rx(5.0)) == 3
+            assert net._passed() == passed
+            meter.sample(net.stats())
+            assert meter.passed == passed
+    assert net._passed() == 6

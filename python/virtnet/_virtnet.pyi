@@ -244,6 +244,9 @@ class Engine:
         ``gone``, the fields of `virtnet.Balance` for what was removed; ``worker``, those of `virtnet.WorkerStats`.
         """
 
+    def passed(self) -> int:
+        """How many packets ports have received and sent so far; workers are asked, and no port how it is."""
+
     def events(self, name: str, first: int) -> tuple[list[dict[str, Any]], int]:
         """As `Port.events`, of the port of this name; readable also after the end."""
     def rings(self, name: str) -> list[dict[str, Any]]:

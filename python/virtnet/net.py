@@ -286,6 +286,13 @@ class Net(Composing):
         with self._lock:
             return NetStats.from_dict(self._engine.stats()) if self._engine is not None else self._last
 
+    def _passed(self) -> int:
+        """How many packets ports have received and sent, which costs next to nothing to ask."""
+        with self._lock:
+            if self._engine is not None:
+                return self._engine.passed()
+        return sum(port.received + port.sent for port in self._last.ports.values())
+
     def __enter__(self) -> Self:
         """Starts it; the end of the block stops it."""
         return self.start()

@@ -112,6 +112,17 @@ impl Engine {
         network.stats(py, &snapshot, &sessions)
     }
 
+    fn passed(&self, py: Python<'_>) -> PyResult<u64> {
+        let network = self.network(py);
+        let snapshot = match &network.last {
+            Some((snapshot, _)) => Ok(snapshot.clone()),
+            None => py.detach(|| self.engine.snapshot()),
+        };
+        let snapshot = snapshot.map_err(|error| engine_error(&error))?;
+        let ports = snapshot.ports.iter().map(|port| port.counters);
+        Ok(ports.map(|port| port.received + port.sent).sum())
+    }
+
     fn events<'py>(
         &self,
         py: Python<'py>,
