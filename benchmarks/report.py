@@ -273,8 +273,11 @@ def _drivers_table(known: dict[str, Any]) -> str:
             continue
         direction = "send" if cell.task.name == "guest-to-host" else "receive"
         sides = [Side(known[name]["peer"], []) for name in (dpdk, ours)]
-        ratio = sides[1].median / sides[0].median
-        shown = f"{ratio:.2f}" if ratio >= DRIVERS_TARGET else f"**{ratio:.2f}**"
+        if known[dpdk]["at"]["cpu"] != known[ours]["at"]["cpu"]:
+            shown = "other processor"
+        else:
+            ratio = sides[1].median / sides[0].median
+            shown = f"{ratio:.2f}" if ratio >= DRIVERS_TARGET else f"**{ratio:.2f}**"
         words = [direction, cell.ring, str(cell.size), *map(str, sides), shown, f"{DRIVERS_TARGET:.2f}"]
         lines.append("| " + " | ".join(words) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
