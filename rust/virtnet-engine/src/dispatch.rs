@@ -11,14 +11,15 @@
 //! A packet that was flooded is one packet in several places: a function that changes packets works on a copy then.
 
 mod finisher;
+mod giving;
 mod groups;
 
 use virtnet_packet::{
-    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offloads, Origin, Picks, Port,
-    PortCounters,
+    BURST_MAX, Backlog, Burst, DropCounters, DropReason, Offloads, Picks, Port, PortCounters,
 };
 
 use self::finisher::Finisher;
+use self::giving::{Giving, Sent};
 use self::groups::Groups;
 use crate::function::{BRANCH, Fate, Fates, Function, Tee, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
@@ -102,49 +103,6 @@ struct Way {
     shared: bool,
     /// What finds no room was not sent at all.
     offered: bool,
-}
-
-/// How packets are given to a port.
-trait Giving: Copy {
-    /// Where they go.
-    fn target(self, slot: usize) -> Target;
-    /// Gives them; how many were accepted, counted from the front.
-    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize;
-    /// Counts what was given and not accepted.
-    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize);
-}
-
-/// As what is sent to it.
-#[derive(Clone, Copy)]
-struct Sent;
-
-impl Giving for Sent {
-    fn target(self, slot: usize) -> Target {
-        Target::Port(slot)
-    }
-
-    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize {
-        port.tx(burst, picks)
-    }
-
-    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize) {
-        port.drop_tx(reason, n);
-    }
-}
-
-/// As copies from a place.
-impl Giving for Origin {
-    fn target(self, slot: usize) -> Target {
-        Target::Copies(slot, self)
-    }
-
-    fn give(self, port: &mut dyn Port, burst: &Burst, picks: &Picks) -> usize {
-        port.tx_copies(self, burst, picks)
-    }
-
-    fn drop(self, port: &mut dyn Port, reason: DropReason, n: usize) {
-        port.drop_copies(self, reason, n);
-    }
 }
 
 impl Default for Network {

@@ -12,6 +12,7 @@
 //! Spec: vhost-user, Starting and stopping rings; the order is that of DPDK's virtio-user
 
 mod addresses;
+mod answers;
 mod postcopy;
 mod rings;
 mod state;
@@ -28,11 +29,11 @@ use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
 use crate::message::{Reply, Request, RequestKind};
 use crate::payload::{
-    Config, InflightArea, Iotlb, Length, MemoryRegion, MemoryTable, Payload, SingleRegion,
-    VringState,
+    Config, InflightArea, Iotlb, MemoryRegion, MemoryTable, Payload, SingleRegion, VringState,
 };
 use crate::regions::{InflightFile, LogFile, MAX_TABLE_REGIONS, Region};
 use crate::session::RingAddresses;
+use answers::{optional, parse, wrong_length};
 use postcopy::Postcopy;
 use rings::RingMessages;
 
@@ -771,32 +772,6 @@ fn use_record(record: &InflightFile) -> Result<(Request, Vec<OwnedFd>), SessionE
         source,
     })?;
     Ok((Request::SetInflightFd(record.area), vec![copy]))
-}
-
-/// Reads the answer to a request.
-fn parse<P: Payload>(request: &Request, payload: &[u8]) -> Result<P, SessionError> {
-    P::from_bytes(payload).ok_or_else(|| wrong_length(request, payload, P::LENGTH))
-}
-
-fn wrong_length(request: &Request, payload: &[u8], length: Length) -> SessionError {
-    let expected = match request {
-        Request::GetConfig(config) => Length::Exact(12 + config.data.len()),
-        _ => length,
-    };
-    SessionError::ReplyLength {
-        request: request.kind().name(),
-        expected,
-        found: payload.len(),
-    }
-}
-
-/// Reads the answer to a question that a back-end may leave open, by answering nothing.
-fn optional<P: Payload>(request: &Request, payload: &[u8]) -> Result<Option<P>, SessionError> {
-    if payload.is_empty() {
-        Ok(None)
-    } else {
-        parse(request, payload).map(Some)
-    }
 }
 
 /// The question for all of the configuration space that is understood.

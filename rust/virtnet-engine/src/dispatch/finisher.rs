@@ -2,7 +2,8 @@
 
 use virtnet_packet::{Burst, DropReason, Offload, Picks, Resolver};
 
-use super::{Giving, PortNode};
+use super::PortNode;
+use super::giving::Giving;
 
 /// Does for a port what packets leave to be done.
 #[derive(Debug, Default)]

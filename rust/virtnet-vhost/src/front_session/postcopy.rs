@@ -9,7 +9,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{FrontendEvent, FrontendSession, Phase, misuse, parse};
+use super::answers::parse;
+use super::{FrontendEvent, FrontendSession, Phase, misuse};
 use crate::connection::Message;
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;

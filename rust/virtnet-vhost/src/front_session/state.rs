@@ -7,7 +7,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{FrontendEvent, FrontendSession, misuse, parse};
+use super::answers::parse;
+use super::{FrontendEvent, FrontendSession, misuse};
 use crate::connection::Message;
 use crate::error::SessionError;
 use crate::features::ProtocolFeatures;
