@@ -218,6 +218,7 @@ impl Resident {
             segmented: 0,
             heard: now,
             dozes: false,
+            patience: Default::default(),
             held_by: None,
         }))
     }
