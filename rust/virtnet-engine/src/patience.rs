@@ -80,7 +80,8 @@ impl Patience {
             }
             None => {
                 self.found = Default::default();
-                Some(0).filter(|_| rate((packets, ns)) >= RATE_LEAST)
+                // The first period of all ends with its first packet.
+                Some(0).filter(|_| ns >= SETTLED_NS && rate((packets, ns)) >= RATE_LEAST)
             }
         };
         let waits = next.map_or_else(|| self.is_better_late(), |period| TRIAL[period]);
