@@ -1,8 +1,8 @@
 //! How long a port is left alone after it has given less than a burst.
 //!
 //! A look at a ring takes lines from the sender that is just writing them, and what is published for a few packets costs as much as
-//! for many. A sender that is left alone for some microseconds builds bursts: with DPDK's driver at 64 bytes on an Intel Xeon 1.2 to
-//! 1.35 times as many packets came through. Packets that go round get slower by every wait instead, and nobody can tell the two
+//! for many. A sender that is left alone for some microseconds builds bursts: with DPDK's driver at 64 bytes on an Intel Xeon between
+//! nothing and 1.35 times as many packets came through. Packets that go round get slower by every wait instead, and nobody can tell the two
 //! apart by looking. So it is tried: a port that many packets come from is left alone for some periods and not left alone in
 //! others, and what moved more packets stays until the next trial. A port that few packets come from is always asked at once.
 
