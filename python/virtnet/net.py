@@ -59,9 +59,7 @@ class Net(Composing):
         cpus: the processors its workers are pinned to, one worker each; none means one worker, anywhere. The queue
             pairs of a vhost-user port are spread over the workers, and so are ports of one queue pair.
         poll: what workers do when there is nothing to do: ``adaptive`` looks again while traffic flows and sleeps when
-            it stops, ``busy`` never sleeps, ``interrupt`` always does. With each, a port that more than 2.5 million
-            packets a second come from is left alone for 4 µs after a look that found less than 64, if trials show that
-            this moves more packets.
+            it stops, ``busy`` never sleeps, ``interrupt`` always does.
         name: what others find it by while it runs: processes of the same user and of root look at it and change it
             with :func:`~virtnet.attach` and ``virtnet show NAME``. With a slash it is the path of a socket for that.
             Without a name nobody can.

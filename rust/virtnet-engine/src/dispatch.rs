@@ -24,7 +24,6 @@ use self::groups::Groups;
 use crate::function::{BRANCH, Fate, Fates, Function, Tee, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
 use crate::passage::{Address, News, Passages};
-use crate::patience::Patience;
 use crate::plan::Resident;
 use crate::stats::FunctionCounters;
 
@@ -53,8 +52,6 @@ pub(crate) struct PortNode {
     pub(crate) heard: u64,
     /// The worker waits for its descriptor, and does not ask it until then.
     pub(crate) dozes: bool,
-    /// How long it is left alone between two looks.
-    pub(crate) patience: Patience,
     /// It is not asked while there is no room here for a burst of its packets.
     pub(crate) held_by: Option<Backlog>,
 }

@@ -19,7 +19,6 @@ mod function;
 mod graph;
 mod histogram;
 mod passage;
-mod patience;
 mod plan;
 mod sleep;
 mod stats;

@@ -218,7 +218,6 @@ impl Resident {
             segmented: 0,
             heard: now,
             dozes: false,
-            patience: Default::default(),
             held_by: None,
         }))
     }

@@ -212,9 +212,6 @@ impl Worker {
         let Some(node) = &mut self.network.ports[slot] else {
             return 0;
         };
-        if node.patience.waits(now) {
-            return 0;
-        }
         let has_changed = node.port.sync();
         self.burst.clear();
         if has_changed {
@@ -227,7 +224,6 @@ impl Worker {
         let n = node.port.rx(&mut self.burst);
         if n > 0 {
             node.heard = now;
-            node.patience.came(n, now);
             if self.all.len() != n {
                 self.all = Picks::first(n);
             }
