@@ -150,22 +150,31 @@ impl<'mem> GuestSlice<'mem> {
         true
     }
 
-    /// Asks for the line of the first byte, to read it soon.
-    #[inline]
-    pub fn prefetch(&self) {
+    /// Asks for the lines of the first `len` bytes, to read them soon; for the first one whatever `len` is.
+    #[inline(always)]
+    pub fn prefetch(&self, len: usize) {
         prefetch_read(self.start);
+        if len > LINE {
+            self.further_lines(len, prefetch_read);
+        }
     }
 
-    /// Asks to own the line of the first byte, to write it soon. Only for what the peer has handed over.
-    #[inline]
-    pub fn prefetch_write(&self) {
+    /// The same to own them, and write them soon. Only for what the peer has handed over.
+    #[inline(always)]
+    pub fn prefetch_write(&self, len: usize) {
         prefetch_write(self.start);
+        if len > LINE {
+            self.further_lines(len, prefetch_write);
+        }
     }
 
-    /// The same for every line, behind the first, of the first `len` bytes.
-    pub fn prefetch_write_rest(&self, len: usize) {
-        for line in (LINE..len.min(self.len)).step_by(LINE) {
-            prefetch_write(self.start.wrapping_add(line));
+    #[inline(always)]
+    fn further_lines(&self, len: usize, fetch: impl Fn(*const u8)) {
+        let end = len.min(self.len);
+        let mut line = LINE;
+        while line < end {
+            fetch(self.start.wrapping_add(line));
+            line += LINE;
         }
     }
 }

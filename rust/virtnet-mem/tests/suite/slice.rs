@@ -154,9 +154,13 @@ fn asking_for_lines_changes_nothing() {
     let memory = memory();
     let before = bytes(&memory);
     for (offset, len) in [(0, 0), (0, 1), (63, 2), (0, SIZE as usize), (1000, 24)] {
-        memory.slice(at(offset, len)).prefetch();
+        let slice = memory.slice(at(offset, len));
+        slice.prefetch(0);
+        slice.prefetch(usize::MAX);
+        slice.prefetch_write(usize::MAX);
     }
-    GuestSlice::empty().prefetch();
+    GuestSlice::empty().prefetch(1);
+    GuestSlice::empty().prefetch_write(1);
     assert_eq!(bytes(&memory), before);
 }
 

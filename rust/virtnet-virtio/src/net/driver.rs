@@ -9,7 +9,6 @@ use std::sync::Arc;
 use virtnet_mem::{GuestAddr, GuestMemory, GuestSlice, MemoryError, Segment, Slots};
 use virtnet_packet::{BURST_MAX, Burst, DropReason, HEAD_MAX, Offload, Picks, PortCounters};
 
-use super::device::prefetch_long_heads;
 use super::header::{self, Allowed, HEADER_BASE};
 use super::{FRAME_MAX, FRAME_MIN};
 use crate::{DriverBuffer, DriverQueue, Features, RingError, Used};
@@ -180,7 +179,7 @@ impl DriverReceive {
         let n = self.queue.reap(&mut self.used[self.reaped..room])?;
         // The frames are on their way here while the first of them are looked at.
         for used in &self.used[self.reaped..self.reaped + n] {
-            self.buffers.room(used.id).prefetch();
+            self.buffers.room(used.id).prefetch(0);
         }
         self.reaped += n;
         Ok(n)
@@ -449,9 +448,10 @@ impl DriverTransmit {
         // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
         let mut ids = [0; BURST_MAX];
         let free = self.queue.next_ids(&mut ids[..picks.len()]);
-        let rooms = || ids[..free].iter().map(|&id| self.buffers.room(id));
-        rooms().for_each(|room| room.prefetch_write());
-        prefetch_long_heads(burst, picks, 0, rooms);
+        let rooms = ids[..free].iter().map(|&id| self.buffers.room(id));
+        // Of long heads all lines, as far as the first one reaches: its neighbours mostly differ little.
+        let head = picks.iter().next().map_or(0, |i| burst.head(i).len());
+        rooms.for_each(|room| room.prefetch_write(head));
         let mut accepted = 0;
         while accepted < picks.len() {
             let small = picks.iter_from(accepted);
@@ -555,8 +555,7 @@ impl DriverTransmit {
             // The next buffer is on its way here while this one is filled: the device read it last.
             if let Some(next) = self.queue.upcoming(k + 1).filter(|_| k + 1 < n) {
                 let room = buffers.room(next);
-                room.prefetch_write();
-                room.prefetch_write_rest(left.saturating_sub(BufferArea::FRAME_ROOM as usize));
+                room.prefetch_write(left.saturating_sub(BufferArea::FRAME_ROOM as usize));
             }
             let here = left.min(BufferArea::FRAME_ROOM as usize);
             let room = buffers.room(id);

@@ -2,6 +2,7 @@
 //!
 //! Spec: virtio 1.4, 5.1, Network Device.
 
+mod ahead;
 pub mod config;
 pub mod control;
 mod device;
