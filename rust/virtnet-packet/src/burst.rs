@@ -21,6 +21,9 @@ pub const BURST_MAX: usize = 64;
 pub const HEAD_MAX: usize = 192;
 const HEAD_MAX_U32: u32 = 192;
 
+/// A cache line.
+const LINE: usize = 64;
+
 /// A head's row. Rows are whole lines, so that neighbours never share one.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -60,6 +63,8 @@ pub struct Burst {
     own_len: usize,
     /// What its bodies are called as long as they stay what they are; 0: they may change.
     lasting: u64,
+    /// Heads and offload metadata stay what they are, too.
+    heads_last: bool,
     /// What the packets in it, or some that were, leave to be done.
     needs: Offloads,
     /// Hashes that packets came with, up to the last that did.
@@ -91,6 +96,7 @@ impl Burst {
             own: Vec::new(),
             own_len: 0,
             lasting: 0,
+            heads_last: false,
             needs: Offloads::NONE,
             hashes: Vec::new(),
         }
@@ -102,6 +108,7 @@ impl Burst {
         self.segments.clear();
         self.own_len = 0;
         self.lasting = 0;
+        self.heads_last = false;
         self.needs = Offloads::NONE;
         self.hashes.clear();
     }
@@ -118,6 +125,13 @@ impl Burst {
     pub fn keep_bodies(&mut self) {
         static LAST: AtomicU64 = AtomicU64::new(0);
         self.lasting = 1 + LAST.fetch_add(1, Ordering::Relaxed);
+        self.heads_last = false;
+    }
+
+    /// The same of whole packets, until one of them is changed.
+    pub fn keep_packets(&mut self) {
+        self.keep_bodies();
+        self.heads_last = true;
     }
 
     /// The name of the body of packet `i`, if it is one that lasts: whoever has a body of this name has the same bytes.
@@ -126,6 +140,24 @@ impl Burst {
     pub fn lasting_body(&self, i: usize) -> Option<NonZeroU64> {
         let name = self.lasting * BURST_MAX as u64;
         NonZeroU64::new(name).map(|name| name.saturating_add(i as u64))
+    }
+
+    /// Whether whole packets last.
+    #[inline(always)]
+    #[must_use]
+    pub fn packets_last(&self) -> bool {
+        self.heads_last
+    }
+
+    /// The same name, if head and offload metadata last as well: whoever has a packet of this name need not look at this one.
+    #[inline(always)]
+    #[must_use]
+    pub fn lasting_packet(&self, i: usize) -> Option<NonZeroU64> {
+        if self.heads_last {
+            self.lasting_body(i)
+        } else {
+            None
+        }
     }
 
     /// How many packets there are.
@@ -166,6 +198,7 @@ impl Burst {
     /// The same, to change: what is written here is what leaves.
     #[inline]
     pub fn head_mut(&mut self, i: usize) -> &mut [u8] {
+        self.heads_last = false;
         let len = self.frame_len(i).min(HEAD_MAX);
         &mut self.rows[i].0[..len]
     }
@@ -180,6 +213,7 @@ impl Burst {
     /// Changes the offload metadata of packet `i`.
     #[inline]
     pub fn set_offload(&mut self, i: usize, offload: Offload) {
+        self.heads_last = false;
         self.metas[i].offload = offload;
         self.needs |= offload.into();
     }
@@ -314,7 +348,7 @@ impl Burst {
         // Another worker fetches these lines: of a short frame, one.
         let (row, head) = (&mut self.rows[self.n].0, &from.rows[i].0);
         match from.frame_len(i) {
-            0..=64 => row[..64].copy_from_slice(&head[..64]),
+            0..=LINE => row[..LINE].copy_from_slice(&head[..LINE]),
             _ => *row = *head,
         }
         let body = self.own_body(from.frame_len(i) - from.head(i).len(), |own| {
@@ -411,10 +445,19 @@ impl Burst {
     /// a head is moves in line, which a length that only the frame knows is not: the call was 7 % of the samples of receiving short ones.
     #[inline]
     pub fn copy_frame_loosely(&self, i: usize, dst: &mut [u8]) -> usize {
+        let (len, row) = (self.frame_len(i), &self.rows[i].0);
+        if let (..=LINE, Some(room), Some(line)) = (len, dst.first_chunk_mut(), row.first_chunk()) {
+            let (room, line): (&mut [u8; LINE], _) = (room, line);
+            *room = *line;
+            return len;
+        }
         match dst.split_first_chunk_mut() {
             Some((room, rest)) => {
-                *room = self.rows[i].0;
-                self.frame_len(i).min(HEAD_MAX) + self.copy_body(i, rest)
+                *room = *row;
+                if len <= HEAD_MAX {
+                    return len;
+                }
+                HEAD_MAX + self.copy_body(i, rest)
             }
             None => self.copy_frame(i, dst),
         }
@@ -645,7 +688,7 @@ impl Picks {
 
     /// Those from the `k`-th on. (Skipped in an iterator, they would make every loop over them a slow one.)
     #[inline(always)]
-    pub fn iter_from(&self, k: usize) -> impl Iterator<Item = usize> + '_ {
+    pub fn iter_from(&self, k: usize) -> impl Iterator<Item = usize> + Clone + '_ {
         let indexes = self.indexes.get(k..self.n).unwrap_or_default();
         indexes.iter().map(|&i| usize::from(i) % BURST_MAX)
     }

@@ -204,6 +204,55 @@ fn a_copy_is_independent_of_the_guest_and_of_its_original() {
 }
 
 #[test]
+fn packets_last_until_one_is_changed_and_bodies_beyond_that() {
+    let changes: [fn(&mut Burst); 5] = [
+        |burst| burst.head_mut(1)[0] = 1,
+        |burst| burst.set_offload(1, Offload::default()),
+        |burst| burst.push_tag(1, 7),
+        |burst| burst.trim(1, 100),
+        Burst::clear,
+    ];
+    for change in changes {
+        let mut burst = Burst::new();
+        (0..2).for_each(|_| burst.push_bytes(&pattern(500, 1), Offload::default()));
+        assert_eq!(burst.lasting_packet(0), None);
+        burst.keep_packets();
+        assert!(burst.lasting_packet(0).is_some());
+        assert_ne!(burst.lasting_packet(0), burst.lasting_packet(1));
+        assert_eq!(burst.lasting_packet(1), burst.lasting_body(1));
+        let mut copy = Burst::new();
+        copy.push_copy(&burst, 0);
+        assert_eq!(copy.lasting_packet(0), None);
+        change(&mut burst);
+        assert_eq!(burst.lasting_packet(0), None);
+        let before = burst.lasting_body(0);
+        burst.keep_packets();
+        assert!(burst.lasting_packet(0) != before, "another name");
+    }
+    let mut burst = Burst::new();
+    burst.push_bytes(&pattern(500, 1), Offload::default());
+    burst.keep_bodies();
+    burst.head_mut(0)[0] = 1;
+    assert!(burst.lasting_body(0).is_some() && burst.lasting_packet(0).is_none());
+}
+
+#[test]
+fn a_loose_copy_is_the_frame_and_changes_no_more_than_a_heads_room() {
+    for len in LENGTHS.into_iter().chain([1, 63, 64, 65]) {
+        let frame = pattern(len, 3);
+        let mut burst = Burst::new();
+        burst.push_bytes(&frame, Offload::default());
+        for room in [len, len.max(64), len.max(HEAD_MAX), len + HEAD_MAX] {
+            let mut dst = vec![0xee; room];
+            assert_eq!(burst.copy_frame_loosely(0, &mut dst), len);
+            assert_eq!(dst[..len], frame);
+            let behind = dst.iter().skip(len.max(HEAD_MAX));
+            assert!(behind.into_iter().all(|&byte| byte == 0xee));
+        }
+    }
+}
+
+#[test]
 fn a_cleared_burst_is_as_good_as_new() {
     let mut burst = Burst::new();
     for round in 0..3 {

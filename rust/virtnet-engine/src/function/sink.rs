@@ -64,27 +64,32 @@ impl Sink {
         if self.kept.is_empty() {
             self.bytes += picks.iter().map(|i| burst.frame_len(i) as u64).sum::<u64>();
         } else {
-            for i in picks.iter() {
-                self.copy_out(burst, i);
-            }
+            self.copy_out(burst, picks);
         }
         Fate::Consumed
     }
 
     #[inline]
-    fn copy_out(&mut self, burst: &Burst, i: usize) {
-        let len = burst.frame_len(i);
-        if KEPT_BYTES - self.at < len {
-            self.at = 0;
-        }
+    fn copy_out(&mut self, burst: &Burst, picks: &Picks) {
         // What a vector of bytes is aligned to is a matter of luck, and a copy across lines takes a tenth longer.
         let first_line = self.kept.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let room = &mut self.kept[first_line + self.at..];
-        let room_len = room.len().min(len.max(HEAD_MAX));
-        let copied = burst.copy_frame_loosely(i, &mut room[..room_len]);
-        self.bytes += len as u64;
-        self.copied_bytes += copied as u64;
-        self.at = (self.at + copied).next_multiple_of(ALIGN) % KEPT_BYTES;
+        let kept = &mut self.kept[first_line..];
+        let (mut at, mut bytes, mut copied_bytes) = (self.at, 0, 0);
+        for i in picks.iter() {
+            let len = burst.frame_len(i);
+            if KEPT_BYTES - at < len {
+                at = 0;
+            }
+            let room = &mut kept[at..];
+            let room_len = room.len().min(len.max(HEAD_MAX));
+            let copied = burst.copy_frame_loosely(i, &mut room[..room_len]);
+            bytes += len as u64;
+            copied_bytes += copied as u64;
+            at = (at + copied).next_multiple_of(ALIGN) % KEPT_BYTES;
+        }
+        self.at = at;
+        self.bytes += bytes;
+        self.copied_bytes += copied_bytes;
     }
 }
 

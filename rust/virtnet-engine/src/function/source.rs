@@ -131,7 +131,7 @@ impl Source {
         if !(1..=BURST_MAX).contains(&count) {
             return Err(EngineError::FrameCount { count });
         }
-        template.keep_bodies();
+        template.keep_packets();
         Ok(Self {
             template: Some(Box::new(template)),
             frames: count,

@@ -125,6 +125,7 @@ impl Burst {
 
     /// A frame's length has changed in front of everything that its metadata points at.
     fn resized(&mut self, i: usize, len: usize, shifted: impl Fn(u16) -> u16) {
+        self.heads_last = false;
         let meta = &mut self.metas[i];
         meta.frame_len = len_u32(len);
         let offload = &mut meta.offload;

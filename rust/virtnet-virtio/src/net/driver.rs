@@ -376,10 +376,24 @@ fn check_len(len: u32) -> Result<(), DropReason> {
     }
 }
 
+/// Whether frame `i` fits one buffer.
+#[inline]
+fn is_small(burst: &Burst, i: usize) -> bool {
+    burst.frame_len(i) <= BufferArea::FRAME_ROOM as usize
+}
+
 /// How many buffers a frame takes.
 #[inline]
 fn buffers_for(frame_len: usize) -> usize {
     frame_len.div_ceil(BufferArea::FRAME_ROOM as usize).max(1)
+}
+
+/// What was written to a buffer last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Standing {
+    header: [u8; HEADER_BASE],
+    /// The packet, or the body behind the room of a head, if it is one that lasts.
+    name: Option<NonZeroU64>,
 }
 
 /// A running transmitq: packets go into the device.
@@ -387,10 +401,8 @@ fn buffers_for(frame_len: usize) -> usize {
 pub struct DriverTransmit {
     queue: DriverQueue,
     buffers: Buffers,
-    /// The header that stands in each buffer: one that stays the same is not written again.
-    header_of: Box<[[u8; HEADER_BASE]]>,
-    /// The body that stands in each buffer behind the room of a head, if it is one that lasts: the same.
-    body_of: Box<[Option<NonZeroU64>]>,
+    /// What stands in each buffer: what stays the same is not written again.
+    standing: Box<[Standing]>,
     header_len: u32,
     /// The buffers of a long frame.
     chain: Vec<DriverBuffer>,
@@ -419,8 +431,7 @@ impl DriverTransmit {
         );
         Ok(Self {
             buffers,
-            header_of: vec![[0; HEADER_BASE]; queue.free()].into(),
-            body_of: vec![None; queue.free()].into(),
+            standing: vec![Standing::default(); queue.free()].into(),
             queue,
             header_len: u32::try_from(features.header_len()).unwrap_or_default(),
             chain: Vec::new(),
@@ -445,23 +456,10 @@ impl DriverTransmit {
             self.queue.reclaim()?;
         }
         self.queue.prepare(picks.len());
-        // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
-        let mut ids = [0; BURST_MAX];
-        let free = self.queue.next_ids(&mut ids[..picks.len()]);
-        let rooms = ids[..free].iter().map(|&id| self.buffers.room(id));
-        // Of long heads all lines, as far as the first one reaches: its neighbours mostly differ little.
-        let head = picks.iter().next().map_or(0, |i| burst.head(i).len());
-        rooms.for_each(|room| room.prefetch_write(head));
         let mut accepted = 0;
         while accepted < picks.len() {
-            let small = picks.iter_from(accepted);
-            let small =
-                small.take_while(|&i| burst.frame_len(i) <= BufferArea::FRAME_ROOM as usize);
-            let small = small.count();
-            let sent = small.min(self.queue.free());
-            self.send_small(burst, picks, accepted, sent, counters);
-            accepted += sent;
-            if sent < small || accepted == picks.len() {
+            accepted += self.send_small(burst, picks, accepted, counters);
+            if accepted == picks.len() || is_small(burst, picks.get(accepted)) {
                 break;
             }
             match self.send_large(burst, picks.get(accepted), counters) {
@@ -474,27 +472,23 @@ impl DriverTransmit {
         Ok(accepted)
     }
 
-    /// Sends `n` packets that fit one buffer each, from the pick `first` on. There are as many free buffers.
+    /// Sends packets that fit one buffer each, from the pick `first` on, as far as they do and there are free buffers; how many.
     #[inline(always)]
     fn send_small(
         &mut self,
         burst: &Burst,
         picks: &Picks,
         first: usize,
-        n: usize,
         counters: &mut PortCounters,
-    ) {
+    ) -> usize {
         let (buffers, header_len) = (&self.buffers, self.header_len);
-        let (header_of, body_of) = (&mut self.header_of, &mut self.body_of);
-        // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
-        let (mut ids, mut lens) = ([0; BURST_MAX], [0; BURST_MAX]);
-        let n = self.queue.next_ids(&mut ids[..n]);
-        let mut bytes = 0;
-        for ((i, &id), len) in picks.iter_from(first).zip(&ids[..n]).zip(&mut lens) {
-            write_header(buffers, header_len, header_of, id, burst.offload(i));
-            write_frame(buffers, body_of, id, burst, i);
+        let picked = || picks.iter_from(first);
+        let (mut ids, mut lens, mut small) = ([0; BURST_MAX], [0; BURST_MAX], 0);
+        for (i, len) in picked().zip(&mut lens) {
             let frame_len = burst.frame_len(i);
-            bytes += frame_len as u64;
+            if frame_len > BufferArea::FRAME_ROOM as usize {
+                break;
+            }
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "a frame that fits one buffer"
@@ -502,18 +496,34 @@ impl DriverTransmit {
             {
                 *len = header_len + frame_len as u32;
             }
+            small += 1;
         }
-        let mut lens = lens.iter();
+        let n = self.queue.next_ids(&mut ids[..small]);
+        // Copies first and descriptors after, each in a loop of its own: the lines of the one are not waited for by the other.
+        if !all_stand(&self.standing, burst, picked(), &ids[..n]) {
+            write_all(
+                buffers,
+                &mut self.standing,
+                header_len,
+                burst,
+                picked(),
+                &ids[..n],
+            );
+        }
+        let (mut lens, mut bytes) = (lens.iter(), 0);
         self.queue.add_each(n, |id| {
             let len = lens.next().copied().unwrap_or_default();
+            bytes += u64::from(len);
             DriverBuffer {
                 addr: buffers.addr(id, header_len),
                 len,
                 writable: false,
             }
         });
+        bytes -= n as u64 * u64::from(header_len);
         counters.sent += n as u64;
         counters.sent_bytes += bytes;
+        n
     }
 
     /// Sends a packet that takes several buffers, or counts why not; whether there was room for it.
@@ -526,7 +536,7 @@ impl DriverTransmit {
     ) -> Result<bool, RingError> {
         let frame_len = burst.frame_len(i);
         let n = buffers_for(frame_len);
-        if n > self.header_of.len() {
+        if n > self.standing.len() {
             counters.tx_drops.add(DropReason::TooBig, 1);
             return Ok(true);
         }
@@ -540,8 +550,8 @@ impl DriverTransmit {
             return Ok(false);
         }
         let (buffers, header_len) = (&self.buffers, self.header_len);
-        let header_of = &mut self.header_of;
-        write_header(buffers, header_len, header_of, first, burst.offload(i));
+        let stands = &mut self.standing[usize::from(first)];
+        write_header(buffers, header_len, stands, first, burst.offload(i));
         let head = burst.head(i);
         let mut filled = buffers.room(first).copy_from(head);
         let mut left = frame_len;
@@ -559,7 +569,7 @@ impl DriverTransmit {
             }
             let here = left.min(BufferArea::FRAME_ROOM as usize);
             let room = buffers.room(id);
-            self.body_of[usize::from(id)] = None;
+            self.standing[usize::from(id)].name = None;
             while filled < here {
                 let Some(bytes) = piece else { break };
                 let written = bytes.copy_to_guest(&room.split_at(here).0.split_at(filled).1);
@@ -602,7 +612,7 @@ impl DriverTransmit {
     /// Buffers that the device has not returned yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.header_of.len() - self.queue.free()
+        self.standing.len() - self.queue.free()
     }
 
     /// The queue below.
@@ -617,19 +627,56 @@ impl DriverTransmit {
     }
 }
 
+/// Whether packets stand in their buffers since they were sent last, as those of a source do: then there is nothing to write, and the
+/// lines stay in both caches.
+#[inline(always)]
+fn all_stand(
+    standing: &[Standing],
+    burst: &Burst,
+    mut picked: impl Iterator<Item = usize>,
+    ids: &[u16],
+) -> bool {
+    burst.packets_last()
+        && ids.iter().all(|&id| {
+            let packet = picked.next().and_then(|i| burst.lasting_packet(i));
+            packet.is_some() && standing[usize::from(id)].name == packet
+        })
+}
+
+/// Writes packets into buffers, each with its header.
+#[inline(always)]
+fn write_all(
+    buffers: &Buffers,
+    standing: &mut [Standing],
+    header_len: u32,
+    burst: &Burst,
+    picked: impl Iterator<Item = usize> + Clone,
+    ids: &[u16],
+) {
+    // The device read these lines last: all are fetched at once, not one after the other in the order of the stores.
+    let rooms = ids.iter().map(|&id| buffers.room(id));
+    // Of long heads all lines, as far as the first one reaches: its neighbours mostly differ little.
+    let head = picked.clone().next().map_or(0, |i| burst.head(i).len());
+    rooms.for_each(|room| room.prefetch_write(head));
+    for (i, &id) in picked.zip(ids) {
+        let stands = &mut standing[usize::from(id)];
+        write_header(buffers, header_len, stands, id, burst.offload(i));
+        write_frame(buffers, stands, id, burst, i);
+    }
+}
+
 /// Puts a header in front of the frame of buffer `id`, unless it stands there already.
 #[inline(always)]
 fn write_header(
     buffers: &Buffers,
     header_len: u32,
-    header_of: &mut [[u8; HEADER_BASE]],
+    stands: &mut Standing,
     id: u16,
     offload: Offload,
 ) {
     let header = header::build(offload, 0);
-    let stands = &mut header_of[usize::from(id)];
-    if *stands != header {
-        *stands = header;
+    if stands.header != header {
+        stands.header = header;
         rewrite_header(buffers.bytes(id, header_len, header_len), header);
     }
 }
@@ -643,24 +690,18 @@ fn rewrite_header(room: GuestSlice<'_>, header: [u8; HEADER_BASE]) {
 
 /// Writes frame `i` into buffer `id`, without a body that stands there already.
 #[inline(always)]
-fn write_frame(
-    buffers: &Buffers,
-    body_of: &mut [Option<NonZeroU64>],
-    id: u16,
-    burst: &Burst,
-    i: usize,
-) {
+fn write_frame(buffers: &Buffers, stands: &mut Standing, id: u16, burst: &Burst, i: usize) {
     let room = buffers.room(id);
     if burst.frame_len(i) <= HEAD_MAX {
+        stands.name = burst.lasting_packet(i);
         room.copy_from(burst.head(i));
         return;
     }
     let body = burst.lasting_body(i);
-    let stands = &mut body_of[usize::from(id)];
-    if body.is_some() && *stands == body {
+    if body.is_some() && stands.name == body {
         room.copy_from(burst.head(i));
         return;
     }
-    *stands = body;
+    stands.name = body;
     burst.copy_frame_to_guest(i, &room);
 }

@@ -323,7 +323,6 @@ fn a_frame_crosses_two_queues_without_being_put_together() {
     }
 }
 
-/// Any frames in any rhythm: everything that was accepted arrives, in order, and every drop is counted.
 #[test]
 fn a_body_that_stands_in_a_buffer_is_written_again_only_where_it_has_changed() {
     let lens = [300, 60, 1_514, 4_000];
@@ -353,6 +352,60 @@ fn a_body_that_stands_in_a_buffer_is_written_again_only_where_it_has_changed() {
     assert_eq!(again.lasting_body(0), None);
 }
 
+/// Packets that last leave what stands in their buffers alone, and whatever else passes by those buffers is written.
+#[test]
+fn a_packet_that_stands_in_a_buffer_is_written_again_only_where_something_has_changed() {
+    let lens = [60, 300, 1_514, 60, 4_000];
+    let several = |tag| burst_of(&lens.map(|len| frame(len, tag)));
+    let (mut again, mut another, mut bodies) = (several(1), several(2), several(3));
+    let passing = several(4);
+    again.keep_packets();
+    another.keep_packets();
+    bodies.keep_bodies();
+    for net in Net::every(8, Features::empty()) {
+        let mut out = Outward::new(net);
+        let mut random = Random::new(12);
+        for round in 0..200_u16 {
+            bodies.head_mut(0)[20..22].copy_from_slice(&round.to_le_bytes());
+            let burst = [&again, &again, &another, &bodies, &passing][(random.next() % 5) as usize];
+            let expected: Vec<_> = (0..burst.len()).map(|i| frame_of(burst, i)).collect();
+            assert_eq!(out.send(burst), lens.len(), "{net:?}");
+            let got: Vec<_> = out.drain().into_iter().map(|(frame, _)| frame).collect();
+            assert!(got == expected, "{net:?} round {round}");
+        }
+    }
+    // Eight times a short frame fill the ring once. Nobody writes there again, so what the device puts there is what it reads.
+    let mut short = burst_of(&vec![frame(60, 5); 8]);
+    short.keep_packets();
+    for net in Net::every(8, Features::empty()) {
+        let mut out = Outward::new(net);
+        for _ in 0..3 {
+            assert_eq!(out.send(&short), 8, "{net:?}");
+            out.drain();
+        }
+        let (_, area) = memory_of(&net);
+        let written = frame(60, 6);
+        for i in 0..8 {
+            let at = GuestAddr(area.start.0 + u64::from(i * BufferArea::STRIDE) + 64);
+            let place = out.memory.translate(at, 60, &mut 0).unwrap();
+            out.memory.slice(place).copy_from(&written);
+        }
+        assert_eq!(out.send(&short), 8);
+        assert!(
+            out.drain().iter().all(|(frame, _)| *frame == written),
+            "{net:?}"
+        );
+        short.set_offload(0, Offload::default());
+        assert_eq!(out.send(&short), 8);
+        assert!(
+            out.drain().iter().all(|(got, _)| *got == frame(60, 5)),
+            "{net:?}"
+        );
+        short.keep_packets();
+    }
+}
+
+/// Any frames in any rhythm: everything that was accepted arrives, in order, and every drop is counted.
 #[test]
 fn what_the_driver_accepts_arrives_in_order() {
     for (seed, net) in Net::every(64, Features::MRG_RXBUF).enumerate() {
