@@ -504,8 +504,18 @@ impl Burst {
     #[inline]
     fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
         let mut at = 0;
-        for piece in self.body(i) {
-            at += piece.copy_to(&mut dst[at..]);
+        for &segment in self.body_segments(i) {
+            // Not by way of a `Piece`, which is two copy routines to choose from twice.
+            let rest = &mut dst[at..];
+            at += match self.memory.as_deref() {
+                Some(memory) if segment.region != OWN => memory.slice(segment).copy_to(rest),
+                _ => {
+                    let bytes = self.own_bytes(segment);
+                    let n = bytes.len().min(rest.len());
+                    rest[..n].copy_from_slice(&bytes[..n]);
+                    n
+                }
+            };
         }
         at
     }
