@@ -28,8 +28,8 @@ SIZES = (64, 256, 1518, 65_000)
 JUMBO = 65_000
 #: Bytes of a cache line.
 LINE = 64
-#: Lines of a frame that a driver writes each time it sends one: testpmd its headers, ours none, since frames stay in their
-#: buffers as long as one fits.
+#: Lines of a frame that a driver writes each time it sends one: testpmd its headers, ours none, since its frames stay
+#: in their buffers.
 LINES_SENT = {"testpmd": 1, "virtnet": 0}
 #: Lines that it looks at of each it receives: testpmd the headers, ours what is private to a burst.
 LINES_RECEIVED = {"testpmd": 1, "virtnet": 3}
