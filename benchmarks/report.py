@@ -246,7 +246,8 @@ def _limit(cell: Cell, lines: list[list[float]]) -> str:
         ((a, b) for a, b in itertools.pairwise(lines) if cell.lines <= b[0]),
         (lines[0], lines[-1]),
     )
-    return f"{1e3 / (y0 + (cell.lines - x0) * (y1 - y0) / (x1 - x0)):.0f}"
+    limit = 1e3 / (y0 + (cell.lines - x0) * (y1 - y0) / (x1 - x0))
+    return f"{limit:.0f}" if limit >= 1 else f"{limit:.2f}"
 
 
 def _table(rows: list[Row], lines_ns: list[list[float]]) -> str:

@@ -486,7 +486,7 @@ impl DriverTransmit {
         let (mut ids, mut lens, mut small) = ([0; BURST_MAX], [0; BURST_MAX], 0);
         for (i, len) in picked().zip(&mut lens) {
             let frame_len = burst.frame_len(i);
-            if frame_len > BufferArea::FRAME_ROOM as usize {
+            if !is_small(burst, i) {
                 break;
             }
             #[expect(
