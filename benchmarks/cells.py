@@ -115,8 +115,8 @@ class Cell:
     def lines(self) -> float:
         """Cache lines that move between the cores for a packet at least: what both sides touch of it and of the rings.
 
-        Neither driver looks at more of a long frame than its beginning, or writes more of it every time, unless it takes
-        several buffers.
+        Neither driver looks at more of a long frame than its beginning, or writes more of it every time, unless it
+        takes several buffers.
         """
         shares = {"split": (0.31, 0.31), "split-any-order": (0.44, 0.44), "packed": (0.5, 0.5)}
         to_host, to_guest = shares.get(self.ring, (0.28, 0.5))
