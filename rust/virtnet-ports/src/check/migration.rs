@@ -278,53 +278,29 @@ fn logging_rig(bench: &Bench, format: RingFormat) -> Result<Rig, Stop> {
     }
 }
 
+/// How often frames are sent again that did not all come back: a network may lose what it gets before it has heard that
+/// the port's rings run again.
+const LAPS: usize = 4;
+
 /// What a page has when nobody but the device writes, before and after.
 fn logged_everywhere(bench: &Bench, format: RingFormat) -> Verdict {
-    let returns = bench.needs_return().is_ok();
-    let mut rig = logging_rig(bench, format)?;
-    rig.start()?;
-    for ring in 0..2 {
-        rig.session.stop_ring(index(ring))?;
-    }
-    // All that the driver writes, it writes now.
-    rig.make_room(0, 16, 2048)?;
-    for number in 0..16 {
-        rig.send(0, &frame(number, 1514))?;
-    }
-    let before = memory(&rig);
-    let log = Log::start(&mut rig, 0)?;
-    for ring in 0..2 {
-        rig.start_ring(ring)?;
-    }
-    rig.wait_taken(0, 16)?;
-    if returns {
-        let mut came = 0;
-        rig.eventually(|rig| {
-            came += rig.received(0)?.len();
-            Ok((came >= 16).then_some(()))
-        })?;
-        if came < 16 {
-            return failed(format!(
-                "of 16 frames {came} came back while writes were logged"
-            ));
+    let expected = if bench.needs_return().is_ok() { 16 } else { 0 };
+    let mut lap = Lap::run(bench, format, expected)?;
+    for _ in 1..LAPS {
+        if lap.came >= expected {
+            break;
         }
+        lap = Lap::run(bench, format, expected)?;
     }
-    for ring in 0..2 {
-        rig.session.stop_ring(index(ring))?;
-    }
-    let (mut changed, mut unmarked) = (0, Vec::new());
-    for ((guest, was), (_, is)) in before.iter().zip(memory(&rig)) {
-        let pages = was.chunks(4096).zip(is.chunks(4096));
-        for (addr, _) in (*guest..)
-            .step_by(4096)
-            .zip(pages)
-            .filter(|(_, (was, is))| was != is)
-        {
-            changed += 1;
-            if !log.is_marked(addr)? {
-                unmarked.push(format!("{addr:#x}"));
-            }
-        }
+    let Lap {
+        came,
+        changed,
+        unmarked,
+    } = lap;
+    if came < expected {
+        return failed(format!(
+            "{LAPS} times, of {expected} frames {came} came back while writes were logged"
+        ));
     }
     let (missing, list) = (unmarked.len(), unmarked.join(", "));
     let found = format!("{changed} pages have changed, {missing} of them are not marked: {list}");
@@ -332,6 +308,62 @@ fn logged_everywhere(bench: &Bench, format: RingFormat) -> Verdict {
         unmarked.is_empty() && changed > 0,
         found.trim_end_matches(": "),
     )
+}
+
+/// What 16 frames out, and those of them that came back, did to the memory and its log.
+struct Lap {
+    came: usize,
+    /// Pages that have changed, and where those of them are that the log does not mark.
+    changed: usize,
+    unmarked: Vec<String>,
+}
+
+impl Lap {
+    fn run(bench: &Bench, format: RingFormat, expected: usize) -> Result<Self, Stop> {
+        let mut rig = logging_rig(bench, format)?;
+        rig.start()?;
+        for ring in 0..2 {
+            rig.session.stop_ring(index(ring))?;
+        }
+        // All that the driver writes, it writes now.
+        rig.make_room(0, 16, 2048)?;
+        for number in 0..16 {
+            rig.send(0, &frame(number, 1514))?;
+        }
+        let before = memory(&rig);
+        let log = Log::start(&mut rig, 0)?;
+        for ring in 0..2 {
+            rig.start_ring(ring)?;
+        }
+        rig.wait_taken(0, 16)?;
+        let mut came = 0;
+        rig.eventually(|rig| {
+            came += rig.received(0)?.len();
+            Ok((came >= expected).then_some(()))
+        })?;
+        for ring in 0..2 {
+            rig.session.stop_ring(index(ring))?;
+        }
+        let (mut changed, mut unmarked) = (0, Vec::new());
+        for ((guest, was), (_, is)) in before.iter().zip(memory(&rig)) {
+            let pages = was.chunks(4096).zip(is.chunks(4096));
+            for (addr, _) in (*guest..)
+                .step_by(4096)
+                .zip(pages)
+                .filter(|(_, (was, is))| was != is)
+            {
+                changed += 1;
+                if !log.is_marked(addr)? {
+                    unmarked.push(format!("{addr:#x}"));
+                }
+            }
+        }
+        Ok(Self {
+            came,
+            changed,
+            unmarked,
+        })
+    }
 }
 
 /// All memory of a driver, region by region.
