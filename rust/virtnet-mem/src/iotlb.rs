@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 
-use crate::{GuestAddr, GuestMemory, MemoryError, Segment, UserAddr};
+use crate::{Extent, GuestAddr, GuestMemory, MemoryError, Segment, UserAddr};
 
 /// What a device may do with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -306,6 +306,27 @@ pub trait Translate {
         hint: &mut u32,
     ) -> Option<Segment>;
 
+    /// What `hint` remembers, as far as the device is allowed what is `wanted` there: [`Self::translate_near`] begins with it.
+    fn extent(&self, hint: u32, wanted: Permission) -> Extent;
+
+    /// The same as [`Self::translate`] for buffers in a row: `near` is where the last one was.
+    #[inline(always)]
+    fn translate_near(
+        &self,
+        addr: GuestAddr,
+        len: u32,
+        wanted: Permission,
+        hint: &mut u32,
+        near: &mut Extent,
+    ) -> Option<Segment> {
+        if let Some(segment) = near.segment(addr, len) {
+            return Some(segment);
+        }
+        let segment = self.translate(addr, len, wanted, hint)?;
+        *near = self.extent(*hint, wanted);
+        Some(segment)
+    }
+
     /// Finds a buffer piece by piece; false when the device may not touch all of it.
     fn translate_all(
         &self,
@@ -333,6 +354,11 @@ impl Translate for GuestMemory {
         hint: &mut u32,
     ) -> Option<Segment> {
         self.translate(addr, len, hint)
+    }
+
+    #[inline(always)]
+    fn extent(&self, hint: u32, _: Permission) -> Extent {
+        self.extent(hint)
     }
 
     #[inline]
@@ -398,6 +424,18 @@ impl Translate for Iommu<'_> {
         (is_whole && len > 0 && entry.permission.allows(wanted)).then(|| Segment {
             offset: crate::memory::to_usize(entry.offset + (addr.0 - entry.first)),
             len,
+            region: entry.region,
+        })
+    }
+
+    #[inline]
+    fn extent(&self, hint: u32, wanted: Permission) -> Extent {
+        let entry = self.iotlb.entries.get(hint as usize);
+        let entry = entry.filter(|entry| entry.permission.allows(wanted));
+        entry.map_or_else(Extent::default, |entry| Extent {
+            first: entry.first,
+            size: (entry.last - entry.first).saturating_add(1),
+            offset: entry.offset,
             region: entry.region,
         })
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::mapping::Mapping;
 use crate::{
-    DirtyLog, GuestAddr, GuestSlice, Iommu, Iotlb, MemoryError, Permission, Region, Slots, Table,
-    Translate, UserAddr, Window,
+    DirtyLog, Extent, GuestAddr, GuestSlice, Iommu, Iotlb, MemoryError, Permission, Region, Slots,
+    Table, Translate, UserAddr, Window,
 };
 
 /// Names bytes of one [`GuestMemory`]: region number, offset, length. Plain data, checked again when used.
@@ -200,13 +200,21 @@ impl GuestMemory {
         let Some(region) = self.regions.get(segment.region as usize) else {
             return GuestSlice::empty();
         };
-        let (mut len, size) = (segment.len as usize, to_usize(region.size));
-        if segment.offset > size || len > size - segment.offset {
+        let mut len = segment.len as usize;
+        let end = segment.offset.checked_add(len);
+        if end.is_none_or(|end| end > to_usize(region.size)) {
             len = Self::cut(segment, region);
         }
         let start = region.host.0.wrapping_add(segment.offset);
         // SAFETY: offset + len <= size, and `size` bytes from `host` are mapped while `self` (which holds the mapping) lives.
         unsafe { GuestSlice::new(start, len) }
+    }
+
+    /// The same as [`slice`](Self::slice) for segments in a row.
+    #[inline(always)]
+    #[must_use]
+    pub fn slices(&self) -> Slices<'_> {
+        Slices::of(self, 0)
     }
 
     /// How many bytes there are of a segment that is not wholly in `region`.
@@ -314,19 +322,25 @@ impl GuestMemory {
         Some((region, segment.offset as u64))
     }
 
+    /// The addresses of region `index`; none where there is no such region.
+    #[inline(always)]
+    pub(crate) fn extent(&self, index: u32) -> Extent {
+        let region = self.regions.get(index as usize);
+        region.map_or_else(Extent::default, |region| Extent {
+            first: region.guest.0,
+            size: region.size,
+            offset: 0,
+            region: index,
+        })
+    }
+
     #[inline]
     fn within(&self, index: u32, addr: GuestAddr, len: u32) -> Option<Segment> {
-        let region = self.regions.get(index as usize)?;
-        let offset = addr.0.wrapping_sub(region.guest.0);
-        if offset < region.size && u64::from(len) <= region.size - offset {
-            Some(Segment {
-                offset: to_usize(offset),
-                len,
-                region: index,
-            })
-        } else {
-            None
+        let extent = self.extent(index);
+        if len > 0 {
+            return extent.segment(addr, len);
         }
+        Some(extent.segment(addr, 1)?.first(0))
     }
 
     #[cold]
@@ -335,6 +349,47 @@ impl GuestMemory {
         let index = after.checked_sub(1)?;
         let region = self.regions.get(index)?;
         (addr.0 - region.guest.0 < region.size).then(|| u32::try_from(index).unwrap_or(u32::MAX))
+    }
+}
+
+/// The bytes of segments in a row: most are in the region of the one before, which a loop keeps in registers.
+#[derive(Debug)]
+pub struct Slices<'memory> {
+    memory: &'memory GuestMemory,
+    region: u32,
+    /// Bytes of the region, from `host` on; none where there is no such region.
+    size: usize,
+    host: *mut u8,
+}
+
+impl<'memory> Slices<'memory> {
+    #[inline(always)]
+    fn of(memory: &'memory GuestMemory, region: u32) -> Self {
+        let found = memory.regions.get(region as usize);
+        Self {
+            memory,
+            region,
+            size: found.map_or(0, |region| to_usize(region.size)),
+            host: found.map_or(std::ptr::dangling_mut(), |region| region.host.0),
+        }
+    }
+
+    /// As [`GuestMemory::slice`].
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&mut self, segment: Segment) -> GuestSlice<'memory> {
+        if segment.region != self.region {
+            *self = Self::of(self.memory, segment.region);
+        }
+        let len = segment.len as usize;
+        match self.size.checked_sub(len) {
+            Some(last) if segment.offset <= last => {
+                let start = self.host.wrapping_add(segment.offset);
+                // SAFETY: offset + len <= size, and `size` bytes from `host` are mapped while the memory (which holds the mapping) lives.
+                unsafe { GuestSlice::new(start, len) }
+            }
+            _ => self.memory.slice(segment),
+        }
     }
 }
 

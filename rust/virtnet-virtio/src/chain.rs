@@ -225,12 +225,20 @@ impl Chains {
         &entries[entries.len().saturating_sub(n)..]
     }
 
-    /// Appends chains of one buffer in one slot, each an id and its buffer; how many.
+    /// Appends chains of one buffer in one slot: what `plain` says of `items`, an id and a buffer each, as long as it says something; how
+    /// many.
     #[inline(always)]
-    pub(crate) fn push_plain(&mut self, chains: impl Iterator<Item = (u16, Segment)>) -> usize {
+    pub(crate) fn push_plain<T>(
+        &mut self,
+        items: &[T],
+        mut plain: impl FnMut(&T) -> Option<(u16, Segment)>,
+    ) -> usize {
         let places = self.entries.get_mut(self.n..).unwrap_or_default();
         let mut n = 0;
-        for (place, (id, one)) in places.iter_mut().zip(chains) {
+        for (place, item) in places.iter_mut().zip(items) {
+            let Some((id, one)) = plain(item) else {
+                break;
+            };
             *place = Entry {
                 one,
                 buffers: Buffers::One,

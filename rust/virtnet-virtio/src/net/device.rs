@@ -67,9 +67,10 @@ impl TransmitQueue {
         burst.set_memory(memory);
         let chains = self.chains.entries_from(before);
         let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
+        let mut slices = memory.slices();
         for (buffer, chain) in buffers.iter_mut().zip(chains) {
             if let Some(only) = chain.only() {
-                *buffer = memory.slice(only);
+                *buffer = slices.get(only);
             }
         }
         let header_len = self.header_len as usize;
@@ -388,11 +389,12 @@ impl ReceiveQueue {
         let header_len = self.header_len as usize;
         let mut rooms = [GuestSlice::empty(); CHAINS_MAX];
         let mut n = 0;
+        let mut slices = memory.slices();
         for (room, chain) in rooms.iter_mut().zip(self.chains.entries()) {
             let Some(only) = chain.only() else {
                 break;
             };
-            *room = memory.slice(only);
+            *room = slices.get(only);
             n += 1;
         }
         let n = n.min(picks.len() - first);
@@ -421,10 +423,9 @@ impl ReceiveQueue {
                 }
                 // A line that already says the right thing stays in both caches.
                 let header = header::build(burst.offload(i), 1);
-                if room.read() != Some(header) {
-                    write_header(room, header, header_len);
+                if room.read().is_none_or(|found| found != header) {
+                    write_header(room, header_len, burst, i);
                 }
-                burst.copy_frame_to_guest(i, &room.split_at(header_len).1);
                 #[expect(
                     clippy::cast_possible_truncation,
                     reason = "need is at most the buffer's u32 length"
@@ -434,6 +435,7 @@ impl ReceiveQueue {
                 }
                 filled += 1;
                 bytes += frame_len as u64;
+                burst.copy_frame_to_guest(i, &room.split_at(header_len).1);
             }
         }
         (filled, bytes)
@@ -577,10 +579,11 @@ enum Merged {
     Never(DropReason),
 }
 
-/// Writes as much of a header as was negotiated.
+/// Writes as much of the header of a frame in one buffer as was negotiated.
 #[cold]
 #[inline(never)]
-fn write_header(room: &GuestSlice<'_>, header: [u8; HEADER_BASE], header_len: usize) {
+fn write_header(room: &GuestSlice<'_>, header_len: usize, burst: &Burst, i: usize) {
+    let header = header::build(burst.offload(i), 1);
     room.copy_from(&header[..header_len.min(HEADER_BASE)]);
 }
 

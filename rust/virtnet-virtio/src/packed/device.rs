@@ -202,18 +202,20 @@ impl PackedDevice {
             Access::Read | Access::Request => 0,
         };
         let wanted = at.available() | writable;
-        let run = self.desc.run(at.slot, most).iter();
-        let plain = run.map_while(|entry| {
+        let permission = access.permission();
+        let mut near = memory.extent(*hint, permission);
+        let run = self.desc.run(at.slot, most);
+        let n = chains.push_plain(run, |entry| {
             let (len, id, flags) = parts(entry.load(Word::Second, Ordering::Acquire));
             let kind = DESC_AVAIL | DESC_USED | DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
             if flags & kind != wanted || len == 0 {
                 return None;
             }
             let addr = GuestAddr(entry.load(Word::First, Ordering::Relaxed));
-            let segment = memory.translate(addr, len, access.permission(), hint)?;
+            let segment = memory.translate_near(addr, len, permission, hint, &mut near)?;
             Some((id, segment))
         });
-        slots_u16(chains.push_plain(plain))
+        slots_u16(n)
     }
 
     /// Records chains that lie from `next_avail` on.

@@ -225,11 +225,13 @@ impl SplitDevice {
             Access::Write => DESC_WRITE,
             Access::Read | Access::Request => 0,
         };
+        let permission = access.permission();
+        let mut near = memory.extent(*hint, permission);
         let slot = usize::from(at & self.mask);
         let most = most.min(usize::from(self.size) - slot);
-        let heads = self.avail.words(ENTRIES + 2 * slot, most).iter();
+        let heads = self.avail.words(ENTRIES + 2 * slot, most);
         let descriptors = self.desc.entries();
-        let plain = heads.map_while(|head| {
+        let n = chains.push_plain(heads, |head| {
             let head = head.load(Ordering::Relaxed);
             let desc = Descriptor::of(descriptors.get(usize::from(head))?);
             let kind = DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
@@ -237,10 +239,9 @@ impl SplitDevice {
                 return None;
             }
             let addr = GuestAddr(desc.addr);
-            let segment = memory.translate(addr, desc.len, access.permission(), hint)?;
+            let segment = memory.translate_near(addr, desc.len, permission, hint, &mut near)?;
             Some((head, segment))
         });
-        let n = chains.push_plain(plain);
         #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
         {
             n as u16
