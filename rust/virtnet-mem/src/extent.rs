@@ -1,64 +1,103 @@
 //! Where the last buffer was: a loop over buffers finds the next one there without looking anything up.
 
-use crate::memory::to_usize;
-use crate::{GuestAddr, Segment};
+use std::marker::PhantomData;
 
-/// Addresses that are in one piece in one region. Plain data, for a loop to keep in registers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extent {
-    pub(crate) first: u64,
+use crate::{GuestAddr, GuestSlice, Segment};
+
+/// Addresses that are in one piece in one region, for a loop to keep in registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'mem> {
+    first: u64,
     /// How many there are; 0: none.
-    pub(crate) size: u64,
-    /// Bytes from the region's start to the first.
-    pub(crate) offset: u64,
-    pub(crate) region: u32,
+    size: u64,
+    /// What the first one is.
+    start: Segment,
+    host: *mut u8,
+    memory: PhantomData<&'mem ()>,
 }
 
-impl Extent {
-    /// The `len` bytes at `addr`, if there are some and all of them are in it.
+impl Extent<'_> {
+    /// `start.len` is not looked at.
+    ///
+    /// # Safety
+    /// `size` bytes from `host` must stay mapped, readable and writable, for `'mem`.
+    #[inline(always)]
+    pub(crate) unsafe fn new(first: u64, size: u64, start: Segment, host: *mut u8) -> Self {
+        Self {
+            first,
+            size,
+            start,
+            host,
+            memory: PhantomData,
+        }
+    }
+
+    /// No addresses.
+    #[inline(always)]
+    pub(crate) fn none() -> Self {
+        // SAFETY: no bytes at all.
+        unsafe { Self::new(0, 0, Segment::default(), std::ptr::dangling_mut()) }
+    }
+}
+
+impl<'mem> Extent<'mem> {
+    /// The `len` bytes at `addr`, if there are some and all of them are in it: their name, and themselves.
     #[inline(always)]
     #[must_use]
-    pub fn segment(&self, addr: GuestAddr, len: u32) -> Option<Segment> {
+    pub fn find(&self, addr: GuestAddr, len: u32) -> Option<(Segment, GuestSlice<'mem>)> {
         let from = addr.0.wrapping_sub(self.first);
         let last = self.size.checked_sub(len.into())?;
-        (from <= last && len > 0).then(|| Segment {
-            offset: to_usize(self.offset + from),
+        if from > last || len == 0 {
+            return None;
+        }
+        let from = crate::memory::to_usize(from);
+        let name = Segment {
+            offset: self.start.offset + from,
             len,
-            region: self.region,
-        })
+            region: self.start.region,
+        };
+        let start = self.host.wrapping_add(from);
+        // SAFETY: from + len <= size, and `size` bytes from `host` are mapped (constructor).
+        Some((name, unsafe { GuestSlice::new(start, len as usize) }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{GuestMemory, Permission, Region, Translate};
 
     #[test]
     fn an_extent_has_what_is_wholly_in_it() {
-        let extent = Extent {
-            first: 0x1000,
-            size: 0x100,
-            offset: 0x40,
-            region: 3,
-        };
-        let found = |addr, len| extent.segment(GuestAddr(addr), len);
+        let region = Region::anonymous(4096, GuestAddr(0x1_0000)).unwrap();
+        let memory = GuestMemory::new(vec![region]).unwrap();
+        let extent = Translate::extent(&memory, 0, Permission::READ);
         let whole = Segment {
-            offset: 0x40,
-            len: 0x100,
-            region: 3,
+            offset: 0,
+            len: 4096,
+            region: 0,
         };
-        assert_eq!(found(0x1000, 0x100), Some(whole));
-        assert_eq!(found(0x10ff, 1), Some(whole.skip(0xff)));
+        for (addr, skipped) in [(0x1_0000, 0), (0x1_0fff, 4095), (0x1_0010, 16)] {
+            let segment = whole.skip(skipped);
+            let (name, bytes) = extent.find(GuestAddr(addr), segment.len).unwrap();
+            assert_eq!(name, segment);
+            assert_eq!(bytes.start(), memory.slice(segment).start());
+            assert_eq!(bytes.len(), segment.len as usize);
+        }
         for (addr, len) in [
-            (0xfff, 1),
-            (0x1000, 0x101),
-            (0x1100, 0),
-            (0x10ff, 2),
+            (0xffff, 1),
+            (0x1_0000, 4097),
+            (0x1_0fff, 2),
+            (0x1_1000, 0),
+            (0x1_1000, 1),
             (0, u32::MAX),
             (u64::MAX, 1),
         ] {
-            assert_eq!(found(addr, len), None, "{len} at {addr:#x}");
+            let found = extent.find(GuestAddr(addr), len);
+            assert!(found.is_none(), "{len} at {addr:#x}");
         }
-        assert_eq!(Extent::default().segment(GuestAddr(0), 0), None);
+        let nowhere = Translate::extent(&memory, 1, Permission::READ);
+        assert!(nowhere.find(GuestAddr(0), 0).is_none());
+        assert!(nowhere.find(GuestAddr(0x1_0000), 1).is_none());
     }
 }

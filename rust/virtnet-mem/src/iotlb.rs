@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 
-use crate::{Extent, GuestAddr, GuestMemory, MemoryError, Segment, UserAddr};
+use crate::{Extent, GuestAddr, GuestMemory, GuestSlice, MemoryError, Segment, UserAddr};
 
 /// What a device may do with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -307,24 +307,24 @@ pub trait Translate {
     ) -> Option<Segment>;
 
     /// What `hint` remembers, as far as the device is allowed what is `wanted` there: [`Self::translate_near`] begins with it.
-    fn extent(&self, hint: u32, wanted: Permission) -> Extent;
+    fn extent(&self, hint: u32, wanted: Permission) -> Extent<'_>;
 
-    /// The same as [`Self::translate`] for buffers in a row: `near` is where the last one was.
+    /// The same as [`Self::translate`] for buffers in a row, with their bytes: `near` is where the last one was.
     #[inline(always)]
-    fn translate_near(
-        &self,
+    fn translate_near<'mem>(
+        &'mem self,
         addr: GuestAddr,
         len: u32,
         wanted: Permission,
         hint: &mut u32,
-        near: &mut Extent,
-    ) -> Option<Segment> {
-        if let Some(segment) = near.segment(addr, len) {
-            return Some(segment);
+        near: &mut Extent<'mem>,
+    ) -> Option<(Segment, GuestSlice<'mem>)> {
+        if let Some(found) = near.find(addr, len) {
+            return Some(found);
         }
         let segment = self.translate(addr, len, wanted, hint)?;
         *near = self.extent(*hint, wanted);
-        Some(segment)
+        Some((segment, self.memory().slice(segment)))
     }
 
     /// Finds a buffer piece by piece; false when the device may not touch all of it.
@@ -357,7 +357,7 @@ impl Translate for GuestMemory {
     }
 
     #[inline(always)]
-    fn extent(&self, hint: u32, _: Permission) -> Extent {
+    fn extent(&self, hint: u32, _: Permission) -> Extent<'_> {
         self.extent(hint)
     }
 
@@ -429,15 +429,18 @@ impl Translate for Iommu<'_> {
     }
 
     #[inline]
-    fn extent(&self, hint: u32, wanted: Permission) -> Extent {
+    fn extent(&self, hint: u32, wanted: Permission) -> Extent<'_> {
         let entry = self.iotlb.entries.get(hint as usize);
-        let entry = entry.filter(|entry| entry.permission.allows(wanted));
-        entry.map_or_else(Extent::default, |entry| Extent {
-            first: entry.first,
-            size: (entry.last - entry.first).saturating_add(1),
-            offset: entry.offset,
+        let Some(entry) = entry.filter(|entry| entry.permission.allows(wanted)) else {
+            return Extent::none();
+        };
+        let size = (entry.last - entry.first).saturating_add(1);
+        let start = Segment {
+            offset: crate::memory::to_usize(entry.offset),
+            len: 0,
             region: entry.region,
-        })
+        };
+        self.memory.extent_at(entry.first, size, start)
     }
 
     fn translate_all(

@@ -37,7 +37,7 @@ pub use extent::Extent;
 pub use gather::Gather;
 pub use guard::{arm as arm_guard, losses};
 pub use iotlb::{Iommu, Iotlb, Miss, Permission, Translate};
-pub use memory::{GuestMemory, Segment, Slices};
+pub use memory::{GuestMemory, Segment};
 pub use region::Region;
 pub use slice::GuestSlice;
 pub use slots::Slots;

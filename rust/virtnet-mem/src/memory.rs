@@ -210,13 +210,6 @@ impl GuestMemory {
         unsafe { GuestSlice::new(start, len) }
     }
 
-    /// The same as [`slice`](Self::slice) for segments in a row.
-    #[inline(always)]
-    #[must_use]
-    pub fn slices(&self) -> Slices<'_> {
-        Slices::of(self, 0)
-    }
-
     /// How many bytes there are of a segment that is not wholly in `region`.
     #[cold]
     #[inline(never)]
@@ -324,23 +317,35 @@ impl GuestMemory {
 
     /// The addresses of region `index`; none where there is no such region.
     #[inline(always)]
-    pub(crate) fn extent(&self, index: u32) -> Extent {
-        let region = self.regions.get(index as usize);
-        region.map_or_else(Extent::default, |region| Extent {
-            first: region.guest.0,
-            size: region.size,
+    pub(crate) fn extent(&self, index: u32) -> Extent<'_> {
+        let Some(region) = self.regions.get(index as usize) else {
+            return Extent::none();
+        };
+        let start = Segment {
             offset: 0,
+            len: 0,
             region: index,
-        })
+        };
+        // SAFETY: a region's bytes are mapped while `self` (which holds the mapping) lives.
+        unsafe { Extent::new(region.guest.0, region.size, start, region.host.0) }
+    }
+
+    /// The same of `size` addresses from `first` on that are the bytes from `start` on, as far as there are these.
+    pub(crate) fn extent_at(&self, first: u64, size: u64, start: Segment) -> Extent<'_> {
+        let Some(region) = self.regions.get(start.region as usize) else {
+            return Extent::none();
+        };
+        let room = region.size.saturating_sub(start.offset as u64);
+        let host = region.host.0.wrapping_add(start.offset);
+        // SAFETY: offset + size <= size of the region where there are any, and its bytes are mapped while `self` lives.
+        unsafe { Extent::new(first, size.min(room), start, host) }
     }
 
     #[inline]
     fn within(&self, index: u32, addr: GuestAddr, len: u32) -> Option<Segment> {
         let extent = self.extent(index);
-        if len > 0 {
-            return extent.segment(addr, len);
-        }
-        Some(extent.segment(addr, 1)?.first(0))
+        let (segment, _) = extent.find(addr, len.max(1))?;
+        Some(segment.first(len))
     }
 
     #[cold]
@@ -349,47 +354,6 @@ impl GuestMemory {
         let index = after.checked_sub(1)?;
         let region = self.regions.get(index)?;
         (addr.0 - region.guest.0 < region.size).then(|| u32::try_from(index).unwrap_or(u32::MAX))
-    }
-}
-
-/// The bytes of segments in a row: most are in the region of the one before, which a loop keeps in registers.
-#[derive(Debug)]
-pub struct Slices<'memory> {
-    memory: &'memory GuestMemory,
-    region: u32,
-    /// Bytes of the region, from `host` on; none where there is no such region.
-    size: usize,
-    host: *mut u8,
-}
-
-impl<'memory> Slices<'memory> {
-    #[inline(always)]
-    fn of(memory: &'memory GuestMemory, region: u32) -> Self {
-        let found = memory.regions.get(region as usize);
-        Self {
-            memory,
-            region,
-            size: found.map_or(0, |region| to_usize(region.size)),
-            host: found.map_or(std::ptr::dangling_mut(), |region| region.host.0),
-        }
-    }
-
-    /// As [`GuestMemory::slice`].
-    #[inline(always)]
-    #[must_use]
-    pub fn get(&mut self, segment: Segment) -> GuestSlice<'memory> {
-        if segment.region != self.region {
-            *self = Self::of(self.memory, segment.region);
-        }
-        let len = segment.len as usize;
-        match self.size.checked_sub(len) {
-            Some(last) if segment.offset <= last => {
-                let start = self.host.wrapping_add(segment.offset);
-                // SAFETY: offset + len <= size, and `size` bytes from `host` are mapped while the memory (which holds the mapping) lives.
-                unsafe { GuestSlice::new(start, len) }
-            }
-            _ => self.memory.slice(segment),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtnet_mem::{Permission, Segment};
+use virtnet_mem::{GuestSlice, Permission, Segment};
 
 use crate::ChainError;
 
@@ -37,6 +37,9 @@ impl Access {
         }
     }
 }
+
+/// The bytes of chains that are one plain buffer each, at the numbers that they have in [`Chains`]; of others, none.
+pub type ChainBytes<'mem> = [GuestSlice<'mem>; CHAINS_MAX];
 
 /// Chains taken from a queue and not yet given back, in ring order.
 pub struct Chains {
@@ -226,17 +229,19 @@ impl Chains {
     }
 
     /// Appends chains of one buffer in one slot: what `plain` says of `items`, an id and a buffer each, as long as it says something; how
-    /// many.
+    /// many. The buffer's bytes go where its chain's number says.
     #[inline(always)]
-    pub(crate) fn push_plain<T>(
+    pub(crate) fn push_plain<'mem, T>(
         &mut self,
         items: &[T],
-        mut plain: impl FnMut(&T) -> Option<(u16, Segment)>,
+        bytes: &mut ChainBytes<'mem>,
+        mut plain: impl FnMut(&T) -> Option<(u16, (Segment, GuestSlice<'mem>))>,
     ) -> usize {
         let places = self.entries.get_mut(self.n..).unwrap_or_default();
+        let bytes = bytes.get_mut(self.n..).unwrap_or_default();
         let mut n = 0;
-        for (place, item) in places.iter_mut().zip(items) {
-            let Some((id, one)) = plain(item) else {
+        for ((place, bytes), item) in places.iter_mut().zip(bytes).zip(items) {
+            let Some((id, (one, found))) = plain(item) else {
                 break;
             };
             *place = Entry {
@@ -245,6 +250,7 @@ impl Chains {
                 id,
                 slots: 1,
             };
+            *bytes = found;
             n += 1;
         }
         self.n += n;

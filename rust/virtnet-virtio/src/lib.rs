@@ -22,7 +22,7 @@ pub mod packed;
 mod queue;
 pub mod split;
 
-pub use chain::{Access, CHAINS_MAX, Chains, DESCS_MAX};
+pub use chain::{Access, CHAINS_MAX, ChainBytes, Chains, DESCS_MAX};
 pub use error::{ChainError, RingError, StartError};
 pub use features::Features;
 pub use queue::{DeviceQueue, DriverBuffer, DriverQueue, Positions, QueueConfig, RingFormat, Used};

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use virtnet_mem::{
-    GuestAddr, GuestMemory, Iommu, LoggedArea, MemoryError, Miss, Table, Translate, UserAddr,
-    Window,
+    GuestAddr, GuestMemory, GuestSlice, Iommu, LoggedArea, MemoryError, Miss, Table, Translate,
+    UserAddr, Window,
 };
 
 use crate::packed::{self, PackedDevice, PackedDriver};
 use crate::split::{self, SplitDevice, SplitDriver};
-use crate::{Access, Chains, Features, RingError, StartError};
+use crate::{Access, CHAINS_MAX, ChainBytes, Chains, Features, RingError, StartError};
 
 /// The two formats of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -223,7 +223,6 @@ impl DeviceQueue {
     ///
     /// # Errors
     /// [`RingError`] when the ring cannot be followed any further.
-    #[inline]
     pub fn take(
         &mut self,
         memory: &GuestMemory,
@@ -231,27 +230,56 @@ impl DeviceQueue {
         max: usize,
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
+        let mut bytes = [GuestSlice::empty(); CHAINS_MAX];
+        self.take_with_bytes(memory, access, max, chains, &mut bytes)
+    }
+
+    /// The same with the bytes of those that are one plain buffer: the usual case, in which they need not be looked for again. The
+    /// others' places in `bytes` stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    #[inline]
+    pub fn take_with_bytes<'mem>(
+        &mut self,
+        memory: &'mem GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
+    ) -> Result<usize, RingError> {
         match memory.iotlb() {
-            None => either!(self, Self, queue => queue.take(memory, access, max, chains)),
-            Some(_) => self.take_through_iommu(memory, access, max, chains),
+            None => either!(self, Self, queue => queue.take(memory, access, max, chains, bytes)),
+            Some(_) => self.take_through_iommu(memory, access, max, chains, bytes),
         }
     }
 
     /// The same through an IOMMU: a chain with an address that it does not know stays in the queue.
     #[cold]
     #[inline(never)]
-    fn take_through_iommu(
+    fn take_through_iommu<'mem>(
         &mut self,
-        memory: &GuestMemory,
+        memory: &'mem GuestMemory,
         access: Access,
         max: usize,
         chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
     ) -> Result<usize, RingError> {
         let Some(iommu) = Iommu::of(memory) else {
             return Ok(0);
         };
-        let taken = either!(self, Self, queue => queue.take(&iommu, access, max, chains));
+        let before = chains.len();
+        let mut passing = [GuestSlice::empty(); CHAINS_MAX];
+        let taken =
+            either!(self, Self, queue => queue.take(&iommu, access, max, chains, &mut passing));
         chains.set_missed(iommu.has_missed());
+        // What was found lives as long as the IOMMU's view here, the memory's own bytes as long as the caller wants.
+        let places = bytes.iter_mut().skip(before);
+        for (bytes, chain) in places.zip(chains.entries_from(before)) {
+            *bytes = chain
+                .only()
+                .map_or_else(GuestSlice::empty, |only| memory.slice(only));
+        }
         taken
     }
 

@@ -9,7 +9,7 @@ use super::ahead::{LINE, READ, WRITE, runs};
 use super::header::{self, Allowed, HEADER_BASE, HEADER_MAX};
 use super::rss::Hasher;
 use super::{FRAME_MAX, FRAME_MIN};
-use crate::{Access, CHAINS_MAX, Chains, DeviceQueue, Features, RingError};
+use crate::{Access, CHAINS_MAX, ChainBytes, Chains, DeviceQueue, Features, RingError};
 
 /// Frames of more buffers are long, and so many of them are taken at once: 64 KiB is thirty buffers of 2 KiB, so that a ring of 256 is
 /// full with eight of them, and a driver that waits for all eight has nothing to fill while they are passed on.
@@ -55,24 +55,20 @@ impl TransmitQueue {
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
         let before = self.chains.len();
-        let taken = self.queue.take(
+        let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
+        let taken = self.queue.take_with_bytes(
             memory,
             Access::Read,
             burst.room().min(self.at_once),
             &mut self.chains,
+            &mut buffers,
         );
         if self.chains.len() == before {
             return taken;
         }
         burst.set_memory(memory);
         let chains = self.chains.entries_from(before);
-        let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
-        let mut slices = memory.slices();
-        for (buffer, chain) in buffers.iter_mut().zip(chains) {
-            if let Some(only) = chain.only() {
-                *buffer = slices.get(only);
-            }
-        }
+        let buffers = &buffers[before..];
         let header_len = self.header_len as usize;
         let mut bytes_received = 0;
         let usual = buffers[0].len().saturating_sub(header_len).min(READ);
@@ -294,15 +290,16 @@ impl ReceiveQueue {
         counters: &mut PortCounters,
     ) -> (usize, Result<(), RingError>) {
         let wanted = picks.len() - first;
+        let mut rooms = [GuestSlice::empty(); CHAINS_MAX];
         let mut outcome = self
             .queue
-            .take(memory, Access::Write, wanted, &mut self.chains)
+            .take_with_bytes(memory, Access::Write, wanted, &mut self.chains, &mut rooms)
             .map(|_| ());
         let mut lens = [0; CHAINS_MAX];
         let (plain, mut sent_bytes) = if self.reports_hash {
             (0, 0)
         } else {
-            self.fill_plain(memory, burst, picks, first, &mut lens)
+            self.fill_plain(&rooms, burst, picks, first, &mut lens)
         };
         let (mut next, mut accepted, mut sent) = (plain, plain, plain as u64);
         for i in picks.iter_from(first + plain) {
@@ -380,24 +377,14 @@ impl ReceiveQueue {
     #[inline(always)]
     fn fill_plain(
         &self,
-        memory: &GuestMemory,
+        rooms: &ChainBytes<'_>,
         burst: &Burst,
         picks: &Picks,
         first: usize,
         lens: &mut [u32; CHAINS_MAX],
     ) -> (usize, u64) {
         let header_len = self.header_len as usize;
-        let mut rooms = [GuestSlice::empty(); CHAINS_MAX];
-        let mut n = 0;
-        let mut slices = memory.slices();
-        for (room, chain) in rooms.iter_mut().zip(self.chains.entries()) {
-            let Some(only) = chain.only() else {
-                break;
-            };
-            *room = slices.get(only);
-            n += 1;
-        }
-        let n = n.min(picks.len() - first);
+        let n = self.chains.len().min(picks.len() - first);
         let usual = picks.iter_from(first).next();
         let usual = usual.map_or(0, |i| burst.frame_len(i)).min(WRITE);
         let (mut filled, mut bytes) = (0, 0);

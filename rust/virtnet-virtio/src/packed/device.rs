@@ -17,8 +17,8 @@ use crate::inflight::PackedRecord;
 use crate::split::device::{add_buffer, indirect_entries, read_indirect};
 use crate::split::layout::Descriptor;
 use crate::{
-    Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
-    StartError,
+    Access, CHAINS_MAX, ChainBytes, ChainError, Chains, DESCS_MAX, Features, Positions,
+    QueueConfig, RingError, StartError,
 };
 
 /// A running packed virtqueue, seen by the device. Its geometry does not change while it runs.
@@ -139,27 +139,29 @@ impl PackedDevice {
         self.log = Some(Logged { descriptors, event });
     }
 
-    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
+    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors. The bytes
+    /// of plain ones are found on the way.
     ///
     /// # Errors
     /// None: a packed ring has no index that could lie. The form is the split queue's.
     #[inline]
-    pub fn take(
+    pub fn take<'mem>(
         &mut self,
-        memory: &impl Translate,
+        memory: &'mem impl Translate,
         access: Access,
         max: usize,
         chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
-        let (mut at, mut held, mut hint, mut n) = (self.next_avail, self.held, self.hint, 0);
+        let (mut at, mut held, mut n) = (self.next_avail, self.held, 0);
         if self.available(at).is_some() {
             self.prefetch_expected(max, access);
         }
         while n < max && held < self.size {
             let left = (self.size - at.slot).min(self.size - held);
             let most = left.min(slots_u16(max - n));
-            let plain = self.take_plain(memory, access, at, most, &mut hint, chains);
+            let plain = self.take_plain(memory, access, at, most, chains, bytes);
             n += usize::from(plain);
             held += plain;
             at = at.advance(plain, self.size);
@@ -182,20 +184,20 @@ impl PackedDevice {
         if self.record.is_some() {
             self.record_taken(chains.last(n));
         }
-        (self.next_avail, self.held, self.hint, self.last_taken) = (at, held, hint, n);
+        (self.next_avail, self.held, self.last_taken) = (at, held, n);
         Ok(n)
     }
 
     /// Takes up to `most` chains from `at` on, up to the end of the ring, as long as each is one plain buffer: the usual case. How many.
     #[inline(always)]
-    fn take_plain(
-        &self,
-        memory: &impl Translate,
+    fn take_plain<'mem>(
+        &mut self,
+        memory: &'mem impl Translate,
         access: Access,
         at: Position,
         most: u16,
-        hint: &mut u32,
         chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
     ) -> u16 {
         let writable = match access {
             Access::Write => DESC_WRITE,
@@ -203,18 +205,20 @@ impl PackedDevice {
         };
         let wanted = at.available() | writable;
         let permission = access.permission();
-        let mut near = memory.extent(*hint, permission);
+        let mut hint = self.hint;
+        let mut near = memory.extent(hint, permission);
         let run = self.desc.run(at.slot, most);
-        let n = chains.push_plain(run, |entry| {
+        let n = chains.push_plain(run, bytes, |entry| {
             let (len, id, flags) = parts(entry.load(Word::Second, Ordering::Acquire));
             let kind = DESC_AVAIL | DESC_USED | DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
             if flags & kind != wanted || len == 0 {
                 return None;
             }
             let addr = GuestAddr(entry.load(Word::First, Ordering::Relaxed));
-            let segment = memory.translate_near(addr, len, permission, hint, &mut near)?;
-            Some((id, segment))
+            let found = memory.translate_near(addr, len, permission, &mut hint, &mut near)?;
+            Some((id, found))
         });
+        self.hint = hint;
         slots_u16(n)
     }
 

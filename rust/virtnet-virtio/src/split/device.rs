@@ -15,8 +15,8 @@ use crate::chain::Entry;
 use crate::inflight::SplitRecord;
 use crate::notify::need_event;
 use crate::{
-    Access, CHAINS_MAX, ChainError, Chains, DESCS_MAX, Features, Positions, QueueConfig, RingError,
-    StartError,
+    Access, CHAINS_MAX, ChainBytes, ChainError, Chains, DESCS_MAX, Features, Positions,
+    QueueConfig, RingError, StartError,
 };
 
 /// A running split virtqueue, seen by the device. Its geometry does not change while it runs.
@@ -139,17 +139,19 @@ impl SplitDevice {
         self.log = Some(used);
     }
 
-    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors.
+    /// Takes up to `max` chains of buffers that allow `access`; how many. Chains that make no sense are among them, as errors. The bytes
+    /// of plain ones are found on the way.
     ///
     /// # Errors
     /// [`RingError`] when the available ring cannot be followed; what was taken before stands in `chains`.
     #[inline]
-    pub fn take(
+    pub fn take<'mem>(
         &mut self,
-        memory: &impl Translate,
+        memory: &'mem impl Translate,
         access: Access,
         max: usize,
         chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
     ) -> Result<usize, RingError> {
         let max = max.min(chains.room());
         if !self.again.is_empty() {
@@ -173,9 +175,9 @@ impl SplitDevice {
             pending = usize::from(ahead);
         }
         let n = pending.min(max);
-        let (mut at, mut hint, mut taken) = (self.next_avail, self.hint, 0);
+        let (mut at, mut taken) = (self.next_avail, 0);
         while taken < n {
-            let plain = self.take_plain(memory, access, at, n - taken, &mut hint, chains);
+            let plain = self.take_plain(memory, access, at, n - taken, chains, bytes);
             taken += usize::from(plain);
             at = at.wrapping_add(plain);
             if taken == n || (plain > 0 && at & self.mask == 0) {
@@ -199,7 +201,7 @@ impl SplitDevice {
             taken += 1;
             at = at.wrapping_add(1);
         }
-        (self.next_avail, self.hint) = (at, hint);
+        self.next_avail = at;
         if let Some(record) = &mut self.record {
             if !self.again.is_empty() {
                 record.take(chains.last(taken).iter().map(|entry| entry.id));
@@ -212,26 +214,27 @@ impl SplitDevice {
     /// Takes up to `most` chains from index `at` on, up to the end of the ring, as long as each is one plain buffer: the usual case. How
     /// many.
     #[inline(always)]
-    fn take_plain(
-        &self,
-        memory: &impl Translate,
+    fn take_plain<'mem>(
+        &mut self,
+        memory: &'mem impl Translate,
         access: Access,
         at: u16,
         most: usize,
-        hint: &mut u32,
         chains: &mut Chains,
+        bytes: &mut ChainBytes<'mem>,
     ) -> u16 {
         let wanted = match access {
             Access::Write => DESC_WRITE,
             Access::Read | Access::Request => 0,
         };
         let permission = access.permission();
-        let mut near = memory.extent(*hint, permission);
+        let mut hint = self.hint;
+        let mut near = memory.extent(hint, permission);
         let slot = usize::from(at & self.mask);
         let most = most.min(usize::from(self.size) - slot);
         let heads = self.avail.words(ENTRIES + 2 * slot, most);
         let descriptors = self.desc.entries();
-        let n = chains.push_plain(heads, |head| {
+        let n = chains.push_plain(heads, bytes, |head| {
             let head = head.load(Ordering::Relaxed);
             let desc = Descriptor::of(descriptors.get(usize::from(head))?);
             let kind = DESC_NEXT | DESC_INDIRECT | DESC_WRITE;
@@ -239,9 +242,10 @@ impl SplitDevice {
                 return None;
             }
             let addr = GuestAddr(desc.addr);
-            let segment = memory.translate_near(addr, desc.len, permission, hint, &mut near)?;
-            Some((head, segment))
+            let found = memory.translate_near(addr, desc.len, permission, &mut hint, &mut near)?;
+            Some((head, found))
         });
+        self.hint = hint;
         #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
         {
             n as u16

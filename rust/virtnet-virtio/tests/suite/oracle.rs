@@ -9,9 +9,9 @@ use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use virtnet_mem::GuestMemory;
+use virtnet_mem::{GuestMemory, GuestSlice};
 use virtnet_virtio::split::SplitDevice;
-use virtnet_virtio::{Access, ChainError, Chains, RingError, RingFormat};
+use virtnet_virtio::{Access, CHAINS_MAX, ChainBytes, ChainError, Chains, RingError, RingFormat};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::support::driver::{Desc, INDIRECT, NEXT, WRITE};
@@ -20,6 +20,11 @@ use crate::support::{Ram, Random, Setup, region_of, user, zero_file};
 
 /// Bytes behind the rings that buffers and tables may lie in.
 const DATA: u64 = 8 * 4096;
+
+/// Room for bytes of chains.
+fn no_bytes<'mem>() -> ChainBytes<'mem> {
+    [GuestSlice::empty(); CHAINS_MAX]
+}
 
 /// A descriptor that makes sense more often than not.
 fn any_descriptor(random: &mut Random, setup: &Setup, entries: u16, access: Access) -> Desc {
@@ -125,7 +130,17 @@ fn both_devices_see_the_same_chains_in_random_tables() {
 
         let mut device = SplitDevice::new(&setup.config(), &ram.0).unwrap();
         let mut chains = Chains::new();
-        let taken = device.take(&*ram.0, access, 64, &mut chains).unwrap();
+        let mut bytes = no_bytes();
+        let taken = device
+            .take(&*ram.0, access, 64, &mut chains, &mut bytes)
+            .unwrap();
+        // The bytes of those that are one buffer are that buffer's.
+        for (i, bytes) in bytes.iter().enumerate().filter(|(_, b)| !b.is_empty()) {
+            let [only] = chains.segments(i) else {
+                panic!("seed {seed}, chain {i}: bytes of no buffer");
+            };
+            assert_eq!(bytes.len(), only.len as usize, "seed {seed}, chain {i}");
+        }
         let memory = their_memory(&setup, &file);
         let mut queue = their_queue(&setup);
         let theirs: Vec<(u16, Vec<Descriptor>)> = queue
@@ -225,7 +240,13 @@ fn both_devices_refuse_the_same_available_indexes() {
             let found = (setup.start as u16).wrapping_add(ahead);
             ram.set_u16(setup.driver_area() + 2, found);
             let mut device = SplitDevice::new(&setup.config(), &ram.0).unwrap();
-            let ours = device.take(&*ram.0, Access::Read, 1, &mut Chains::new());
+            let ours = device.take(
+                &*ram.0,
+                Access::Read,
+                1,
+                &mut Chains::new(),
+                &mut no_bytes(),
+            );
             let refused = their_queue(&setup).iter(&theirs).is_err();
             assert_eq!(ours.is_err(), refused, "{ahead} ahead in a ring of {size}");
             if let Err(error) = ours {
@@ -270,7 +291,9 @@ fn with_mock(
     config.device_area = user(mock.used_addr().0);
     let mut device = SplitDevice::new(&config, &memory).unwrap();
     let mut chains = Chains::new();
-    let n = device.take(&memory, Access::Read, 64, &mut chains).unwrap();
+    let n = device
+        .take(&memory, Access::Read, 64, &mut chains, &mut no_bytes())
+        .unwrap();
     let lens = (0..n).map(|i| chains.segments(i).iter().map(|s| s.len).collect());
     let lens = lens.collect();
     (0..n).for_each(|i| device.give(&chains, i, &[i as u32]));
