@@ -4,43 +4,39 @@ use std::marker::PhantomData;
 
 use crate::{GuestAddr, GuestSlice, Segment};
 
-/// Addresses that are in one piece in one region, for a loop to keep in registers.
+/// The addresses of a region, for a loop to keep in registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent<'mem> {
     first: u64,
     /// How many there are; 0: none.
     size: u64,
-    /// What the first one is.
-    start: Segment,
+    region: u32,
     host: *mut u8,
     memory: PhantomData<&'mem ()>,
 }
 
-impl Extent<'_> {
-    /// `start.len` is not looked at.
-    ///
+impl<'mem> Extent<'mem> {
+    /// No addresses: nothing is found in it.
+    #[inline(always)]
+    #[must_use]
+    pub fn none() -> Self {
+        // SAFETY: no bytes at all.
+        unsafe { Self::new(GuestAddr(0), 0, 0, std::ptr::dangling_mut()) }
+    }
+
     /// # Safety
     /// `size` bytes from `host` must stay mapped, readable and writable, for `'mem`.
     #[inline(always)]
-    pub(crate) unsafe fn new(first: u64, size: u64, start: Segment, host: *mut u8) -> Self {
+    pub(crate) unsafe fn new(first: GuestAddr, size: u64, region: u32, host: *mut u8) -> Self {
         Self {
-            first,
+            first: first.0,
             size,
-            start,
+            region,
             host,
             memory: PhantomData,
         }
     }
 
-    /// No addresses.
-    #[inline(always)]
-    pub(crate) fn none() -> Self {
-        // SAFETY: no bytes at all.
-        unsafe { Self::new(0, 0, Segment::default(), std::ptr::dangling_mut()) }
-    }
-}
-
-impl<'mem> Extent<'mem> {
     /// The `len` bytes at `addr`, if there are some and all of them are in it: their name, and themselves.
     #[inline(always)]
     #[must_use]
@@ -52,9 +48,9 @@ impl<'mem> Extent<'mem> {
         }
         let from = crate::memory::to_usize(from);
         let name = Segment {
-            offset: self.start.offset + from,
+            offset: from,
             len,
-            region: self.start.region,
+            region: self.region,
         };
         let start = self.host.wrapping_add(from);
         // SAFETY: from + len <= size, and `size` bytes from `host` are mapped (constructor).
@@ -65,13 +61,13 @@ impl<'mem> Extent<'mem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{GuestMemory, Permission, Region, Translate};
+    use crate::{GuestMemory, Region, Translate};
 
     #[test]
     fn an_extent_has_what_is_wholly_in_it() {
         let region = Region::anonymous(4096, GuestAddr(0x1_0000)).unwrap();
         let memory = GuestMemory::new(vec![region]).unwrap();
-        let extent = Translate::extent(&memory, 0, Permission::READ);
+        let extent = Translate::extent(&memory, 0);
         let whole = Segment {
             offset: 0,
             len: 4096,
@@ -96,7 +92,7 @@ mod tests {
             let found = extent.find(GuestAddr(addr), len);
             assert!(found.is_none(), "{len} at {addr:#x}");
         }
-        let nowhere = Translate::extent(&memory, 1, Permission::READ);
+        let nowhere = Translate::extent(&memory, 1);
         assert!(nowhere.find(GuestAddr(0), 0).is_none());
         assert!(nowhere.find(GuestAddr(0x1_0000), 1).is_none());
     }

@@ -306,11 +306,10 @@ pub trait Translate {
         hint: &mut u32,
     ) -> Option<Segment>;
 
-    /// What `hint` remembers, as far as the device is allowed what is `wanted` there: [`Self::translate_near`] begins with it.
-    fn extent(&self, hint: u32, wanted: Permission) -> Extent<'_>;
+    /// Where to begin with [`Self::translate_near`], if `hint` says so.
+    fn extent(&self, hint: u32) -> Extent<'_>;
 
     /// The same as [`Self::translate`] for buffers in a row, with their bytes: `near` is where the last one was.
-    #[inline(always)]
     fn translate_near<'mem>(
         &'mem self,
         addr: GuestAddr,
@@ -318,14 +317,7 @@ pub trait Translate {
         wanted: Permission,
         hint: &mut u32,
         near: &mut Extent<'mem>,
-    ) -> Option<(Segment, GuestSlice<'mem>)> {
-        if let Some(found) = near.find(addr, len) {
-            return Some(found);
-        }
-        let segment = self.translate(addr, len, wanted, hint)?;
-        *near = self.extent(*hint, wanted);
-        Some((segment, self.memory().slice(segment)))
-    }
+    ) -> Option<(Segment, GuestSlice<'mem>)>;
 
     /// Finds a buffer piece by piece; false when the device may not touch all of it.
     fn translate_all(
@@ -357,8 +349,25 @@ impl Translate for GuestMemory {
     }
 
     #[inline(always)]
-    fn extent(&self, hint: u32, _: Permission) -> Extent<'_> {
+    fn extent(&self, hint: u32) -> Extent<'_> {
         self.extent(hint)
+    }
+
+    #[inline(always)]
+    fn translate_near<'mem>(
+        &'mem self,
+        addr: GuestAddr,
+        len: u32,
+        _: Permission,
+        hint: &mut u32,
+        near: &mut Extent<'mem>,
+    ) -> Option<(Segment, GuestSlice<'mem>)> {
+        if let Some(found) = near.find(addr, len) {
+            return Some(found);
+        }
+        self.look_elsewhere(addr, hint);
+        *near = self.extent(*hint);
+        near.find(addr, len)
     }
 
     #[inline]
@@ -428,19 +437,23 @@ impl Translate for Iommu<'_> {
         })
     }
 
+    /// None: what may be done differs from page to page.
     #[inline]
-    fn extent(&self, hint: u32, wanted: Permission) -> Extent<'_> {
-        let entry = self.iotlb.entries.get(hint as usize);
-        let Some(entry) = entry.filter(|entry| entry.permission.allows(wanted)) else {
-            return Extent::none();
-        };
-        let size = (entry.last - entry.first).saturating_add(1);
-        let start = Segment {
-            offset: crate::memory::to_usize(entry.offset),
-            len: 0,
-            region: entry.region,
-        };
-        self.memory.extent_at(entry.first, size, start)
+    fn extent(&self, _: u32) -> Extent<'_> {
+        Extent::none()
+    }
+
+    #[inline]
+    fn translate_near<'mem>(
+        &'mem self,
+        addr: GuestAddr,
+        len: u32,
+        wanted: Permission,
+        hint: &mut u32,
+        _: &mut Extent<'mem>,
+    ) -> Option<(Segment, GuestSlice<'mem>)> {
+        let segment = self.translate(addr, len, wanted, hint)?;
+        Some((segment, self.memory.slice(segment)))
     }
 
     fn translate_all(

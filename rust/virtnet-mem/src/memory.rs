@@ -321,24 +321,8 @@ impl GuestMemory {
         let Some(region) = self.regions.get(index as usize) else {
             return Extent::none();
         };
-        let start = Segment {
-            offset: 0,
-            len: 0,
-            region: index,
-        };
         // SAFETY: a region's bytes are mapped while `self` (which holds the mapping) lives.
-        unsafe { Extent::new(region.guest.0, region.size, start, region.host.0) }
-    }
-
-    /// The same of `size` addresses from `first` on that are the bytes from `start` on, as far as there are these.
-    pub(crate) fn extent_at(&self, first: u64, size: u64, start: Segment) -> Extent<'_> {
-        let Some(region) = self.regions.get(start.region as usize) else {
-            return Extent::none();
-        };
-        let room = region.size.saturating_sub(start.offset as u64);
-        let host = region.host.0.wrapping_add(start.offset);
-        // SAFETY: offset + size <= size of the region where there are any, and its bytes are mapped while `self` lives.
-        unsafe { Extent::new(first, size.min(room), start, host) }
+        unsafe { Extent::new(region.guest, region.size, index, region.host.0) }
     }
 
     #[inline]
@@ -346,6 +330,15 @@ impl GuestMemory {
         let extent = self.extent(index);
         let (segment, _) = extent.find(addr, len.max(1))?;
         Some(segment.first(len))
+    }
+
+    /// Makes `hint` the region that `addr` is in, if it is in one.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look_elsewhere(&self, addr: GuestAddr, hint: &mut u32) {
+        if let Some(found) = self.find(addr) {
+            *hint = found;
+        }
     }
 
     #[cold]

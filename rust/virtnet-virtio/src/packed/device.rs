@@ -206,7 +206,7 @@ impl PackedDevice {
         let wanted = at.available() | writable;
         let permission = access.permission();
         let mut hint = self.hint;
-        let mut near = memory.extent(hint, permission);
+        let mut near = memory.extent(hint);
         let run = self.desc.run(at.slot, most);
         let n = chains.push_plain(run, bytes, |entry| {
             let (len, id, flags) = parts(entry.load(Word::Second, Ordering::Acquire));

@@ -229,7 +229,7 @@ impl SplitDevice {
         };
         let permission = access.permission();
         let mut hint = self.hint;
-        let mut near = memory.extent(hint, permission);
+        let mut near = memory.extent(hint);
         let slot = usize::from(at & self.mask);
         let most = most.min(usize::from(self.size) - slot);
         let heads = self.avail.words(ENTRIES + 2 * slot, most);
