@@ -201,8 +201,8 @@ impl GuestMemory {
             return GuestSlice::empty();
         };
         let mut len = segment.len as usize;
-        let end = segment.offset.checked_add(len);
-        if end.is_none_or(|end| end > to_usize(region.size)) {
+        let last = to_usize(region.size).checked_sub(len);
+        if last.is_none_or(|last| segment.offset > last) {
             len = Self::cut(segment, region);
         }
         let start = region.host.0.wrapping_add(segment.offset);

@@ -29,7 +29,7 @@ const LINE: usize = 64;
 #[repr(align(64))]
 struct Row([u8; HEAD_MAX]);
 
-/// What is known of a packet beside its head: half a line, written once.
+/// What is known of a packet beside its head.
 #[derive(Clone, Copy, Default)]
 struct Meta {
     frame_len: u32,
@@ -37,11 +37,15 @@ struct Meta {
     body: Body,
 }
 
-/// Where the bytes behind a head are: a run of `segments`, of the sender's memory or of the burst's own bytes.
+/// Where the bytes behind a head are: of the sender's memory, or the burst's own bytes.
 #[derive(Clone, Copy, Default)]
-struct Body {
-    first: u32,
-    count: u32,
+enum Body {
+    #[default]
+    None,
+    /// In one piece: the usual case, kept in place.
+    One(Segment),
+    /// In several: a run of `segments`.
+    Run { first: u32, count: u32 },
 }
 
 /// A region number that says: the burst's own bytes.
@@ -279,12 +283,11 @@ impl Burst {
         if !bytes.copy_whole(row) {
             bytes.copy_to(row);
         }
-        let body = if bytes.len() > HEAD_MAX {
-            self.body_of(frame().skip(HEAD_MAX_U32))
-        } else {
-            Body::default()
-        };
-        self.finish_push(len_u32(bytes.len()), offload, body);
+        let at = self.n;
+        self.finish_push(len_u32(bytes.len()), offload, Body::None);
+        if bytes.len() > HEAD_MAX {
+            self.metas[at].body = Body::One(frame().skip(HEAD_MAX_U32));
+        }
     }
 
     /// Appends a frame that lies in several runs of the memory of [`set_memory`](Self::set_memory), `frame_len` bytes together.
@@ -310,7 +313,7 @@ impl Burst {
                 self.segments.push(rest);
             }
         }
-        let body = Body {
+        let body = Body::Run {
             first: len_u32(first),
             count: len_u32(self.segments.len() - first),
         };
@@ -326,7 +329,7 @@ impl Burst {
         match self.rows[self.n].0.get_mut(..frame.len()) {
             Some(room) => {
                 room.copy_from_slice(frame);
-                self.finish_push(len_u32(frame.len()), offload, Body::default());
+                self.finish_push(len_u32(frame.len()), offload, Body::None);
             }
             None => self.push_long_bytes(frame, offload),
         }
@@ -363,16 +366,21 @@ impl Burst {
     /// Makes room for a body of `len` bytes of the burst's own and has it filled.
     fn own_body(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Body {
         if len == 0 {
-            return Body::default();
+            return Body::None;
         }
+        Body::One(self.own_segment(len, fill))
+    }
+
+    /// The same, by name.
+    fn own_segment(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Segment {
         fill(self.own_room(len));
         let offset = self.own_len;
         self.own_len += len;
-        self.body_of(Segment {
+        Segment {
             offset,
             len: len_u32(len),
             region: OWN,
-        })
+        }
     }
 
     /// Room for `len` bytes in the burst, to read a frame into that [`push_read`](Self::push_read) appends. What stands there is left over.
@@ -396,24 +404,15 @@ impl Burst {
         self.rows[self.n].0[..head].copy_from_slice(&self.own[start..start + head]);
         let body = if frame_len > head {
             self.own_len = start + frame_len;
-            self.body_of(Segment {
+            Body::One(Segment {
                 offset: start + head,
                 len: len_u32(frame_len - head),
                 region: OWN,
             })
         } else {
-            Body::default()
+            Body::None
         };
         self.finish_push(len_u32(frame_len), offload, body);
-    }
-
-    #[inline]
-    fn body_of(&mut self, segment: Segment) -> Body {
-        self.segments.push(segment);
-        Body {
-            first: len_u32(self.segments.len() - 1),
-            count: 1,
-        }
     }
 
     #[inline(always)]
@@ -480,14 +479,44 @@ impl Burst {
             dst.copy_from(head);
             return;
         }
-        let mut rest = dst.split_at(HEAD_MAX).1;
+        let rest = dst.split_at(HEAD_MAX).1;
+        match self.metas[i].body {
+            Body::One(only) => {
+                self.copy_segment_to_guest(only, &rest);
+            }
+            _ => self.copy_run_to_guest(i, rest),
+        }
+    }
+
+    /// The same of a body in several pieces, with no head.
+    #[inline(never)]
+    fn copy_run_to_guest(&self, i: usize, mut rest: GuestSlice<'_>) {
         for &segment in self.body_segments(i) {
-            // Not by way of a `Piece`, which is two copy routines to choose from twice.
-            let written = match self.memory.as_deref() {
-                Some(memory) if segment.region != OWN => memory.slice(segment).copy_to_guest(&rest),
-                _ => rest.copy_from(self.own_bytes(segment)),
-            };
+            let written = self.copy_segment_to_guest(segment, &rest);
             rest = rest.split_at(written).1;
+        }
+    }
+
+    // Not by way of a `Piece`, which is two copy routines to choose from twice.
+
+    #[inline(always)]
+    fn copy_segment_to_guest(&self, segment: Segment, dst: &GuestSlice<'_>) -> usize {
+        match self.memory.as_deref() {
+            Some(memory) if segment.region != OWN => memory.slice(segment).copy_to_guest(dst),
+            _ => dst.copy_from(self.own_bytes(segment)),
+        }
+    }
+
+    #[inline(always)]
+    fn copy_segment(&self, segment: Segment, dst: &mut [u8]) -> usize {
+        match self.memory.as_deref() {
+            Some(memory) if segment.region != OWN => memory.slice(segment).copy_to(dst),
+            _ => {
+                let bytes = self.own_bytes(segment);
+                let n = bytes.len().min(dst.len());
+                dst[..n].copy_from_slice(&bytes[..n]);
+                n
+            }
         }
     }
 
@@ -503,19 +532,18 @@ impl Burst {
 
     #[inline]
     fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
+        if let Body::One(only) = self.metas[i].body {
+            return self.copy_segment(only, dst);
+        }
+        self.copy_run(i, dst)
+    }
+
+    /// The same of one in several pieces.
+    #[inline(never)]
+    fn copy_run(&self, i: usize, dst: &mut [u8]) -> usize {
         let mut at = 0;
         for &segment in self.body_segments(i) {
-            // Not by way of a `Piece`, which is two copy routines to choose from twice.
-            let rest = &mut dst[at..];
-            at += match self.memory.as_deref() {
-                Some(memory) if segment.region != OWN => memory.slice(segment).copy_to(rest),
-                _ => {
-                    let bytes = self.own_bytes(segment);
-                    let n = bytes.len().min(rest.len());
-                    rest[..n].copy_from_slice(&bytes[..n]);
-                    n
-                }
-            };
+            at += self.copy_segment(segment, &mut dst[at..]);
         }
         at
     }
@@ -529,11 +557,30 @@ impl Burst {
 
     #[inline]
     fn body_segments(&self, i: usize) -> &[Segment] {
-        let Body { first, count } = self.metas[i].body;
-        let first = first as usize;
-        self.segments
-            .get(first..first + count as usize)
-            .unwrap_or_default()
+        match &self.metas[i].body {
+            Body::None => &[],
+            Body::One(only) => std::slice::from_ref(only),
+            &Body::Run { first, count } => {
+                let first = first as usize;
+                let run = self.segments.get(first..first + count as usize);
+                run.unwrap_or_default()
+            }
+        }
+    }
+
+    /// Makes the body of packet `i` a run of `segments`, whatever it was; the first of them, and how many there are.
+    fn body_as_run(&mut self, i: usize) -> (u32, u32) {
+        let end = len_u32(self.segments.len());
+        let (first, count) = match self.metas[i].body {
+            Body::None => (end, 0),
+            Body::One(only) => {
+                self.segments.push(only);
+                (end, 1)
+            }
+            Body::Run { first, count } => (first, count),
+        };
+        self.metas[i].body = Body::Run { first, count };
+        (first, count)
     }
 
     /// A piece of the burst's own.

@@ -78,17 +78,17 @@ impl Burst {
     /// Makes the head's bytes from `start` on the first of the body: bytes of the burst's own.
     fn put_before_body(&mut self, i: usize, start: usize) {
         let end = self.frame_len(i).min(HEAD_MAX);
-        let Body { first, count } = self.metas[i].body;
+        let (first, count) = self.body_as_run(i);
         let moved = self.rows[i].0;
         let moved = &moved[start..end];
-        let Body {
-            first: first_new, ..
-        } = self.own_body(moved.len(), |own| own.copy_from_slice(moved));
+        let moved = self.own_segment(moved.len(), |own| own.copy_from_slice(moved));
+        let before = len_u32(self.segments.len());
+        self.segments.push(moved);
         let first = first as usize;
         self.segments
             .extend_from_within(first..first + count as usize);
-        self.metas[i].body = Body {
-            first: first_new,
+        self.metas[i].body = Body::Run {
+            first: before,
             count: count + 1,
         };
         self.lasting = 0;
@@ -97,9 +97,12 @@ impl Burst {
     /// Takes up to `n` bytes, at most a tag's, from the front of the body.
     fn take_from_body(&mut self, i: usize, n: usize) -> [u8; TAG_LEN] {
         let mut taken = [0; TAG_LEN];
+        if n == 0 {
+            return taken;
+        }
         let mut filled = 0;
+        let (mut first, mut count) = self.body_as_run(i);
         while filled < n {
-            let Body { first, count } = self.metas[i].body;
             let at = first as usize;
             let (true, Some(&segment)) = (count > 0, self.segments.get(at)) else {
                 break;
@@ -109,17 +112,13 @@ impl Burst {
                 .copy_to(&mut taken[filled..filled + wanted]);
             filled += wanted;
             if wanted == segment.len as usize {
-                self.metas[i].body = Body {
-                    first: first + 1,
-                    count: count - 1,
-                };
+                (first, count) = (first + 1, count - 1);
             } else {
                 self.segments[at] = segment.skip(len_u32(wanted));
             }
         }
-        if n > 0 {
-            self.lasting = 0;
-        }
+        self.metas[i].body = Body::Run { first, count };
+        self.lasting = 0;
         taken
     }
 

@@ -9,7 +9,7 @@ impl Burst {
         if len >= self.frame_len(i) {
             return;
         }
-        let Body { first, count } = self.metas[i].body;
+        let (first, count) = self.body_as_run(i);
         let mut left = len_u32(len.saturating_sub(HEAD_MAX));
         let mut kept = 0;
         for segment in self
@@ -26,7 +26,7 @@ impl Burst {
             kept += 1;
         }
         let meta = &mut self.metas[i];
-        meta.body = Body { first, count: kept };
+        meta.body = Body::Run { first, count: kept };
         meta.frame_len = len_u32(len);
         self.lasting = 0;
     }
