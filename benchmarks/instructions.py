@@ -26,9 +26,12 @@ RINGS = ("split", "split in-order", "packed", "packed in-order")
 SIZES = (64, 256, 1518)
 #: With a record of what is in flight.
 RECORDED = ("split recorded 64", "packed recorded 64")
+#: A source's packets, which stay in the driver's buffers.
+STANDING = ("split standing 64", "packed standing 64")
 #: Functions between two ports that do nothing, whose share (some 20 instructions) is included.
 FUNCTIONS = (
     "wire",
+    "copying sink",
     "switch, 2 stations",
     "switch, 1000 stations",
     "switch with VLANs, 2 stations",
@@ -77,7 +80,7 @@ BENCHES = (
     Bench(
         "virtnet-virtio",
         "rings",
-        (*(f"{ring} {size}" for ring in RINGS for size in SIZES), *RECORDED),
+        (*(f"{ring} {size}" for ring in RINGS for size in SIZES), *RECORDED, *STANDING),
         ("send", "drain", "fill", "receive"),
     ),
     Bench("virtnet-engine", "dispatch", FUNCTIONS, ("breath",), runs=3),

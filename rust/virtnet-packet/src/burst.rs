@@ -29,7 +29,7 @@ const LINE: usize = 64;
 #[repr(align(64))]
 struct Row([u8; HEAD_MAX]);
 
-/// What is known of a packet beside its head.
+/// What is known of a packet beside its head: half a line, written once.
 #[derive(Clone, Copy, Default)]
 struct Meta {
     frame_len: u32,
@@ -37,16 +37,49 @@ struct Meta {
     body: Body,
 }
 
-/// Where the bytes behind a head are: of the sender's memory, or the burst's own bytes.
+/// Where the bytes behind a head are, as one segment that may mean something else: see [`Place`].
 #[derive(Clone, Copy, Default)]
-enum Body {
-    #[default]
-    None,
-    /// In one piece: the usual case, kept in place.
+struct Body(Segment);
+
+/// What a [`Body`] says.
+enum Place {
+    /// There are none.
+    Nowhere,
+    /// In one piece, of the sender's memory or the burst's own: the usual case.
     One(Segment),
     /// In several: a run of `segments`.
     Run { first: u32, count: u32 },
 }
+
+impl Body {
+    /// A segment of `count` bytes from `first` on in the region [`RUN`] is a run of segments.
+    fn run(first: u32, count: u32) -> Self {
+        Self(Segment {
+            offset: first as usize,
+            len: count,
+            region: RUN,
+        })
+    }
+
+    #[inline(always)]
+    fn place(self) -> Place {
+        match self.0 {
+            Segment {
+                offset,
+                len: count,
+                region: RUN,
+            } => Place::Run {
+                first: len_u32(offset),
+                count,
+            },
+            Segment { len: 0, .. } => Place::Nowhere,
+            one => Place::One(one),
+        }
+    }
+}
+
+/// A region number that says: not bytes, but segments.
+const RUN: u32 = u32::MAX - 1;
 
 /// A region number that says: the burst's own bytes.
 const OWN: u32 = u32::MAX;
@@ -284,9 +317,9 @@ impl Burst {
             bytes.copy_to(row);
         }
         let at = self.n;
-        self.finish_push(len_u32(bytes.len()), offload, Body::None);
+        self.finish_push(len_u32(bytes.len()), offload, Body::default());
         if bytes.len() > HEAD_MAX {
-            self.metas[at].body = Body::One(frame().skip(HEAD_MAX_U32));
+            self.metas[at].body = Body(frame().skip(HEAD_MAX_U32));
         }
     }
 
@@ -313,10 +346,7 @@ impl Burst {
                 self.segments.push(rest);
             }
         }
-        let body = Body::Run {
-            first: len_u32(first),
-            count: len_u32(self.segments.len() - first),
-        };
+        let body = Body::run(len_u32(first), len_u32(self.segments.len() - first));
         self.finish_push(frame_len, offload, body);
     }
 
@@ -329,7 +359,7 @@ impl Burst {
         match self.rows[self.n].0.get_mut(..frame.len()) {
             Some(room) => {
                 room.copy_from_slice(frame);
-                self.finish_push(len_u32(frame.len()), offload, Body::None);
+                self.finish_push(len_u32(frame.len()), offload, Body::default());
             }
             None => self.push_long_bytes(frame, offload),
         }
@@ -366,9 +396,9 @@ impl Burst {
     /// Makes room for a body of `len` bytes of the burst's own and has it filled.
     fn own_body(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Body {
         if len == 0 {
-            return Body::None;
+            return Body::default();
         }
-        Body::One(self.own_segment(len, fill))
+        Body(self.own_segment(len, fill))
     }
 
     /// The same, by name.
@@ -404,13 +434,13 @@ impl Burst {
         self.rows[self.n].0[..head].copy_from_slice(&self.own[start..start + head]);
         let body = if frame_len > head {
             self.own_len = start + frame_len;
-            Body::One(Segment {
+            Body(Segment {
                 offset: start + head,
                 len: len_u32(frame_len - head),
                 region: OWN,
             })
         } else {
-            Body::None
+            Body::default()
         };
         self.finish_push(len_u32(frame_len), offload, body);
     }
@@ -480,8 +510,8 @@ impl Burst {
             return;
         }
         let rest = dst.split_at(HEAD_MAX).1;
-        match self.metas[i].body {
-            Body::One(only) => {
+        match self.metas[i].body.place() {
+            Place::One(only) => {
                 self.copy_segment_to_guest(only, &rest);
             }
             _ => self.copy_run_to_guest(i, rest),
@@ -532,7 +562,7 @@ impl Burst {
 
     #[inline]
     fn copy_body(&self, i: usize, dst: &mut [u8]) -> usize {
-        if let Body::One(only) = self.metas[i].body {
+        if let Place::One(only) = self.metas[i].body.place() {
             return self.copy_segment(only, dst);
         }
         self.copy_run(i, dst)
@@ -557,10 +587,11 @@ impl Burst {
 
     #[inline]
     fn body_segments(&self, i: usize) -> &[Segment] {
-        match &self.metas[i].body {
-            Body::None => &[],
-            Body::One(only) => std::slice::from_ref(only),
-            &Body::Run { first, count } => {
+        let body = &self.metas[i].body;
+        match body.place() {
+            Place::Nowhere => &[],
+            Place::One(_) => std::slice::from_ref(&body.0),
+            Place::Run { first, count } => {
                 let first = first as usize;
                 let run = self.segments.get(first..first + count as usize);
                 run.unwrap_or_default()
@@ -571,15 +602,15 @@ impl Burst {
     /// Makes the body of packet `i` a run of `segments`, whatever it was; the first of them, and how many there are.
     fn body_as_run(&mut self, i: usize) -> (u32, u32) {
         let end = len_u32(self.segments.len());
-        let (first, count) = match self.metas[i].body {
-            Body::None => (end, 0),
-            Body::One(only) => {
+        let (first, count) = match self.metas[i].body.place() {
+            Place::Nowhere => (end, 0),
+            Place::One(only) => {
                 self.segments.push(only);
                 (end, 1)
             }
-            Body::Run { first, count } => (first, count),
+            Place::Run { first, count } => (first, count),
         };
-        self.metas[i].body = Body::Run { first, count };
+        self.metas[i].body = Body::run(first, count);
         (first, count)
     }
 

@@ -17,6 +17,16 @@ use virtnet_virtio::{DeviceQueue, DriverQueue, Features, QueueConfig, RingFormat
 const SIZE: u16 = 256;
 const BURST: usize = 32;
 
+/// What a case has beside its ring.
+#[derive(Clone, Copy, PartialEq)]
+enum Extra {
+    None,
+    /// The device records what is in flight.
+    Recorded,
+    /// The driver sends the same packets again and again, as a source does: they stand in its buffers.
+    Standing,
+}
+
 /// One queue in memory of its own: rings in the first 64 KiB, buffers behind.
 fn queue(features: Features) -> (Arc<GuestMemory>, QueueConfig, BufferArea) {
     let memory = GuestMemory::anonymous(1 << 20, GuestAddr(0x10_0000)).unwrap();
@@ -53,7 +63,9 @@ fn print_curves() {
     let base = Features::VERSION_1 | Features::MRG_RXBUF | Features::IN_ORDER;
     for (name, features) in [("split", base), ("packed", base | Features::RING_PACKED)] {
         for burst in [1, 2, 4, 8, 16, 32, 64] {
-            let ns: f64 = path(features, false, 64, 1_000_000, burst).iter().sum();
+            let ns: f64 = path(features, Extra::None, 64, 1_000_000, burst)
+                .iter()
+                .sum();
             point("burst", name, burst, ns);
         }
     }
@@ -109,35 +121,46 @@ fn main() {
         .unwrap_or(2_000_000);
     let base = Features::VERSION_1 | Features::MRG_RXBUF;
     let rings = [
-        ("split", base, false),
-        ("split in-order", base | Features::IN_ORDER, false),
-        ("packed", base | Features::RING_PACKED, false),
+        ("split", base, Extra::None),
+        ("split in-order", base | Features::IN_ORDER, Extra::None),
+        ("packed", base | Features::RING_PACKED, Extra::None),
         (
             "packed in-order",
             base | Features::RING_PACKED | Features::IN_ORDER,
-            false,
+            Extra::None,
         ),
-        ("split recorded", base, true),
-        ("packed recorded", base | Features::RING_PACKED, true),
+        ("split recorded", base, Extra::Recorded),
+        (
+            "packed recorded",
+            base | Features::RING_PACKED,
+            Extra::Recorded,
+        ),
+        ("split standing", base, Extra::Standing),
+        (
+            "packed standing",
+            base | Features::RING_PACKED,
+            Extra::Standing,
+        ),
     ];
     println!(
         "{:16} {:>5} {:>9} {:>9} {:>9} {:>9}   ns a packet",
         "ring", "bytes", "send", "drain", "fill", "receive"
     );
     let only = std::env::var("ONLY").unwrap_or_default();
-    for (name, features, recorded) in rings {
+    for (name, features, extra) in rings {
         for bytes in [64, 256, 1518] {
             if !only.is_empty() && only != format!("{name} {bytes}") {
                 continue;
             }
-            let [send, drain, fill, receive] = path(features, recorded, bytes, packets, BURST);
+            let [send, drain, fill, receive] = path(features, extra, bytes, packets, BURST);
             println!("{name:16} {bytes:5} {send:9.1} {drain:9.1} {fill:9.1} {receive:9.1}");
         }
     }
 }
 
 /// Driver A sends, the device drains A's transmitq and fills B's receiveq, driver B receives.
-fn path(features: Features, recorded: bool, bytes: usize, packets: usize, each: usize) -> [f64; 4] {
+fn path(features: Features, extra: Extra, bytes: usize, packets: usize, each: usize) -> [f64; 4] {
+    let recorded = extra == Extra::Recorded;
     let (tx_memory, tx_config, tx_area) = queue(features);
     let (rx_memory, rx_config, rx_area) = queue(features);
     let tx_driver = DriverQueue::new(&tx_config, &tx_memory).unwrap();
@@ -153,6 +176,9 @@ fn path(features: Features, recorded: bool, bytes: usize, packets: usize, each: 
     let mut template = Burst::new();
     for _ in 0..each {
         template.push_bytes(&vec![0x5a; bytes], Offload::default());
+    }
+    if extra == Extra::Standing {
+        template.keep_packets();
     }
     let picks = Picks::first(each);
     let (mut burst, mut arrived) = (Burst::new(), Burst::new());

@@ -40,17 +40,20 @@ fn is_copied(name: &str) -> bool {
 fn run_only(name: &str, packets: usize) {
     const WARM_UP: u64 = 64;
     let mut worker = of_case(name);
-    let sent = |worker: &Worker, now| worker.snapshot(now).balance.sent;
+    let arrived = |worker: &Worker, now| {
+        let balance = worker.snapshot(now).balance;
+        balance.sent + balance.consumed
+    };
     let breath = |n: u64| 1_000_000_000 + n * 3_000;
     for n in 0..WARM_UP {
         worker.step(breath(n));
     }
-    let before = sent(&worker, breath(WARM_UP));
+    let before = arrived(&worker, breath(WARM_UP));
     let breaths = (packets / BURST_MAX) as u64;
     for n in WARM_UP..WARM_UP + breaths {
         assert!(breath_stage(&mut worker, breath(n)) >= BURST_MAX);
     }
-    let arrived = sent(&worker, breath(WARM_UP + breaths)) - before;
+    let arrived = arrived(&worker, breath(WARM_UP + breaths)) - before;
     let copies = if is_copied(name) { 2 } else { 1 };
     assert_eq!(
         arrived,

@@ -9,7 +9,8 @@ use virtnet_engine::{
     Action, AddressSet, BridgeRules, CableRules, Change, ERRORS_PPS, Element, Ends, Filter,
     Firewall, FirewallOrders, ImpairOrders, Impairment, Instruction, Node, NodeId, Place, Prefix,
     Program, Route, Router, RouterInterface, RouterOrders, RouterTables, Rule, RuleSet, Service,
-    Step, Switch, SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire, Worker,
+    Sink, Step, Switch, SwitchOptions, SwitchOrders, Tee, Timeouts, Track, Translation, Wire,
+    Worker,
 };
 use virtnet_packet::checksum::Sum;
 use virtnet_packet::flow::IpVersion;
@@ -476,6 +477,7 @@ fn vlan_switch(stations: usize, receivers: u16, mirrored: bool) -> Worker {
 pub(crate) fn of_case(name: &str) -> Worker {
     match name {
         "wire" => worker(Wire::new(), flows(1, 1 << 20), 1),
+        "copying sink" => worker(Sink::copying(), flows(1, 1 << 20), 0),
         "switch, 2 stations" => worker(switch(1, 1, 1 << 20), flows(1, 1 << 20), 1),
         "switch, 1000 stations" => worker(switch(500, 4, 1 << 20), flows(500, 1 << 20), 4),
         "switch with VLANs, 2 stations" => vlan_switch(1, 1, false),

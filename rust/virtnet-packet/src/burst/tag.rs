@@ -87,10 +87,7 @@ impl Burst {
         let first = first as usize;
         self.segments
             .extend_from_within(first..first + count as usize);
-        self.metas[i].body = Body::Run {
-            first: before,
-            count: count + 1,
-        };
+        self.metas[i].body = Body::run(before, count + 1);
         self.lasting = 0;
     }
 
@@ -117,7 +114,7 @@ impl Burst {
                 self.segments[at] = segment.skip(len_u32(wanted));
             }
         }
-        self.metas[i].body = Body::Run { first, count };
+        self.metas[i].body = Body::run(first, count);
         self.lasting = 0;
         taken
     }

@@ -26,7 +26,7 @@ impl Burst {
             kept += 1;
         }
         let meta = &mut self.metas[i];
-        meta.body = Body::Run { first, count: kept };
+        meta.body = Body::run(first, kept);
         meta.frame_len = len_u32(len);
         self.lasting = 0;
     }
