@@ -54,6 +54,10 @@ impl TransmitQueue {
         burst: &mut Burst,
         counters: &mut PortCounters,
     ) -> Result<usize, RingError> {
+        // Looking at an idle queue is not to cost the room for a burst.
+        if !self.queue.has_work() {
+            return Ok(0);
+        }
         let before = self.chains.len();
         let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
         let taken = self.queue.take_with_bytes(
