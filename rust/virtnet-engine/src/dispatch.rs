@@ -24,6 +24,7 @@ use self::groups::Groups;
 use crate::function::{BRANCH, Fate, Fates, Function, Tee, Verdict};
 use crate::graph::{Gate, NodeId, Routes, Slot, Target};
 use crate::passage::{Address, News, Passages};
+use crate::patience::Patience;
 use crate::plan::Resident;
 use crate::stats::FunctionCounters;
 
@@ -50,6 +51,8 @@ pub(crate) struct PortNode {
     pub(crate) segmented: u64,
     /// When packets came from it last.
     pub(crate) heard: u64,
+    /// How long it is left alone when it has nothing.
+    pub(crate) patience: Patience,
     /// The worker waits for its descriptor, and does not ask it until then.
     pub(crate) dozes: bool,
     /// It is not asked while there is no room here for a burst of its packets.

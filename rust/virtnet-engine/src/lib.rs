@@ -19,6 +19,7 @@ mod function;
 mod graph;
 mod histogram;
 mod passage;
+mod patience;
 mod plan;
 mod sleep;
 mod stats;

@@ -12,6 +12,7 @@ use crate::change::{Change, Node};
 use crate::dispatch::{FunctionNode, PortNode};
 use crate::function::Update;
 use crate::graph::{Gate, Graph, NodeId, Routes, Slot};
+use crate::patience::Patience;
 use crate::stats::{FunctionCounters, NetBalance};
 
 /// A change that was found possible.
@@ -217,6 +218,7 @@ impl Resident {
             sent_to: false,
             segmented: 0,
             heard: now,
+            patience: Patience::default(),
             dozes: false,
             held_by: None,
         }))

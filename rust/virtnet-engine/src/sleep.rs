@@ -164,6 +164,7 @@ impl Bed {
                 blind: true,
             });
         }
+        node.patience.end_wait();
         let waiting = node.port.arm();
         // One without a descriptor, for which nothing waits, is never ready.
         let fd = node.port.wait_fd();

@@ -218,10 +218,11 @@ impl Worker {
             // Its guest may have left: nobody else is to keep that guest's memory.
             self.burst.forget_memory();
         }
-        if node.is_held() {
+        if node.is_held() || node.patience.waits(now) {
             return 0;
         }
         let n = node.port.rx(&mut self.burst);
+        node.patience.found(n, now);
         if n > 0 {
             node.heard = now;
             if self.all.len() != n {
