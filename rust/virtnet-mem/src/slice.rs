@@ -168,6 +168,12 @@ impl<'mem> GuestSlice<'mem> {
         }
     }
 
+    /// The same of the line `offset` bytes on.
+    #[inline(always)]
+    pub fn prefetch_write_at(&self, offset: usize) {
+        prefetch_write(self.start.wrapping_add(offset));
+    }
+
     #[inline(always)]
     fn further_lines(&self, len: usize, fetch: impl Fn(*const u8)) {
         let end = len.min(self.len);

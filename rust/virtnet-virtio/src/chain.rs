@@ -39,7 +39,50 @@ impl Access {
 }
 
 /// The bytes of chains that are one plain buffer each, at the numbers that they have in [`Chains`]; of others, none.
-pub type ChainBytes<'mem> = [GuestSlice<'mem>; CHAINS_MAX];
+#[derive(Debug)]
+pub struct ChainBytes<'mem> {
+    slices: [GuestSlice<'mem>; CHAINS_MAX],
+    own_at: Option<usize>,
+}
+
+impl<'mem> ChainBytes<'mem> {
+    /// None yet.
+    #[must_use]
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self::owned_at(None)
+    }
+
+    /// None yet, and as they are found the line `own_at` bytes on in each is asked for, to be written: while descriptors are read
+    /// there is time for that. Only for what the peer has handed over.
+    #[must_use]
+    #[inline(always)]
+    pub fn owned_at(own_at: Option<usize>) -> Self {
+        Self {
+            slices: [GuestSlice::empty(); CHAINS_MAX],
+            own_at,
+        }
+    }
+
+    /// Each by its chain's number.
+    #[must_use]
+    #[inline(always)]
+    pub fn as_slice(&self) -> &[GuestSlice<'mem>] {
+        &self.slices
+    }
+
+    /// Those from chain `first` on, to say what they are.
+    #[inline(always)]
+    pub(crate) fn places_from(&mut self, first: usize) -> &mut [GuestSlice<'mem>] {
+        self.slices.get_mut(first..).unwrap_or_default()
+    }
+}
+
+impl Default for ChainBytes<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// Chains taken from a queue and not yet given back, in ring order.
 pub struct Chains {
@@ -238,12 +281,16 @@ impl Chains {
         mut plain: impl FnMut(&T) -> Option<(u16, (Segment, GuestSlice<'mem>))>,
     ) -> usize {
         let places = self.entries.get_mut(self.n..).unwrap_or_default();
-        let bytes = bytes.get_mut(self.n..).unwrap_or_default();
+        let own_at = bytes.own_at;
+        let bytes = bytes.places_from(self.n);
         let mut n = 0;
         for ((place, bytes), item) in places.iter_mut().zip(bytes).zip(items) {
             let Some((id, (one, found))) = plain(item) else {
                 break;
             };
+            if let Some(offset) = own_at {
+                found.prefetch_write_at(offset);
+            }
             *place = Entry {
                 one,
                 buffers: Buffers::One,

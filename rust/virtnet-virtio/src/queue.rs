@@ -9,7 +9,7 @@ use virtnet_mem::{
 
 use crate::packed::{self, PackedDevice, PackedDriver};
 use crate::split::{self, SplitDevice, SplitDriver};
-use crate::{Access, CHAINS_MAX, ChainBytes, Chains, Features, RingError, StartError};
+use crate::{Access, ChainBytes, Chains, Features, RingError, StartError};
 
 /// The two formats of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -223,6 +223,7 @@ impl DeviceQueue {
     ///
     /// # Errors
     /// [`RingError`] when the ring cannot be followed any further.
+    #[inline(never)]
     pub fn take(
         &mut self,
         memory: &GuestMemory,
@@ -230,7 +231,7 @@ impl DeviceQueue {
         max: usize,
         chains: &mut Chains,
     ) -> Result<usize, RingError> {
-        let mut bytes = [GuestSlice::empty(); CHAINS_MAX];
+        let mut bytes = ChainBytes::new();
         self.take_with_bytes(memory, access, max, chains, &mut bytes)
     }
 
@@ -239,7 +240,7 @@ impl DeviceQueue {
     ///
     /// # Errors
     /// As [`Self::take`].
-    #[inline]
+    #[inline(always)]
     pub fn take_with_bytes<'mem>(
         &mut self,
         memory: &'mem GuestMemory,
@@ -269,12 +270,12 @@ impl DeviceQueue {
             return Ok(0);
         };
         let before = chains.len();
-        let mut passing = [GuestSlice::empty(); CHAINS_MAX];
+        let mut passing = ChainBytes::new();
         let taken =
             either!(self, Self, queue => queue.take(&iommu, access, max, chains, &mut passing));
         chains.set_missed(iommu.has_missed());
         // What was found lives as long as the IOMMU's view here, the memory's own bytes as long as the caller wants.
-        let places = bytes.iter_mut().skip(before);
+        let places = bytes.places_from(before).iter_mut();
         for (bytes, chain) in places.zip(chains.entries_from(before)) {
             *bytes = chain
                 .only()

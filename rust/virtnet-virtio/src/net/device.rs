@@ -59,7 +59,7 @@ impl TransmitQueue {
             return Ok(0);
         }
         let before = self.chains.len();
-        let mut buffers = [GuestSlice::empty(); CHAINS_MAX];
+        let mut buffers = ChainBytes::new();
         let taken = self.queue.take_with_bytes(
             memory,
             Access::Read,
@@ -72,7 +72,7 @@ impl TransmitQueue {
         }
         burst.set_memory(memory);
         let chains = self.chains.entries_from(before);
-        let buffers = &buffers[before..];
+        let buffers = &buffers.as_slice()[before..];
         let header_len = self.header_len as usize;
         let mut bytes_received = 0;
         let usual = buffers[0].len().saturating_sub(header_len).min(READ);
@@ -294,7 +294,12 @@ impl ReceiveQueue {
         counters: &mut PortCounters,
     ) -> (usize, Result<(), RingError>) {
         let wanted = picks.len() - first;
-        let mut rooms = [GuestSlice::empty(); CHAINS_MAX];
+        let usual = picks.iter_from(first).next();
+        let usual = usual.map_or(0, |i| burst.frame_len(i)).min(WRITE);
+        // The driver wrote these lines last, or read them. Stores wait for them in their order: 40 % of the time of a short packet,
+        // unless they come while descriptors are read.
+        let own_at = (usual <= LINE).then_some(self.header_len as usize);
+        let mut rooms = ChainBytes::owned_at(own_at);
         let mut outcome = self
             .queue
             .take_with_bytes(memory, Access::Write, wanted, &mut self.chains, &mut rooms)
@@ -303,7 +308,8 @@ impl ReceiveQueue {
         let (plain, mut sent_bytes) = if self.reports_hash {
             (0, 0)
         } else {
-            self.fill_plain(&rooms, burst, picks, first, &mut lens)
+            let rooms = rooms.as_slice();
+            self.fill_plain(rooms, usual, burst, picks, first, &mut lens)
         };
         let (mut next, mut accepted, mut sent) = (plain, plain, plain as u64);
         for i in picks.iter_from(first + plain) {
@@ -377,11 +383,12 @@ impl ReceiveQueue {
     }
 
     /// Writes the packets picked from the `first` on as long as each fits the one buffer of the chain that is next, the usual case;
-    /// how many, and their bytes.
+    /// how many, and their bytes. Frames of `usual` bytes or a little more are expected; what is more than a line of each is fetched ahead.
     #[inline(always)]
     fn fill_plain(
         &self,
-        rooms: &ChainBytes<'_>,
+        rooms: &[GuestSlice<'_>],
+        usual: usize,
         burst: &Burst,
         picks: &Picks,
         first: usize,
@@ -389,20 +396,14 @@ impl ReceiveQueue {
     ) -> (usize, u64) {
         let header_len = self.header_len as usize;
         let n = self.chains.len().min(picks.len() - first);
-        let usual = picks.iter_from(first).next();
-        let usual = usual.map_or(0, |i| burst.frame_len(i)).min(WRITE);
         let (mut filled, mut bytes) = (0, 0);
         'frames: for (fetch, fill) in runs(n, usual) {
-            // The driver wrote these lines last, or read them. Stores wait for them in their order: 40 % of the time of a short packet.
-            let fetched = rooms[fetch.clone()]
-                .iter()
-                .map(|room| room.split_at(header_len).1);
             if usual > LINE {
-                for (i, room) in picks.iter_from(first + fetch.start).zip(fetched) {
+                let frames = picks.iter_from(first + fetch.start);
+                for (i, room) in frames.zip(&rooms[fetch]) {
+                    let room = room.split_at(header_len).1;
                     room.prefetch_write(burst.frame_len(i).min(WRITE));
                 }
-            } else {
-                fetched.for_each(|room| room.prefetch_write(LINE));
             }
             let picked = picks.iter_from(first + fill.start);
             let room = rooms[fill.clone()].iter();

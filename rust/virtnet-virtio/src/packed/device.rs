@@ -144,7 +144,7 @@ impl PackedDevice {
     ///
     /// # Errors
     /// None: a packed ring has no index that could lie. The form is the split queue's.
-    #[inline]
+    #[inline(always)]
     pub fn take<'mem>(
         &mut self,
         memory: &'mem impl Translate,

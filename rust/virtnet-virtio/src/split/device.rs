@@ -144,7 +144,7 @@ impl SplitDevice {
     ///
     /// # Errors
     /// [`RingError`] when the available ring cannot be followed; what was taken before stands in `chains`.
-    #[inline]
+    #[inline(always)]
     pub fn take<'mem>(
         &mut self,
         memory: &'mem impl Translate,
