@@ -79,9 +79,19 @@ impl Patience {
         }
     }
 
-    /// Has the port asked at once: it was told to say when something comes.
+    /// Has the port asked at once, as far as its last look is concerned.
     pub(crate) fn end_wait(&mut self) {
         self.until = 0;
+    }
+
+    /// One that leaves a port alone for so long whenever it has nothing.
+    #[cfg(test)]
+    pub(crate) fn of_wait(wait_ns: u64) -> Self {
+        Self {
+            wait_ns,
+            ends: u64::MAX,
+            ..Self::default()
+        }
     }
 
     /// Draws the conclusions from a period that is over, and begins the next.
@@ -272,12 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_to_notify_is_asked_when_it_does() {
-        let mut patience = Patience {
-            wait_ns: 5_000,
-            ends: SECOND,
-            ..Patience::default()
-        };
+    fn a_wait_ends_when_its_time_is_over_or_when_it_is_told_to() {
+        let mut patience = Patience::of_wait(5_000);
         patience.found(0, 10);
         assert!(patience.waits(5_009) && !patience.waits(5_010));
         patience.end_wait();

@@ -164,7 +164,6 @@ impl Bed {
                 blind: true,
             });
         }
-        node.patience.end_wait();
         let waiting = node.port.arm();
         // One without a descriptor, for which nothing waits, is never ready.
         let fd = node.port.wait_fd();
@@ -202,11 +201,13 @@ impl Bed {
         rung
     }
 
-    /// Asks a port in every breath again, if it dozes.
+    /// Asks a port in every breath again, from the next one on.
     fn rouse(&mut self, worker: &mut Worker, slot: usize) {
-        if let Some(node) = worker.port_mut(slot)
-            && node.dozes
-        {
+        let Some(node) = worker.port_mut(slot) else {
+            return;
+        };
+        node.patience.end_wait();
+        if node.dozes {
             node.dozes = false;
             node.port.disarm();
             worker.wake(slot);
@@ -237,4 +238,54 @@ struct Kept {
     waiting: bool,
     /// Its descriptor cannot be waited for.
     blind: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use virtnet_packet::{Burst, DropReason, Picks, Port, PortCounters};
+
+    use super::*;
+    use crate::patience::Patience;
+    use crate::{Change, NodeId};
+
+    /// Has nothing, and counts how often it is asked.
+    #[derive(Debug)]
+    struct Asked(Arc<AtomicU32>);
+
+    impl Port for Asked {
+        fn rx(&mut self, _: &mut Burst) -> usize {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            0
+        }
+
+        fn tx(&mut self, _: &Burst, _: &Picks) -> usize {
+            0
+        }
+
+        fn drop_tx(&mut self, _: DropReason, _: usize) {}
+
+        fn counters(&self) -> PortCounters {
+            PortCounters::default()
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_left_alone_is_asked_when_all_are_roused() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let mut worker = Worker::new();
+        let change = Change::new().add(NodeId(0), Asked(Arc::clone(&asked)));
+        worker.apply(change, 0).unwrap();
+        worker.port_mut(0).unwrap().patience = Patience::of_wait(1_000);
+        let asked_by = |worker: &mut Worker, now| {
+            worker.step(now);
+            asked.load(Ordering::Relaxed)
+        };
+        assert_eq!(asked_by(&mut worker, 10), 1);
+        assert_eq!(asked_by(&mut worker, 20), 1);
+        let mut bed = Bed::new(&Arc::new(Bell::new().unwrap())).unwrap();
+        bed.rouse_all(&mut worker);
+        assert_eq!(asked_by(&mut worker, 30), 2);
+    }
 }
