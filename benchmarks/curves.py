@@ -175,9 +175,8 @@ CURVES = (
         "Stations of a switch",
         "stations known, each sending to another",
         "ns a packet for switching",
-        "The table has 32 bytes a station. The knees are the second-level cache (a megabyte, 30 000 stations) and "
-        "the third (32 MiB, which a million stations fill); beyond 2^19 stations the misses of a burst are "
-        "fetched together.",
+        "The table has 32 bytes a station. Knees are where it outgrows a cache: the first level (48 KiB, 1 500 "
+        "stations) and the second (2 MiB, 65 000); beyond 2^19 stations the misses of a burst are fetched together.",
         functools.partial(bench_program, "virtnet-engine", "macs"),
     ),
     Curve(
