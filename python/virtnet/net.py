@@ -59,8 +59,8 @@ class Net(Composing):
         cpus: the processors its workers are pinned to, one worker each; none means one worker, anywhere. The queue
             pairs of a vhost-user port are spread over the workers, and so are ports of one queue pair.
         poll: what workers do when there is nothing to do: ``adaptive`` looks again while traffic flows and sleeps when
-            it stops, ``busy`` never sleeps, ``interrupt`` always does. The first two leave a port that millions of packets
-            a second come from alone for up to 12 us when it has none, if more come then.
+            it stops, ``busy`` never sleeps, ``interrupt`` always does. The first two leave a port that millions of
+            packets a second come from alone for up to 12 us when it has none, if more come then.
         name: what others find it by while it runs: processes of the same user and of root look at it and change it
             with :func:`~virtnet.attach` and ``virtnet show NAME``. With a slash it is the path of a socket for that.
             Without a name nobody can.
